@@ -1,1 +1,26 @@
-//! Pure decisions of Strata.
+//! Pure decisions of Strata: names, formats, resolution, composition, plans.
+//!
+//! Everything here is a function of plain data. The crate opens no file, reads
+//! no clock, starts no thread and knows no network; callers bring bytes in and
+//! carry decisions out. The walls are proved by `tests/tests/walls.rs`.
+//!
+//! On-disk formats are specified in `docs/formats.md`; each parser here names
+//! its section, enforces the size limits of [`limits`], reports positions as
+//! line and column, and never panics on any input (see `fuzz/`).
+
+pub mod diagnostic;
+pub mod digest;
+
+pub mod limits;
+pub mod manifest;
+
+pub mod names;
+pub mod position;
+
+pub mod version;
+
+pub use diagnostic::{Diagnostic, Severity};
+pub use digest::{Digest, GenerationId};
+pub use names::{CompositionName, LayerName, MacAddr, RepositoryName, RingName, VaName};
+pub use position::Located;
+pub use version::LayerVersion;

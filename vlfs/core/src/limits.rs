@@ -1,0 +1,33 @@
+//! Upper bounds on everything that is read from outside.
+//!
+//! A limit here is a promise to the operator: nothing that a repository, a
+//! package, a git commit or a VA says can make Strata read or hold more.
+
+/// Bytes of one layer definition file.
+pub const LDF_BYTES: usize = 1 << 20;
+/// Bytes of one layer's metadata.
+pub const METADATA_BYTES: usize = 1 << 20;
+/// Bytes of one repository database, uncompressed (all of Debian is 52 MB).
+pub const DATABASE_BYTES: usize = 512 << 20;
+/// Bytes of one layer's manifest (a kernel package of 11,742 entries has 2 MB).
+pub const MANIFEST_BYTES: usize = 512 << 20;
+/// Bytes of a generation's `layers` file.
+pub const GENERATION_BYTES: usize = 8 << 20;
+/// Bytes of one VA's report; a VA is not trusted to be brief.
+pub const REPORT_BYTES: usize = 64 << 10;
+/// Bytes of `strata.toml`, `appliances.toml` and a `.modes` file.
+pub const CONFIGURATION_BYTES: usize = 4 << 20;
+/// Bytes of a name: a repository, layer, template, ring or VA.
+pub const NAME_BYTES: usize = 200;
+/// Bytes of a version string.
+pub const VERSION_BYTES: usize = 256;
+/// Bytes of a path inside a layer (PATH_MAX less the NUL).
+pub const PATH_BYTES: usize = 4095;
+/// Bytes of one component of a path (NAME_MAX).
+pub const COMPONENT_BYTES: usize = 255;
+/// Bytes of one extended attribute's value (XATTR_SIZE_MAX).
+pub const XATTR_BYTES: usize = 64 << 10;
+/// Depth of `@` references between layer definition files.
+pub const REFERENCE_DEPTH: usize = 32;
+/// Layers of one composition.
+pub const COMPOSITION_LAYERS: usize = 4096;
