@@ -8,15 +8,19 @@
 //! its section, enforces the size limits of [`limits`], reports positions as
 //! line and column, and never panics on any input (see `fuzz/`).
 
+pub mod database;
+pub mod deb822;
 pub mod diagnostic;
 pub mod digest;
 
 pub mod limits;
 pub mod manifest;
 
+pub mod metadata;
 pub mod names;
 pub mod position;
 
+pub mod relation;
 pub mod version;
 
 pub use diagnostic::{Diagnostic, Severity};
