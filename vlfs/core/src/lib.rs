@@ -13,6 +13,8 @@ pub mod deb822;
 pub mod diagnostic;
 pub mod digest;
 
+pub mod generation;
+pub mod ldf;
 pub mod limits;
 pub mod manifest;
 
@@ -21,6 +23,7 @@ pub mod names;
 pub mod position;
 
 pub mod relation;
+pub mod report;
 pub mod version;
 
 pub use diagnostic::{Diagnostic, Severity};
