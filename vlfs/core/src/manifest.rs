@@ -191,14 +191,13 @@ impl Structure {
         }
         match &entry.kind {
             Kind::Directory => self.open.push(entry.path.clone()),
-            Kind::HardLink { target } => {
-                if !self.files.contains(target) {
-                    return Err(ManifestError::HardLinkTarget {
-                        path: lossy(&entry.path),
-                        target: lossy(target),
-                    });
-                }
+            Kind::HardLink { target } if !self.files.contains(target) => {
+                return Err(ManifestError::HardLinkTarget {
+                    path: lossy(&entry.path),
+                    target: lossy(target),
+                });
             }
+            Kind::HardLink { .. } => {}
             _ if entry.link_count > 1 => {
                 self.files.insert(entry.path.clone());
             }

@@ -1,1 +1,39 @@
+//! The store on disk: what the management side writes and VAs read.
+//!
+//! ```text
+//! format                                  "strata-store 1"
+//! repos/<repo>/database                   the units of a repository (§5.4)
+//! repos/<repo>/<unit>/metadata            Layer, Version, Depends … (Figure 5)
+//! repos/<repo>/<unit>/manifest            every path with all its metadata
+//! repos/<repo>/<unit>/filesystem/         the files
+//! repos/<repo>/<unit>/scripts/            optional
+//! generations/<id>/<composition>.ldf      the flattened LDF
+//! generations/<id>/layers                 the layer set with digests
+//! generations/<id>/commit                 the commit that first produced it
+//! rings/<composition>/<ring>              → ../../generations/<id>
+//! va/<mac>                                → ../rings/<composition>/<ring>/<composition>.ldf
+//! reports/<mac>                           written by the VA's VLFS
+//! machines/<name>/                        a VA's record and, by default, private layer
+//! state/                                  the reconciler's own
+//! ```
+//!
+//! Names that start with a dot are work in progress; readers pass them over.
+//! Every write goes through [`durable`]: content, sync, rename, sync of the
+//! directory, so that a crash at any instant leaves the old state or the new.
+//! The crate is synchronous and reads no clock but to name temporary files.
 
+pub mod durable;
+mod error;
+mod generations;
+mod links;
+mod read;
+mod reports;
+mod repository;
+mod store;
+
+pub use error::StoreError;
+pub use links::VaTarget;
+pub use read::read_limited;
+pub use reports::write_report;
+pub use repository::{OpenedUnit, Published, RepositoryWriter, StagedUnit, refuse_reserved};
+pub use store::{Store, StoreLock};

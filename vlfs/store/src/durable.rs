@@ -1,0 +1,238 @@
+//! The one place that writes into a store.
+//!
+//! Each operation is a sequence of numbered steps in the order content, sync,
+//! rename, sync of the directory. [`Disk::failing_at`] makes step *n* and all
+//! later ones fail, which leaves on disk just what a crash before that step
+//! would have left: tests run every operation once for each of its steps.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rustix::fs::{CWD, Mode, OFlags, RenameFlags};
+
+use crate::error::{Context, StoreError};
+
+/// How much was written since the store was opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Writes {
+    /// `rename(2)` calls: files, links and directories put into place.
+    pub renames: u64,
+    /// Links and directories made or removed without a rename.
+    pub entries: u64,
+}
+
+/// The writer. Counts its renames; can be told to fail at a step.
+#[derive(Debug)]
+pub struct Disk {
+    step: AtomicU64,
+    fail_at: Option<u64>,
+    renames: AtomicU64,
+    entries: AtomicU64,
+}
+
+impl Default for Disk {
+    fn default() -> Self {
+        Self::new(None)
+    }
+}
+
+impl Disk {
+    fn new(fail_at: Option<u64>) -> Self {
+        Disk {
+            step: AtomicU64::new(0),
+            fail_at,
+            renames: AtomicU64::new(0),
+            entries: AtomicU64::new(0),
+        }
+    }
+
+    /// A disk whose step `step` (from 0) and all later ones fail.
+    pub fn failing_at(step: u64) -> Self {
+        Self::new(Some(step))
+    }
+
+    /// The number of steps taken or refused so far.
+    pub fn steps(&self) -> u64 {
+        self.step.load(Ordering::Relaxed)
+    }
+
+    pub fn writes(&self) -> Writes {
+        Writes {
+            renames: self.renames.load(Ordering::Relaxed),
+            entries: self.entries.load(Ordering::Relaxed),
+        }
+    }
+
+    fn step(&self) -> io::Result<()> {
+        let step = self.step.fetch_add(1, Ordering::Relaxed);
+        match self.fail_at {
+            Some(fail_at) if step >= fail_at => {
+                Err(io::Error::other(format!("injected failure at step {step}")))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Writes a whole file: the old content or the new is there, never a part.
+    ///
+    /// # Errors
+    /// Any step failed; the old file stands.
+    pub fn write_file(&self, path: &Path, content: &[u8], mode: u32) -> Result<(), StoreError> {
+        let temporary = temporary_beside(path);
+        let written = self.write_and_rename(&temporary, path, content, mode);
+        self.clean_up(written.is_err(), &temporary);
+        written
+    }
+
+    fn write_and_rename(
+        &self,
+        temporary: &Path,
+        path: &Path,
+        content: &[u8],
+        mode: u32,
+    ) -> Result<(), StoreError> {
+        self.step().at("create", temporary)?;
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        let file = rustix::fs::open(temporary, flags, Mode::from_raw_mode(mode))
+            .at("create", temporary)?;
+        let mut file = File::from(file);
+        self.step().at("write", temporary)?;
+        file.write_all(content).at("write", temporary)?;
+        self.step().at("sync", temporary)?;
+        file.sync_all().at("sync", temporary)?;
+        self.rename(temporary, path, RenameFlags::empty())
+    }
+
+    /// Puts a symbolic link in place, instead of what stands there.
+    ///
+    /// # Errors
+    /// Any step failed; the old link stands.
+    pub fn replace_link(&self, path: &Path, target: &Path) -> Result<(), StoreError> {
+        let temporary = temporary_beside(path);
+        let replaced = self
+            .step()
+            .and_then(|()| std::os::unix::fs::symlink(target, &temporary))
+            .at("link", &temporary)
+            .and_then(|()| self.rename(&temporary, path, RenameFlags::empty()));
+        self.clean_up(replaced.is_err(), &temporary);
+        replaced
+    }
+
+    /// Makes a symbolic link where nothing stands, without a sync: `EEXIST` tells
+    /// two claimants apart. Follow a batch with [`Disk::sync_file_system`].
+    ///
+    /// # Errors
+    /// Something stands there, or the link cannot be made.
+    pub fn create_link(&self, path: &Path, target: &Path) -> Result<(), StoreError> {
+        self.step().at("link", path)?;
+        std::os::unix::fs::symlink(target, path).at("link", path)?;
+        self.entries.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Removes a file or link; it is no error that nothing stands there.
+    ///
+    /// # Errors
+    /// It cannot be removed.
+    pub fn remove_file(&self, path: &Path) -> Result<(), StoreError> {
+        self.step().at("remove", path)?;
+        match fs::remove_file(path) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(error).at("remove", path),
+        }
+        self.entries.fetch_add(1, Ordering::Relaxed);
+        self.sync_parent(path)
+    }
+
+    /// Makes a directory; it is no error that it is there already.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    pub fn create_directory(&self, path: &Path) -> Result<(), StoreError> {
+        if path.is_dir() {
+            return Ok(());
+        }
+        self.step().at("create", path)?;
+        fs::create_dir_all(path).at("create", path)?;
+        self.entries.fetch_add(1, Ordering::Relaxed);
+        self.sync_parent(path)
+    }
+
+    /// Puts a finished directory in place, whole, where nothing stands: its
+    /// content is on disk before its name is.
+    ///
+    /// # Errors
+    /// Something stands there, or a step failed.
+    pub fn publish_directory(&self, staged: &Path, path: &Path) -> Result<(), StoreError> {
+        self.sync_file_system(staged)?;
+        self.rename(staged, path, RenameFlags::NOREPLACE)
+    }
+
+    /// Waits until everything written to the file system of `path` is on disk.
+    ///
+    /// # Errors
+    /// The file system reports a failed write.
+    pub fn sync_file_system(&self, path: &Path) -> Result<(), StoreError> {
+        self.step().at("sync", path)?;
+        let directory = File::open(path).at("open", path)?;
+        rustix::fs::syncfs(directory.as_fd()).at("sync", path)
+    }
+
+    fn rename(&self, from: &Path, to: &Path, flags: RenameFlags) -> Result<(), StoreError> {
+        self.step().at("rename", to)?;
+        rustix::fs::renameat_with(CWD, from, CWD, to, flags).at("rename", to)?;
+        self.renames.fetch_add(1, Ordering::Relaxed);
+        self.sync_parent(to)
+    }
+
+    fn sync_parent(&self, path: &Path) -> Result<(), StoreError> {
+        let parent = path.parent().unwrap_or(Path::new("/"));
+        self.step().at("sync", parent)?;
+        File::open(parent).and_then(|directory| directory.sync_all()).at("sync", parent)
+    }
+
+    /// Removes a temporary file after a failure, unless a crash is being played.
+    fn clean_up(&self, failed: bool, temporary: &Path) {
+        if failed
+            && self.fail_at.is_none()
+            && let Err(error) = fs::remove_file(temporary)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            tracing::warn!(path = %temporary.display(), %error, "a temporary file stays");
+        }
+    }
+}
+
+/// A name beside `path` that no reader looks at and no other writer uses.
+fn temporary_beside(path: &Path) -> PathBuf {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    path.with_file_name(format!(".new-{}-{number}", std::process::id()))
+}
+
+/// Removes what crashed writers left in `directory`: names of the form
+/// `.new-<pid>-<n>` whose process is gone. Returns how many.
+///
+/// # Errors
+/// The directory cannot be listed.
+pub fn sweep(directory: &Path) -> Result<usize, StoreError> {
+    let mut swept = 0;
+    for entry in fs::read_dir(directory).at("list", directory)? {
+        let entry = entry.at("list", directory)?;
+        let name = entry.file_name();
+        let pid = name
+            .to_str()
+            .and_then(|name| name.strip_prefix(".new-"))
+            .and_then(|rest| rest.split('-').next())
+            .and_then(|pid| pid.parse::<u32>().ok());
+        if pid.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
+            fs::remove_file(entry.path()).at("remove", &entry.path())?;
+            swept += 1;
+        }
+    }
+    Ok(swept)
+}

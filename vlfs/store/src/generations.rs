@@ -1,0 +1,112 @@
+//! Generations: sealed once, whole, never changed.
+
+use std::fs;
+use std::path::PathBuf;
+
+use strata_core::generation::Generation;
+use strata_core::{GenerationId, limits};
+
+use crate::error::{Context, StoreError};
+use crate::read::{names_in, read_limited};
+use crate::store::Store;
+
+impl Store {
+    pub(crate) fn generation_path(&self, id: &GenerationId) -> PathBuf {
+        self.root().join("generations").join(id.to_string())
+    }
+
+    /// Whether the generation is sealed.
+    pub fn has_generation(&self, id: &GenerationId) -> bool {
+        self.generation_path(id).join("layers").exists()
+    }
+
+    /// All sealed generations, by id.
+    ///
+    /// # Errors
+    /// The directory cannot be listed.
+    pub fn generations(&self) -> Result<Vec<GenerationId>, StoreError> {
+        let names = names_in(&self.root().join("generations"))?;
+        Ok(names.iter().filter_map(|name| name.parse().ok()).collect())
+    }
+
+    /// Reads a generation and compares its content with its id.
+    ///
+    /// # Errors
+    /// It is not there, unreadable or damaged.
+    pub fn generation(&self, id: &GenerationId) -> Result<Generation, StoreError> {
+        let path = self.generation_path(id);
+        if !path.is_dir() {
+            return Err(StoreError::NoGeneration(*id));
+        }
+        let layers = read_limited(&path.join("layers"), limits::GENERATION_BYTES)?;
+        let mut definitions = names_in(&path)?.into_iter().filter(|name| name.ends_with(".ldf"));
+        let definition = definitions.next().ok_or(StoreError::NoGeneration(*id))?;
+        let ldf = read_limited(&path.join(definition), limits::GENERATION_BYTES)?;
+        let generation = Generation::parse(&layers, &ldf)
+            .map_err(|located| StoreError::Generation { path: path.join("layers"), located })?;
+        let found = generation.id();
+        if found != *id {
+            return Err(StoreError::Damaged { path, expected: *id, found });
+        }
+        Ok(generation)
+    }
+
+    /// The commit that first produced a generation, as its `commit` file says.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn generation_origin(&self, id: &GenerationId) -> Result<String, StoreError> {
+        let text = read_limited(&self.generation_path(id).join("commit"), 1 << 10)?;
+        Ok(String::from_utf8_lossy(&text).trim().to_owned())
+    }
+
+    /// Seals a generation; `origin` is the commit it comes from. Returns its id
+    /// and whether it is new: sealing the same content again writes nothing.
+    ///
+    /// # Errors
+    /// It cannot be written; nothing half-made is visible.
+    pub fn seal_generation(
+        &self,
+        generation: &Generation,
+        origin: &str,
+    ) -> Result<(GenerationId, bool), StoreError> {
+        let id = generation.id();
+        if self.has_generation(&id) {
+            return Ok((id, false));
+        }
+        let parent = self.root().join("generations");
+        let staged = parent.join(format!(".staging-{}-{}", std::process::id(), id.short()));
+        if staged.exists() {
+            fs::remove_dir_all(&staged).at("remove", &staged)?;
+        }
+        self.disk.create_directory(&staged)?;
+        let definition = format!("{}.ldf", generation.composition());
+        for (name, content) in [
+            ("layers", generation.print_layers()),
+            (definition.as_str(), generation.ldf().to_owned()),
+            ("commit", format!("{origin}\n")),
+        ] {
+            self.disk.write_file(&staged.join(name), content.as_bytes(), 0o444)?;
+        }
+        self.disk.publish_directory(&staged, &self.generation_path(&id))?;
+        Ok((id, true))
+    }
+
+    pub(crate) fn sweep_generations(&self) -> Result<usize, StoreError> {
+        let parent = self.root().join("generations");
+        let mut swept = 0;
+        for entry in fs::read_dir(&parent).at("list", &parent)? {
+            let entry = entry.at("list", &parent)?;
+            let name = entry.file_name();
+            let pid = name
+                .to_str()
+                .and_then(|name| name.strip_prefix(".staging-"))
+                .and_then(|rest| rest.split('-').next());
+            if pid.is_some_and(|pid| !std::path::Path::new("/proc").join(pid).exists()) {
+                fs::remove_dir_all(entry.path()).at("remove", &entry.path())?;
+                swept += 1;
+            }
+        }
+        Ok(swept)
+    }
+}

@@ -1,0 +1,223 @@
+//! Ring links and VA links: what every VA should run, told by `readlink`.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use strata_core::{CompositionName, GenerationId, MacAddr, RingName};
+
+use crate::error::{Context, StoreError};
+use crate::read::{names_in, optional};
+use crate::store::Store;
+
+/// Where a VA's link points.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum VaTarget {
+    /// It follows a ring of a composition.
+    Ring { composition: CompositionName, ring: RingName },
+    /// It is pinned to one generation.
+    Pinned { composition: CompositionName, generation: GenerationId },
+}
+
+impl VaTarget {
+    pub fn composition(&self) -> &CompositionName {
+        match self {
+            VaTarget::Ring { composition, .. } | VaTarget::Pinned { composition, .. } => {
+                composition
+            }
+        }
+    }
+
+    fn to_path(&self) -> PathBuf {
+        match self {
+            VaTarget::Ring { composition, ring } => {
+                format!("../rings/{composition}/{ring}/{composition}.ldf").into()
+            }
+            VaTarget::Pinned { composition, generation } => {
+                format!("../generations/{generation}/{composition}.ldf").into()
+            }
+        }
+    }
+
+    fn from_path(path: &Path) -> Option<Self> {
+        let parts: Vec<_> = path.to_str()?.split('/').collect();
+        let target = match parts.as_slice() {
+            ["..", "rings", composition, ring, _] => {
+                VaTarget::Ring { composition: composition.parse().ok()?, ring: ring.parse().ok()? }
+            }
+            ["..", "generations", generation, file] => VaTarget::Pinned {
+                composition: file.strip_suffix(".ldf")?.parse().ok()?,
+                generation: generation.parse().ok()?,
+            },
+            _ => return None,
+        };
+        (target.to_path() == path).then_some(target)
+    }
+}
+
+impl Store {
+    fn ring_path(&self, composition: &CompositionName, ring: &RingName) -> PathBuf {
+        self.root().join("rings").join(composition).join(ring)
+    }
+
+    fn va_path(&self, mac: MacAddr) -> PathBuf {
+        self.root().join("va").join(mac.to_string())
+    }
+
+    /// The generation that a ring of a composition is on; `None` where the ring
+    /// has no link.
+    ///
+    /// # Errors
+    /// The link is none that Strata made.
+    pub fn ring(
+        &self,
+        composition: &CompositionName,
+        ring: &RingName,
+    ) -> Result<Option<GenerationId>, StoreError> {
+        let path = self.ring_path(composition, ring);
+        let Some(target) = optional(std::fs::read_link(&path).at("read the link", &path))? else {
+            return Ok(None);
+        };
+        let id = target.strip_prefix("../../generations").ok().and_then(|id| id.to_str());
+        match id.and_then(|id| id.parse().ok()) {
+            Some(id) => Ok(Some(id)),
+            None => Err(StoreError::ForeignLink { path, target }),
+        }
+    }
+
+    /// All ring links.
+    ///
+    /// # Errors
+    /// A directory cannot be listed, or a link is none that Strata made.
+    pub fn rings(&self) -> Result<BTreeMap<(CompositionName, RingName), GenerationId>, StoreError> {
+        let parent = self.root().join("rings");
+        let mut rings = BTreeMap::new();
+        for name in names_in(&parent)? {
+            let Ok(composition) = CompositionName::new(name.as_str()) else { continue };
+            for ring in names_in(&parent.join(&name))? {
+                let Ok(ring) = RingName::new(ring) else { continue };
+                if let Some(id) = self.ring(&composition, &ring)? {
+                    rings.insert((composition.clone(), ring), id);
+                }
+            }
+        }
+        Ok(rings)
+    }
+
+    /// Moves a ring to a sealed generation: one `rename(2)` moves every VA that
+    /// hangs off the ring, however many there are.
+    ///
+    /// # Errors
+    /// The generation is not sealed; or the link cannot be written and the old
+    /// one stands.
+    pub fn move_ring(
+        &self,
+        composition: &CompositionName,
+        ring: &RingName,
+        generation: &GenerationId,
+    ) -> Result<(), StoreError> {
+        if !self.has_generation(generation) {
+            return Err(StoreError::NoGeneration(*generation));
+        }
+        let path = self.ring_path(composition, ring);
+        self.disk.create_directory(path.parent().expect("a ring path has a parent"))?;
+        self.disk.replace_link(&path, Path::new(&format!("../../generations/{generation}")))
+    }
+
+    /// Removes a ring's link.
+    ///
+    /// # Errors
+    /// It cannot be removed.
+    pub fn remove_ring(
+        &self,
+        composition: &CompositionName,
+        ring: &RingName,
+    ) -> Result<(), StoreError> {
+        self.disk.remove_file(&self.ring_path(composition, ring))
+    }
+
+    /// All VA links with their targets, by MAC address.
+    ///
+    /// # Errors
+    /// The directory cannot be listed, or a link is none that Strata made.
+    pub fn va_links(&self) -> Result<BTreeMap<MacAddr, VaTarget>, StoreError> {
+        let mut links = BTreeMap::new();
+        for name in names_in(&self.root().join("va"))? {
+            let Ok(mac) = name.parse() else {
+                tracing::warn!(name, "a name in va/ that is no MAC address is passed over");
+                continue;
+            };
+            if let Some(target) = self.va_target(mac)? {
+                links.insert(mac, target);
+            }
+        }
+        Ok(links)
+    }
+
+    /// Where a VA's link points; `None` where it has none.
+    ///
+    /// # Errors
+    /// The link is none that Strata made.
+    pub fn va_target(&self, mac: MacAddr) -> Result<Option<VaTarget>, StoreError> {
+        let path = self.va_path(mac);
+        let Some(target) = optional(std::fs::read_link(&path).at("read the link", &path))? else {
+            return Ok(None);
+        };
+        match VaTarget::from_path(&target) {
+            Some(target) => Ok(Some(target)),
+            None => Err(StoreError::ForeignLink { path, target }),
+        }
+    }
+
+    /// The generation a VA should serve: its link followed to the end. `None`
+    /// where the VA has no link or its ring has none yet.
+    ///
+    /// # Errors
+    /// A link on the way is none that Strata made.
+    pub fn desired(&self, mac: MacAddr) -> Result<Option<GenerationId>, StoreError> {
+        match self.va_target(mac)? {
+            None => Ok(None),
+            Some(VaTarget::Pinned { generation, .. }) => Ok(Some(generation)),
+            Some(VaTarget::Ring { composition, ring }) => self.ring(&composition, &ring),
+        }
+    }
+
+    /// Claims a MAC address for a new VA. Not synced: follow a batch with
+    /// [`Store::sync`].
+    ///
+    /// # Errors
+    /// [`StoreError::MacTaken`] where the address has a link.
+    pub fn claim_va(&self, mac: MacAddr, target: &VaTarget) -> Result<(), StoreError> {
+        match self.disk.create_link(&self.va_path(mac), &target.to_path()) {
+            Err(StoreError::Io { source, .. })
+                if source.kind() == std::io::ErrorKind::AlreadyExists =>
+            {
+                Err(StoreError::MacTaken(mac))
+            }
+            other => other,
+        }
+    }
+
+    /// Points a VA's link elsewhere, durably.
+    ///
+    /// # Errors
+    /// It cannot be written; the old link stands.
+    pub fn move_va(&self, mac: MacAddr, target: &VaTarget) -> Result<(), StoreError> {
+        self.disk.replace_link(&self.va_path(mac), &target.to_path())
+    }
+
+    /// Removes a VA's link.
+    ///
+    /// # Errors
+    /// It cannot be removed.
+    pub fn release_va(&self, mac: MacAddr) -> Result<(), StoreError> {
+        self.disk.remove_file(&self.va_path(mac))
+    }
+
+    /// Waits until all that was written to the store is on disk.
+    ///
+    /// # Errors
+    /// The file system reports a failed write.
+    pub fn sync(&self) -> Result<(), StoreError> {
+        self.disk.sync_file_system(self.root())
+    }
+}

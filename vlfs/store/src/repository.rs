@@ -1,0 +1,394 @@
+//! Repositories of layer units (§5.4): staged aside, published whole.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rustix::fs::FlockOperation;
+use strata_core::database::{Database, Unit, unit_digest};
+use strata_core::generation::LayerSetEntry;
+use strata_core::manifest::Manifest;
+use strata_core::metadata::Metadata;
+use strata_core::names::{TEMPLATES_REPOSITORY, unit_directory};
+use strata_core::{Digest, LayerName, LayerVersion, RepositoryName, limits};
+
+use crate::error::{Context, StoreError};
+use crate::read::{names_in, optional, read_limited};
+use crate::store::{Store, StoreLock, lock};
+
+/// Bytes of all scripts of one unit together.
+const SCRIPTS_BYTES: usize = 64 << 20;
+
+/// A layer unit in the making: a directory with `filesystem/` and `scripts/` to
+/// fill. Dropped without being published, it is removed.
+#[derive(Debug)]
+pub struct StagedUnit {
+    path: PathBuf,
+    /// Held locked, so that a sweep can tell the living from the dead.
+    _lock: File,
+}
+
+impl StagedUnit {
+    /// The directory of the unit in the making.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The root of its files.
+    pub fn filesystem(&self) -> PathBuf {
+        self.path.join("filesystem")
+    }
+
+    /// The directory of its scripts.
+    pub fn scripts(&self) -> PathBuf {
+        self.path.join("scripts")
+    }
+}
+
+impl Drop for StagedUnit {
+    fn drop(&mut self) {
+        match fs::remove_dir_all(&self.path) {
+            Ok(()) => {}
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => {
+                tracing::warn!(path = %self.path.display(), %error, "a staged unit stays");
+            }
+        }
+    }
+}
+
+/// What publishing did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Published {
+    pub digest: Digest,
+    /// False where the same unit was there already.
+    pub new: bool,
+}
+
+/// A unit whose metadata, manifest and scripts agree with its digest.
+#[derive(Debug)]
+pub struct OpenedUnit {
+    /// The unit's directory; the files are in its `filesystem`.
+    pub path: PathBuf,
+    pub metadata: Metadata,
+    pub manifest: Manifest,
+}
+
+/// Exclusive write access to one repository, with its database in memory.
+/// [`RepositoryWriter::commit`] writes the database; units published before a
+/// crash and not in it are found again by `strata repo index`.
+#[derive(Debug)]
+pub struct RepositoryWriter<'s> {
+    store: &'s Store,
+    repository: RepositoryName,
+    database: Database,
+    changed: bool,
+    _lock: StoreLock,
+}
+
+impl Store {
+    pub(crate) fn repository_path(&self, repository: &RepositoryName) -> PathBuf {
+        self.root().join("repos").join(repository)
+    }
+
+    /// The directory of a unit.
+    pub fn unit_path(
+        &self,
+        repository: &RepositoryName,
+        layer: &LayerName,
+        version: &LayerVersion,
+    ) -> PathBuf {
+        self.repository_path(repository).join(unit_directory(layer, version))
+    }
+
+    /// The repositories of the store, `templates` included where it exists.
+    ///
+    /// # Errors
+    /// The directory cannot be listed.
+    pub fn repositories(&self) -> Result<Vec<RepositoryName>, StoreError> {
+        let names = names_in(&self.root().join("repos"))?;
+        Ok(names.into_iter().filter_map(|name| RepositoryName::new(name).ok()).collect())
+    }
+
+    /// The database of a repository.
+    ///
+    /// # Errors
+    /// There is no such repository, or its database is damaged.
+    pub fn database(&self, repository: &RepositoryName) -> Result<Database, StoreError> {
+        let directory = self.repository_path(repository);
+        if !directory.is_dir() {
+            return Err(StoreError::NoRepository(repository.clone()));
+        }
+        let path = directory.join("database");
+        match optional(read_limited(&path, limits::DATABASE_BYTES))? {
+            None => Ok(Database::default()),
+            Some(text) => {
+                Database::parse(&text).map_err(|located| StoreError::Database { path, located })
+            }
+        }
+    }
+
+    /// The manifest of a unit, as it stands on disk (its digest is not checked).
+    ///
+    /// # Errors
+    /// There is no such unit, or its manifest is damaged.
+    pub fn manifest(
+        &self,
+        repository: &RepositoryName,
+        layer: &LayerName,
+        version: &LayerVersion,
+    ) -> Result<Manifest, StoreError> {
+        read_manifest(&self.unit_path(repository, layer, version))
+    }
+
+    /// Opens a unit of a layer set and compares metadata, manifest and scripts
+    /// with the digest of the set. Contents of files are not read.
+    ///
+    /// # Errors
+    /// The unit is missing or damaged.
+    pub fn open_unit(&self, entry: &LayerSetEntry) -> Result<OpenedUnit, StoreError> {
+        let path = self.unit_path(&entry.repository, &entry.layer, &entry.version);
+        if !path.is_dir() {
+            return Err(StoreError::NoUnit {
+                repository: entry.repository.clone(),
+                layer: entry.layer.clone(),
+                version: entry.version.clone(),
+            });
+        }
+        let (opened, found) = read_unit(path)?;
+        if found != entry.digest {
+            let expected = entry.digest;
+            return Err(StoreError::Damaged { path: opened.path, expected, found });
+        }
+        Ok(opened)
+    }
+
+    /// Takes exclusive write access to a repository, waiting for other writers;
+    /// the repository is made where it does not exist.
+    ///
+    /// # Errors
+    /// The repository cannot be made or read.
+    pub fn write_repository(
+        &self,
+        repository: &RepositoryName,
+    ) -> Result<RepositoryWriter<'_>, StoreError> {
+        let path = self.repository_path(repository);
+        self.disk.create_directory(&path)?;
+        let lock = lock(&path.join(".lock"), FlockOperation::LockExclusive)?;
+        let database = self.database(repository)?;
+        let repository = repository.clone();
+        Ok(RepositoryWriter { store: self, repository, database, changed: false, _lock: lock })
+    }
+
+    /// Starts a new unit of a repository. Several may be in the making at once.
+    ///
+    /// # Errors
+    /// The directory cannot be made.
+    pub fn stage_unit(&self, repository: &RepositoryName) -> Result<StagedUnit, StoreError> {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let parent = self.repository_path(repository);
+        self.disk.create_directory(&parent)?;
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let path = parent.join(format!(".staging-{}-{number}", std::process::id()));
+        fs::create_dir(&path).at("create", &path)?;
+        let directory = File::open(&path).at("open", &path)?;
+        rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive)
+            .at("lock", &path)?;
+        let staged = StagedUnit { path, _lock: directory };
+        for part in [staged.filesystem(), staged.scripts()] {
+            fs::create_dir(&part).at("create", &part)?;
+        }
+        Ok(staged)
+    }
+}
+
+impl RepositoryWriter<'_> {
+    pub fn database(&self) -> &Database {
+        &self.database
+    }
+
+    /// Publishes a staged unit: its directory appears whole under its name.
+    /// Publishing the same content again changes nothing.
+    ///
+    /// # Errors
+    /// The unit is there with other content, or cannot be written.
+    pub fn publish(
+        &mut self,
+        staged: StagedUnit,
+        metadata: Metadata,
+        manifest: &Manifest,
+    ) -> Result<Published, StoreError> {
+        let scripts = read_scripts(&staged.scripts())?;
+        let text = manifest.print();
+        let digest = unit_digest(&metadata, &text, &scripts);
+        let unit_path = self.store.unit_path(&self.repository, &metadata.layer, &metadata.version);
+        let new = match optional(fs::symlink_metadata(&unit_path).at("stat", &unit_path))? {
+            Some(_) => {
+                let (_, present) = read_unit(unit_path)?;
+                if present != digest {
+                    return Err(StoreError::UnitDiffers {
+                        repository: self.repository.clone(),
+                        layer: metadata.layer,
+                        version: metadata.version,
+                        present,
+                        new: digest,
+                    });
+                }
+                false
+            }
+            None => {
+                if scripts.is_empty() {
+                    fs::remove_dir_all(staged.scripts()).at("remove", &staged.scripts())?;
+                }
+                let disk = &self.store.disk;
+                let metadata = metadata.print();
+                disk.write_file(&staged.path.join("metadata"), metadata.as_bytes(), 0o444)?;
+                disk.write_file(&staged.path.join("manifest"), text.as_bytes(), 0o444)?;
+                disk.publish_directory(&staged.path, &unit_path)?;
+                true
+            }
+        };
+        let key = (&metadata.layer, &metadata.version);
+        if self.database.get(key.0, key.1).is_none_or(|unit| unit.digest != digest) {
+            let content_bytes = manifest.content_bytes();
+            self.database.insert(Unit { metadata, digest, content_bytes, withdrawn: None });
+            self.changed = true;
+        }
+        Ok(Published { digest, new })
+    }
+
+    /// Withdraws a unit with a reason, or restores it with `None`. Returns
+    /// whether that changed anything.
+    ///
+    /// # Errors
+    /// There is no such unit.
+    pub fn set_withdrawn(
+        &mut self,
+        layer: &LayerName,
+        version: &LayerVersion,
+        reason: Option<String>,
+    ) -> Result<bool, StoreError> {
+        let Some(unit) = self.database.get_mut(layer, version) else {
+            return Err(StoreError::NoUnit {
+                repository: self.repository.clone(),
+                layer: layer.clone(),
+                version: version.clone(),
+            });
+        };
+        let one_line = |reason: String| reason.split_whitespace().collect::<Vec<_>>().join(" ");
+        let reason = reason.map(one_line);
+        let changed = unit.withdrawn != reason;
+        unit.withdrawn = reason;
+        self.changed |= changed;
+        Ok(changed)
+    }
+
+    /// Builds the database anew from the units' directories; marks of withdrawal
+    /// stay. Units made by crashed writers are removed. Returns the number of units.
+    ///
+    /// # Errors
+    /// A unit is damaged or stands under a wrong name; the old database stays.
+    pub fn index(&mut self) -> Result<usize, StoreError> {
+        let directory = self.store.repository_path(&self.repository);
+        sweep_staging(&directory)?;
+        let mut database = Database::default();
+        for name in names_in(&directory)? {
+            let path = directory.join(&name);
+            if !path.is_dir() {
+                continue;
+            }
+            let (unit, digest) = read_unit(path)?;
+            let OpenedUnit { path, metadata, manifest } = unit;
+            if unit_directory(&metadata.layer, &metadata.version) != name {
+                let found = format!("{} {}", metadata.layer, metadata.version);
+                return Err(StoreError::Misplaced { path, found });
+            }
+            let before = self.database.get(&metadata.layer, &metadata.version);
+            let withdrawn = before.and_then(|unit| unit.withdrawn.clone());
+            let content_bytes = manifest.content_bytes();
+            database.insert(Unit { metadata, digest, content_bytes, withdrawn });
+        }
+        self.changed |= database != self.database;
+        self.database = database;
+        Ok(self.database.len())
+    }
+
+    /// Writes the database, if anything changed. Returns whether it did.
+    ///
+    /// # Errors
+    /// It cannot be written; the old one stands.
+    pub fn commit(self) -> Result<bool, StoreError> {
+        if self.changed {
+            let path = self.store.repository_path(&self.repository).join("database");
+            self.store.disk.write_file(&path, self.database.print().as_bytes(), 0o644)?;
+        }
+        Ok(self.changed)
+    }
+}
+
+/// Refuses the name that is reserved for layers that come from git.
+///
+/// # Errors
+/// [`StoreError::ReservedRepository`].
+pub fn refuse_reserved(repository: &RepositoryName) -> Result<(), StoreError> {
+    match repository.as_str() {
+        TEMPLATES_REPOSITORY => Err(StoreError::ReservedRepository),
+        _ => Ok(()),
+    }
+}
+
+fn read_manifest(unit: &Path) -> Result<Manifest, StoreError> {
+    let path = unit.join("manifest");
+    let text = read_limited(&path, limits::MANIFEST_BYTES)?;
+    Manifest::parse(&text).map_err(|located| StoreError::Manifest { path, located })
+}
+
+/// Reads a unit and computes its digest.
+fn read_unit(path: PathBuf) -> Result<(OpenedUnit, Digest), StoreError> {
+    let metadata_path = path.join("metadata");
+    let text = read_limited(&metadata_path, limits::METADATA_BYTES)?;
+    let metadata = Metadata::parse(&text)
+        .map_err(|located| StoreError::Metadata { path: metadata_path, located })?;
+    let manifest = read_manifest(&path)?;
+    let scripts = read_scripts(&path.join("scripts"))?;
+    let digest = unit_digest(&metadata, &manifest.print(), &scripts);
+    Ok((OpenedUnit { path, metadata, manifest }, digest))
+}
+
+/// All files below `scripts/` by relative path; symbolic links are refused.
+fn read_scripts(directory: &Path) -> Result<BTreeMap<String, Vec<u8>>, StoreError> {
+    let mut scripts = BTreeMap::new();
+    let mut pending = vec![(directory.to_owned(), String::new())];
+    let mut left = SCRIPTS_BYTES;
+    while let Some((directory, prefix)) = pending.pop() {
+        for name in names_in(&directory)? {
+            let path = directory.join(&name);
+            let relative = format!("{prefix}{name}");
+            if fs::symlink_metadata(&path).at("stat", &path)?.is_dir() {
+                pending.push((path, format!("{relative}/")));
+            } else {
+                let content = read_limited(&path, left)?;
+                left -= content.len();
+                scripts.insert(relative, content);
+            }
+        }
+    }
+    Ok(scripts)
+}
+
+/// Removes staged units whose makers are gone.
+fn sweep_staging(repository: &Path) -> Result<(), StoreError> {
+    for entry in fs::read_dir(repository).at("list", repository)? {
+        let path = entry.at("list", repository)?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if !name.starts_with(".staging-") {
+            continue;
+        }
+        let directory = File::open(&path).at("open", &path)?;
+        if rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive).is_ok() {
+            fs::remove_dir_all(&path).at("remove", &path)?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,224 @@
+//! Every operation of the store, cut short at each of its steps: the old state
+//! or the new one is there, and the operation can be done again.
+
+use std::fs;
+use std::path::Path;
+
+use strata_core::database::unit_digest;
+use strata_core::generation::{Generation, LayerSetEntry};
+use strata_core::manifest::{Entry, Kind, Manifest, Timestamp};
+use strata_core::metadata::{LayerKind, Metadata};
+use strata_core::{CompositionName, GenerationId, MacAddr, RepositoryName, RingName};
+use strata_store::durable::Disk;
+use strata_store::{Store, StoreError, VaTarget};
+
+fn composition() -> CompositionName {
+    "web-server".parse().expect("valid")
+}
+
+fn ring() -> RingName {
+    "everyone".parse().expect("valid")
+}
+
+fn main_repository() -> RepositoryName {
+    "main".parse().expect("valid")
+}
+
+fn mac() -> MacAddr {
+    "52:54:00:00:00:01".parse().expect("valid")
+}
+
+fn metadata(version: &str) -> Metadata {
+    let version = version.parse().expect("valid");
+    Metadata::new("apache2".parse().expect("valid"), version, LayerKind::Software)
+}
+
+fn manifest() -> Manifest {
+    Manifest::new(vec![Entry {
+        path: Vec::new(),
+        kind: Kind::Directory,
+        mode: 0o755,
+        uid: 0,
+        gid: 0,
+        mtime: Timestamp::default(),
+        link_count: 1,
+        xattrs: Default::default(),
+    }])
+    .expect("valid")
+}
+
+fn generation(version: &str) -> Generation {
+    let metadata = metadata(version);
+    let digest = unit_digest(&metadata, &manifest().print(), &Default::default());
+    let entry = LayerSetEntry {
+        kind: LayerKind::Software,
+        repository: main_repository(),
+        layer: metadata.layer,
+        version: metadata.version,
+        digest,
+    };
+    let ldf = format!("{entry}\n");
+    Generation::new(composition(), vec![entry], ldf).expect("valid")
+}
+
+fn publish(store: &Store, version: &str) -> Result<(), StoreError> {
+    let staged = store.stage_unit(&main_repository())?;
+    let mut writer = store.write_repository(&main_repository())?;
+    writer.publish(staged, metadata(version), &manifest())?;
+    writer.commit()?;
+    Ok(())
+}
+
+fn deploy(store: &Store, version: &str) -> Result<GenerationId, StoreError> {
+    let (id, _) = store.seal_generation(&generation(version), "c0ffee")?;
+    store.move_ring(&composition(), &ring(), &id)?;
+    Ok(id)
+}
+
+/// Runs `operation` on a fresh copy of the store for every step it has, failing
+/// there, then `check`s what a reader sees, then runs it undisturbed.
+fn at_every_step(
+    prepare: impl Fn(&Store),
+    operation: impl Fn(&Store) -> Result<(), StoreError>,
+    check: impl Fn(&Store, bool),
+) {
+    let mut step = 0;
+    loop {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let root = directory.path();
+        prepare(&Store::init(root).expect("a new store"));
+        let failing = Store::open_with(root, Disk::failing_at(step)).expect("the store");
+        let cut_short = operation(&failing).is_err();
+        check(&Store::open(root).expect("the store after the crash"), false);
+        let store = Store::open(root).expect("the store again");
+        operation(&store).unwrap_or_else(|error| panic!("again after step {step}: {error}"));
+        check(&store, true);
+        if !cut_short {
+            assert_eq!(failing.disk().steps(), step, "every step was tried");
+            assert!(step > 0, "an operation without steps proves nothing");
+            return;
+        }
+        step += 1;
+    }
+}
+
+#[test]
+fn a_layer_appears_whole_or_not_at_all() {
+    at_every_step(
+        |_| {},
+        |store| publish(store, "1"),
+        |store, done| {
+            let unit =
+                store.unit_path(&main_repository(), &metadata("1").layer, &metadata("1").version);
+            if unit.exists() {
+                store.open_unit(&generation("1").layers()[0]).expect("a whole unit");
+            }
+            if !store.repositories().expect("a list").is_empty() {
+                let listed = store.database(&main_repository()).expect("a database").len();
+                assert!(listed == 0 || unit.exists());
+                assert!(!done || listed == 1);
+            }
+        },
+    );
+}
+
+#[test]
+fn a_rollout_leaves_the_ring_on_the_old_generation_or_the_new() {
+    at_every_step(
+        |store| {
+            deploy(store, "1").expect("the first generation");
+            let target = VaTarget::Ring { composition: composition(), ring: ring() };
+            store.claim_va(mac(), &target).expect("a VA");
+        },
+        |store| deploy(store, "2").map(|_| ()),
+        |store, done| {
+            let desired = store.desired(mac()).expect("a chain").expect("a generation");
+            let served = store.generation(&desired).expect("the link never dangles");
+            assert!(served == generation("2") || (!done && served == generation("1")));
+        },
+    );
+}
+
+#[test]
+fn what_a_dead_writer_leaves_is_swept() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let store = Store::init(directory.path()).expect("a store");
+    let dead = u32::MAX;
+    fs::write(store.root().join(format!("va/.new-{dead}-0")), "").expect("a leftover");
+    fs::create_dir(store.root().join(format!("generations/.staging-{dead}-0"))).expect("another");
+    let alive = store.root().join(format!("va/.new-{}-9", std::process::id()));
+    fs::write(&alive, "").expect("of the living");
+    assert!(store.va_links().expect("readers pass them over").is_empty());
+    assert_eq!(store.sweep().expect("swept"), 2);
+    assert!(alive.exists());
+}
+
+#[test]
+fn the_same_twice_writes_nothing() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let store = Store::init(directory.path()).expect("a store");
+    publish(&store, "1").expect("published");
+    let id = deploy(&store, "1").expect("deployed");
+    let again = Store::open(directory.path()).expect("the store");
+    assert_eq!(again.seal_generation(&generation("1"), "other").expect("sealed"), (id, false));
+    assert!(
+        !again.write_repository(&main_repository()).expect("a writer").commit().expect("no change")
+    );
+    assert_eq!(again.writes(), Default::default());
+}
+
+#[test]
+fn a_unit_never_changes() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let store = Store::init(directory.path()).expect("a store");
+    publish(&store, "1").expect("published");
+    let staged = store.stage_unit(&main_repository()).expect("staged");
+    let mut other = metadata("1");
+    other.essential = true;
+    let mut writer = store.write_repository(&main_repository()).expect("a writer");
+    let refused = writer.publish(staged, other, &manifest());
+    assert!(matches!(refused, Err(StoreError::UnitDiffers { .. })), "{refused:?}");
+}
+
+#[test]
+fn damage_is_found() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let store = Store::init(directory.path()).expect("a store");
+    publish(&store, "1").expect("published");
+    let entry = generation("1").layers()[0].clone();
+    let unit = store.unit_path(&entry.repository, &entry.layer, &entry.version);
+    rewrite(&unit.join("metadata"), "Essential: yes\n");
+    assert!(matches!(store.open_unit(&entry), Err(StoreError::Damaged { .. })));
+    let id = deploy(&store, "1").expect("deployed");
+    rewrite(&store.root().join(format!("generations/{id}/web-server.ldf")), "# more\n");
+    assert!(matches!(store.generation(&id), Err(StoreError::Damaged { .. })));
+}
+
+#[test]
+fn foreign_links_and_taken_addresses_are_told() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let store = Store::init(directory.path()).expect("a store");
+    let target = VaTarget::Ring { composition: composition(), ring: ring() };
+    store.claim_va(mac(), &target).expect("claimed");
+    assert!(matches!(store.claim_va(mac(), &target), Err(StoreError::MacTaken(_))));
+    assert_eq!(store.desired(mac()).expect("no ring link yet"), None);
+    let path = store.root().join("va/52:54:00:00:00:02");
+    std::os::unix::fs::symlink("/etc/passwd", path).expect("a hand-made link");
+    assert!(matches!(store.va_links(), Err(StoreError::ForeignLink { .. })));
+}
+
+#[test]
+fn only_an_empty_directory_becomes_a_store() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    assert!(matches!(Store::open(directory.path()), Err(StoreError::NotAStore(_))));
+    fs::write(directory.path().join("thesis.txt"), "").expect("a file");
+    assert!(matches!(Store::init(directory.path()), Err(StoreError::NotEmpty(_))));
+}
+
+/// Appends to a read-only file, as a fault of the disk would.
+fn rewrite(path: &Path, more: &str) {
+    let mut text = fs::read_to_string(path).expect("readable");
+    text.push_str(more);
+    fs::remove_file(path).expect("removable");
+    fs::write(path, text).expect("writable");
+}
