@@ -16,14 +16,17 @@ pub mod digest;
 pub mod generation;
 pub mod ldf;
 pub mod limits;
+pub mod links;
 pub mod manifest;
 
 pub mod metadata;
 pub mod names;
+pub mod plan;
 pub mod position;
 
 pub mod relation;
 pub mod report;
+pub mod status;
 pub mod version;
 
 pub use diagnostic::{Diagnostic, Severity};

@@ -32,8 +32,8 @@ mod repository;
 mod store;
 
 pub use error::StoreError;
-pub use links::VaTarget;
 pub use read::read_limited;
-pub use reports::write_report;
+pub use reports::{ObservedReport, write_report};
 pub use repository::{OpenedUnit, Published, RepositoryWriter, StagedUnit, refuse_reserved};
 pub use store::{Store, StoreLock};
+pub use strata_core::links::VaTarget;

@@ -2,57 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
+use strata_core::links::VaTarget;
 use strata_core::{CompositionName, GenerationId, MacAddr, RingName};
 
 use crate::error::{Context, StoreError};
 use crate::read::{names_in, optional};
 use crate::store::Store;
-
-/// Where a VA's link points.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum VaTarget {
-    /// It follows a ring of a composition.
-    Ring { composition: CompositionName, ring: RingName },
-    /// It is pinned to one generation.
-    Pinned { composition: CompositionName, generation: GenerationId },
-}
-
-impl VaTarget {
-    pub fn composition(&self) -> &CompositionName {
-        match self {
-            VaTarget::Ring { composition, .. } | VaTarget::Pinned { composition, .. } => {
-                composition
-            }
-        }
-    }
-
-    fn to_path(&self) -> PathBuf {
-        match self {
-            VaTarget::Ring { composition, ring } => {
-                format!("../rings/{composition}/{ring}/{composition}.ldf").into()
-            }
-            VaTarget::Pinned { composition, generation } => {
-                format!("../generations/{generation}/{composition}.ldf").into()
-            }
-        }
-    }
-
-    fn from_path(path: &Path) -> Option<Self> {
-        let parts: Vec<_> = path.to_str()?.split('/').collect();
-        let target = match parts.as_slice() {
-            ["..", "rings", composition, ring, _] => {
-                VaTarget::Ring { composition: composition.parse().ok()?, ring: ring.parse().ok()? }
-            }
-            ["..", "generations", generation, file] => VaTarget::Pinned {
-                composition: file.strip_suffix(".ldf")?.parse().ok()?,
-                generation: generation.parse().ok()?,
-            },
-            _ => return None,
-        };
-        (target.to_path() == path).then_some(target)
-    }
-}
 
 impl Store {
     fn ring_path(&self, composition: &CompositionName, ring: &RingName) -> PathBuf {
@@ -82,6 +39,21 @@ impl Store {
             Some(id) => Ok(Some(id)),
             None => Err(StoreError::ForeignLink { path, target }),
         }
+    }
+
+    /// When a ring's link was last moved, by the clock of the store's file
+    /// system; `None` where the ring has no link.
+    ///
+    /// # Errors
+    /// The link cannot be looked at.
+    pub fn ring_moved_at(
+        &self,
+        composition: &CompositionName,
+        ring: &RingName,
+    ) -> Result<Option<SystemTime>, StoreError> {
+        let path = self.ring_path(composition, ring);
+        let modified = std::fs::symlink_metadata(&path).and_then(|metadata| metadata.modified());
+        optional(modified.at("stat", &path))
     }
 
     /// All ring links.

@@ -1,16 +1,38 @@
 //! VAs' reports: read with suspicion, written by rename.
 
 use std::path::Path;
+use std::time::SystemTime;
 
 use strata_core::report::Report;
 use strata_core::{MacAddr, limits};
 
 use crate::durable::Disk;
-use crate::error::StoreError;
+use crate::error::{Context, StoreError};
 use crate::read::{optional, read_limited};
 use crate::store::Store;
 
+/// A report with the time at which the store's file system saw it written: a
+/// VA's own clock may be wrong, and a frozen VA cannot renew either.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ObservedReport {
+    pub report: Report,
+    pub modified: SystemTime,
+}
+
 impl Store {
+    /// The report of a VA with the time it was written at; `None` where it
+    /// never wrote one.
+    ///
+    /// # Errors
+    /// It is too large, no valid report, or of another VA.
+    pub fn observed_report(&self, mac: MacAddr) -> Result<Option<ObservedReport>, StoreError> {
+        let path = self.reports().join(mac.to_string());
+        // The time is taken first: a report renewed in between only looks older.
+        let modified = std::fs::symlink_metadata(&path).and_then(|metadata| metadata.modified());
+        let Some(modified) = optional(modified.at("stat", &path))? else { return Ok(None) };
+        Ok(self.report(mac)?.map(|report| ObservedReport { report, modified }))
+    }
+
     /// The report of a VA; `None` where it never wrote one.
     ///
     /// # Errors
