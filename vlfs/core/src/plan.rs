@@ -313,7 +313,7 @@ mod tests {
 
     #[test]
     fn what_the_commit_lost_stays_and_is_named() {
-        let mut observed = converged();
+        let observed = converged();
         let mut next = desired();
         next.compositions.remove(&name("sql"));
         next.rings.remove(0);
