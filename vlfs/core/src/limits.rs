@@ -31,3 +31,15 @@ pub const XATTR_BYTES: usize = 64 << 10;
 pub const REFERENCE_DEPTH: usize = 32;
 /// Layers of one composition.
 pub const COMPOSITION_LAYERS: usize = 4096;
+/// Directories between a layer's root and the deepest entry.
+pub const TREE_DEPTH: usize = 256;
+/// Entries of one layer (a kernel's headers have 12,000, TeX Live 130,000).
+pub const LAYER_ENTRIES: usize = 2_000_000;
+/// Bytes of the files of one layer, unpacked.
+pub const LAYER_BYTES: u64 = 64 << 30;
+/// Bytes of a package's control archive, unpacked, and of a unit's scripts.
+pub const CONTROL_BYTES: u64 = 64 << 20;
+/// Bytes of one extension header of a tar archive: a long name, PAX records.
+pub const TAR_EXTENSION_BYTES: u64 = 1 << 20;
+/// Segments of one sparse file in a tar archive.
+pub const SPARSE_SEGMENTS: usize = 1 << 16;
