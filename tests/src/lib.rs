@@ -1,1 +1,3 @@
+//! What the end-to-end tests of `tests/tests/` stand on.
 
+pub mod source_tree;

@@ -1,0 +1,117 @@
+# Shared by the scripts in ci/. Sourced, never run: . "$(dirname "$0")/lib.sh"
+# Changes into the repository's root. Logs and tools live under target/.
+
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+export CARGO_TERM_COLOR=never DEBIAN_FRONTEND=noninteractive
+export LC_ALL=C.UTF-8
+# A machine that builds once has no use for incremental state.
+[ -z "${CI:-}" ] || export CARGO_INCREMENTAL=0
+
+target=${CARGO_TARGET_DIR:-target}
+ci_log="$target/ci"
+tools="$target/tools"
+
+# The tools that cargo installs, pinned so that a run today is a run tomorrow.
+cargo_deny_version=0.20.2
+cargo_fuzz_version=0.13.2
+
+# say TEXT: progress, on stderr.
+say() {
+    printf '%s\n' "$*" >&2
+}
+
+# fail WHAT HINT: the style of every error of Strata, then exit 2.
+fail() {
+    printf 'error: %s\n  hint: %s\n' "$1" "$2" >&2
+    exit 2
+}
+
+# missing_packages PACKAGE…: those that are not installed, one a line.
+missing_packages() {
+    local package
+    for package in "$@"; do
+        dpkg-query -W -f '${db:Status-Abbrev}' "$package" 2>/dev/null | grep -q '^ii' \
+            || printf '%s\n' "$package"
+    done
+}
+
+# need_packages PACKAGE…: installs the Debian packages that are missing.
+need_packages() {
+    local missing
+    command -v dpkg-query >/dev/null \
+        || fail "this is no Debian system" "install by hand what these packages hold: $*"
+    mapfile -t missing < <(missing_packages "$@")
+    [ ${#missing[@]} -eq 0 ] && return
+    [ "$(id -u)" = 0 ] \
+        || fail "packages are missing" "sudo apt-get install ${missing[*]}"
+    say "installing: ${missing[*]}"
+    mkdir -p "$ci_log"
+    if ! { apt-get -q update && apt-get -qy --no-install-recommends install "${missing[@]}"; } \
+        >"$ci_log/apt.log" 2>&1 </dev/null; then
+        tail -n 30 "$ci_log/apt.log" >&2
+        fail "apt-get failed (see $ci_log/apt.log)" "apt-get update && apt-get install ${missing[*]}"
+    fi
+}
+
+# need_rust: cargo, rustfmt and clippy of at least the workspace's rust-version.
+need_rust() {
+    local wanted found
+    [ -n "${CARGO_HOME:-}" ] || [ ! -d "$HOME/.cargo/bin" ] || PATH="$HOME/.cargo/bin:$PATH"
+    command -v cargo >/dev/null || fail "there is no cargo" "install Rust with rustup"
+    wanted=$(sed -n 's/^rust-version = "\(.*\)"$/\1/p' Cargo.toml)
+    found=$(rustc --version | cut -d' ' -f2)
+    printf '%s\n%s\n' "$wanted" "$found" | sort -CV \
+        || fail "Rust $found is too old; Strata needs $wanted" "rustup update stable"
+    cargo fmt --version >/dev/null 2>&1 && cargo clippy --version >/dev/null 2>&1 \
+        || fail "rustfmt or clippy is missing" "rustup component add rustfmt clippy"
+}
+
+# need_kernel: what mounting and namespaces need. Names the command that mends it.
+need_kernel() {
+    [ "$(id -u)" = 0 ] || fail "mounts and namespaces need root" "sudo $0"
+    [ -c /dev/fuse ] && : 2>/dev/null <>/dev/fuse \
+        || fail "/dev/fuse cannot be opened" "modprobe fuse; mknod /dev/fuse c 10 229"
+    local cgroups
+    cgroups=$(awk '$3 == "cgroup2" && $4 ~ /(^|,)rw(,|$)/ { print $2; exit }' /proc/mounts)
+    [ -n "$cgroups" ] && [ -w "$cgroups/cgroup.procs" ] \
+        || fail "no writable cgroup v2 hierarchy" \
+            "mkdir -p /sys/fs/cgroup/unified && mount -t cgroup2 none /sys/fs/cgroup/unified"
+}
+
+# need_cargo_tool NAME VERSION: a tool of cargo's, installed once into target/tools.
+need_cargo_tool() {
+    local name=$1 version=$2
+    PATH="$PWD/$tools/bin:$PATH"
+    case "$tools" in /*) PATH="$tools/bin:$PATH" ;; esac
+    [ "$("$name" --version 2>/dev/null)" = "$name $version" ] && return
+    say "installing: $name $version (cargo)"
+    mkdir -p "$ci_log"
+    if ! CARGO_TARGET_DIR="$tools/build" cargo install --quiet --locked --force --profile dev \
+        --no-default-features --root "$tools" --version "$version" "$name" \
+        >"$ci_log/$name.log" 2>&1 </dev/null; then
+        tail -n 30 "$ci_log/$name.log" >&2
+        fail "cargo could not install $name $version" "cargo install --locked $name"
+    fi
+    rm -rf "$tools/build"
+}
+
+# sum_results: reads the output of `cargo test` and prints "passed failed skipped".
+sum_results() {
+    awk '/^test result: / {
+        for (i = 2; i <= NF; i++) {
+            if ($i == "passed;") passed += $(i - 1)
+            if ($i == "failed;") failed += $(i - 1)
+            if ($i == "ignored;") skipped += $(i - 1)
+        }
+    } END { printf "%d %d %d\n", passed, failed, skipped }'
+}
+
+# closing_line PASSED FAILED SKIPPED: the last line of a run; false unless tests
+# ran and none failed.
+closing_line() {
+    [ "$1" -gt 0 ] || [ "$2" -gt 0 ] || say "error: no test ran"
+    printf '%d passed, %d failed, %d skipped\n' "$1" "$2" "$3"
+    [ "$1" -gt 0 ] && [ "$2" -eq 0 ]
+}

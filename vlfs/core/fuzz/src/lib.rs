@@ -1,0 +1,118 @@
+//! What must hold of every parser on every input: it never panics, and what it
+//! accepts it prints back. One function a fuzz target of `targets/`.
+
+use std::collections::BTreeSet;
+
+use strata_core::database::Database;
+use strata_core::deb822;
+use strata_core::generation::Generation;
+use strata_core::ldf::{LayerLine, Ldf};
+use strata_core::manifest::Manifest;
+use strata_core::metadata::Metadata;
+use strata_core::names::{LayerName, MacAddr, unit_directory};
+use strata_core::relation::{parse_dependencies, parse_relations, print_list};
+use strata_core::report::Report;
+use strata_core::version::LayerVersion;
+
+/// Lossless, and an edit of an accepted file is accepted and read back the same.
+pub fn ldf(text: &[u8]) {
+    let Ok(mut ldf) = Ldf::parse(text) else { return };
+    assert_eq!(ldf.print().as_bytes(), text);
+    let names: BTreeSet<_> = ldf.explicit().map(|(_, line)| line.layer.clone()).collect();
+    let mut wanted: Vec<LayerLine> = ldf.implicit().map(|(_, line)| line.clone()).collect();
+    let first =
+        ldf.explicit().map(|(_, line)| (line.repository.clone(), line.layer.clone())).next();
+    if let Some((repository, layer)) = first {
+        let version = LayerVersion::new("1:2.3-4").expect("a version");
+        ldf.set_version(&repository, &layer, &version);
+        let added = LayerName::new("added").expect("a name");
+        if !names.contains(&added) && wanted.iter().all(|line| line.layer != added) {
+            let version = Some(version);
+            wanted.push(LayerLine { hold: false, repository, layer: added, version });
+        }
+    }
+    ldf.set_implicit(&wanted);
+    if ldf.print().len() <= strata_core::limits::LDF_BYTES {
+        assert_eq!(Ldf::parse(ldf.print().as_bytes()).as_ref(), Ok(&ldf));
+    }
+}
+
+/// Every byte of every value has a position within the text.
+pub fn deb822(text: &[u8]) {
+    let Ok(stanzas) = deb822::parse(text) else { return };
+    let lines = text.split(|b| *b == b'\n').count();
+    for field in stanzas.iter().flat_map(|stanza| &stanza.fields) {
+        for offset in 0..=field.value.len() {
+            let place = field.locate(offset, ());
+            assert!(place.line as usize <= lines && place.column >= 1);
+        }
+    }
+}
+
+pub fn relation(text: &[u8]) {
+    let Ok(text) = std::str::from_utf8(text) else { return };
+    match parse_dependencies(text) {
+        Ok(list) => assert_eq!(parse_dependencies(&print_list(&list)), Ok(list)),
+        Err(fault) => assert!(fault.0 <= text.len()),
+    }
+    match parse_relations(text) {
+        Ok(list) => assert_eq!(parse_relations(&print_list(&list)), Ok(list)),
+        Err(fault) => assert!(fault.0 <= text.len()),
+    }
+}
+
+pub fn metadata(text: &[u8]) {
+    if let Ok(metadata) = Metadata::parse(text) {
+        assert_eq!(Metadata::parse(metadata.print().as_bytes()), Ok(metadata));
+    }
+}
+
+pub fn database(text: &[u8]) {
+    if let Ok(database) = Database::parse(text) {
+        assert_eq!(Database::parse(database.print().as_bytes()), Ok(database));
+    }
+}
+
+/// Only canonical manifests are accepted, and every entry is found by its path.
+pub fn manifest(text: &[u8]) {
+    let Ok(manifest) = Manifest::parse(text) else { return };
+    assert_eq!(manifest.print().as_bytes(), text);
+    for entry in manifest.entries() {
+        assert_eq!(manifest.get(&entry.path), Some(entry));
+    }
+}
+
+/// The input is a `layers` file, a NUL byte and an LDF.
+pub fn generation(text: &[u8]) {
+    let mut parts = text.splitn(2, |b| *b == 0);
+    let layers = parts.next().unwrap_or_default();
+    let ldf = parts.next().unwrap_or_default();
+    let Ok(generation) = Generation::parse(layers, ldf) else { return };
+    assert_eq!(generation.print_layers().as_bytes(), layers);
+    assert_eq!(generation.ldf().as_bytes(), ldf);
+}
+
+pub fn report(text: &[u8]) {
+    let mac: MacAddr = "52:54:00:12:34:56".parse().expect("a MAC address");
+    if let Ok(report) = Report::parse(text, mac) {
+        let again = Report::parse(report.print().as_bytes(), mac).expect("its own print");
+        assert_eq!(again, report);
+    }
+}
+
+/// Two versions, one a line: printed as written, ordered one way, and naming
+/// two directories where they differ.
+pub fn version(text: &[u8]) {
+    let Ok(text) = std::str::from_utf8(text) else { return };
+    let mut lines = text.splitn(2, '\n');
+    let (Some(Ok(a)), Some(Ok(b))) =
+        (lines.next().map(LayerVersion::new), lines.next().map(LayerVersion::new))
+    else {
+        return;
+    };
+    assert_eq!(format!("{a}\n{b}"), text);
+    assert_eq!(a.cmp(&b), b.cmp(&a).reverse());
+    assert_eq!(a.debian_cmp(&b), b.debian_cmp(&a).reverse());
+    let layer = LayerName::new("x").expect("a name");
+    assert_eq!(a == b, unit_directory(&layer, &a) == unit_directory(&layer, &b));
+}
