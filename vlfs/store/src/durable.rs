@@ -133,6 +133,21 @@ impl Disk {
         Ok(())
     }
 
+    /// Makes a file where nothing stands, without a sync. Follow a batch with
+    /// [`Disk::sync_file_system`].
+    ///
+    /// # Errors
+    /// Something stands there, or the file cannot be made.
+    pub fn create_file(&self, path: &Path, content: &[u8], mode: u32) -> Result<(), StoreError> {
+        self.step().at("create", path)?;
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        let file = rustix::fs::open(path, flags, Mode::from_raw_mode(mode)).at("create", path)?;
+        self.step().at("write", path)?;
+        File::from(file).write_all(content).at("write", path)?;
+        self.entries.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
     /// Removes a file or link; it is no error that nothing stands there.
     ///
     /// # Errors
@@ -172,6 +187,15 @@ impl Disk {
         self.rename(staged, path, RenameFlags::NOREPLACE)
     }
 
+    /// Waits until the entries of a directory are on disk.
+    ///
+    /// # Errors
+    /// The file system reports a failed write.
+    pub fn sync_directory(&self, path: &Path) -> Result<(), StoreError> {
+        self.step().at("sync", path)?;
+        File::open(path).and_then(|directory| directory.sync_all()).at("sync", path)
+    }
+
     /// Waits until everything written to the file system of `path` is on disk.
     ///
     /// # Errors
@@ -190,9 +214,7 @@ impl Disk {
     }
 
     fn sync_parent(&self, path: &Path) -> Result<(), StoreError> {
-        let parent = path.parent().unwrap_or(Path::new("/"));
-        self.step().at("sync", parent)?;
-        File::open(parent).and_then(|directory| directory.sync_all()).at("sync", parent)
+        self.sync_directory(path.parent().unwrap_or(Path::new("/")))
     }
 
     /// Removes a temporary file after a failure, unless a crash is being played.
