@@ -1,0 +1,111 @@
+//! Making and entering the namespaces of a VA: mounts, process ids, host name
+//! and IPC. Network and users are the host's.
+
+use std::ffi::OsString;
+use std::path::Path;
+use std::process::{Command, ExitCode, Stdio};
+
+use rustix::mount::{MountFlags, UnmountFlags};
+use rustix::process::{Pid, PidfdFlags};
+use rustix::thread::ThreadNameSpaceType;
+
+use crate::error::{Context, InitError};
+use crate::{capabilities, pid1, root, system};
+
+/// The longest host name of Linux, in bytes.
+const HOSTNAME_BYTES: usize = 64;
+
+/// Moves the caller into a cgroup (v2).
+///
+/// # Errors
+/// The cgroup does not exist or does not take it.
+pub fn join_cgroup(cgroup: &Path) -> Result<(), InitError> {
+    let procs = cgroup.join("cgroup.procs");
+    std::fs::write(&procs, "0").context("join the cgroup", &cgroup.to_string_lossy())
+}
+
+/// Makes the namespaces and starts `pid1` as their first process, which outlives
+/// the caller and answers on the same standard output.
+///
+/// # Errors
+/// The cgroup cannot be joined or the namespaces not made.
+pub fn start(
+    cgroup: &Path,
+    root: &Path,
+    hostname: &str,
+    command: &[OsString],
+) -> Result<(), InitError> {
+    join_cgroup(cgroup)?;
+    system::unshare_namespaces().context("make", "the VA's namespaces")?;
+    root::keep_mounts_private()?;
+    let mut first = Command::new("/proc/self/exe");
+    first.arg("pid1").arg(root).arg(hostname).arg("--").args(command);
+    first.env_clear().stdin(Stdio::null());
+    first.spawn().context("start", "the VA's first process")?;
+    Ok(())
+}
+
+/// Makes `root`, a mount point, the root of the caller's mount namespace, with
+/// the kernel's file systems in it and nothing of the host's left.
+///
+/// # Errors
+/// The root cannot be made one.
+pub fn enter_root(root: &Path, hostname: &str) -> Result<(), InitError> {
+    let subject = root.to_string_lossy();
+    rustix::process::setsid().context("start", "a session")?;
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+    let name = hostname.as_bytes();
+    rustix::system::sethostname(&name[..name.len().min(HOSTNAME_BYTES)])
+        .context("set", "the host name")?;
+    rustix::process::chdir(root).context("enter", &subject)?;
+    // Device nodes of layers and private files are shown, not opened.
+    rustix::mount::mount_remount(".", MountFlags::BIND | MountFlags::NODEV, c"")
+        .context("forbid devices on", &subject)?;
+    // The old root is stacked below the new one and then taken away: no
+    // directory for it is needed in the VA's tree (pivot_root(2), Notes).
+    rustix::process::pivot_root(".", ".").context("make a root of", &subject)?;
+    rustix::mount::unmount(".", UnmountFlags::DETACH).context("leave", "the host's root")?;
+    rustix::process::chdir("/").context("enter", "/")?;
+    root::mount_kernel_file_systems(Path::new("/"))?;
+    capabilities::limit()
+}
+
+/// Runs a command in the VA whose process `pid` is, with the caller's standard
+/// input and output, and waits for it. Returns the code to exit with.
+///
+/// # Errors
+/// [`InitError::Command`] where the command cannot be run; others where the VA
+/// cannot be entered.
+pub fn exec(cgroup: &Path, pid: &str, command: &[OsString]) -> Result<ExitCode, InitError> {
+    let usage = || InitError::Usage("usage: strata-init exec CGROUP PID -- COMMAND".to_owned());
+    let (program, arguments) = command.split_first().ok_or_else(usage)?;
+    let number: u32 = pid.parse().map_err(|_| usage())?;
+    let raw = i32::try_from(number).ok().and_then(Pid::from_raw).ok_or_else(usage)?;
+    let process = rustix::process::pidfd_open(raw, PidfdFlags::empty())
+        .context("open the VA's process", pid)?;
+    // The number could name another process by now: the descriptor holds one, and
+    // what the cgroup lists after it was opened is still that one or is dead.
+    let procs = cgroup.join("cgroup.procs");
+    let members = std::fs::read_to_string(&procs).context("read", &procs.to_string_lossy())?;
+    if !members.lines().any(|member| member == pid) {
+        return Err(InitError::NotInVa { pid: number, cgroup: cgroup.display().to_string() });
+    }
+    join_cgroup(cgroup)?;
+    let namespaces = ThreadNameSpaceType::MOUNT
+        | ThreadNameSpaceType::PROCESS_ID
+        | ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME
+        | ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION;
+    rustix::thread::move_into_thread_name_spaces(std::os::fd::AsFd::as_fd(&process), namespaces)
+        .context("enter the namespaces of", pid)?;
+    rustix::process::chdir("/").context("enter", "/")?;
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+    capabilities::limit()?;
+    let mut child = Command::new(program);
+    child.args(arguments);
+    pid1::environment(&mut child);
+    system::outlive_terminal_signals();
+    let failed =
+        |source| InitError::Command { program: program.to_string_lossy().into_owned(), source };
+    let status = child.spawn().map_err(failed)?.wait().map_err(failed)?;
+    Ok(pid1::exit_code(status))
+}

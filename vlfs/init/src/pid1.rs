@@ -1,0 +1,143 @@
+//! Being PID 1: runs the appliance's command, reaps, and ends in good order.
+//!
+//! - SIGTERM, SIGINT and SIGPWR ask for the end: the command gets SIGTERM; once
+//!   it has ended, or where there is none, every process gets SIGTERM. PID 1 ends
+//!   when no process is left. Whoever asked sets the deadline and kills.
+//! - A command that ends by itself ends the VA: the rest gets SIGTERM and
+//!   [`GRACE`], then the kernel kills what is left with PID 1.
+//! - Without a command PID 1 waits to be asked.
+
+use std::ffi::OsString;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Command, ExitCode, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+use rustix::process::{Pid, Signal, WaitOptions};
+
+use crate::error::{Context, InitError};
+use crate::system::Signals;
+
+/// What the rest may take after the appliance's command has ended by itself.
+const GRACE: Duration = Duration::from_secs(10);
+/// How often PID 1 looks whether all are gone: a process whose parent is outside
+/// the VA (`strata va exec`) ends without a SIGCHLD to PID 1.
+const LOOK: Duration = Duration::from_millis(20);
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// The VA's own environment and, of the caller's, the terminal's type.
+pub fn environment(command: &mut Command) {
+    command.env_clear();
+    command.env("PATH", PATH).env("HOME", "/root").env("container", "strata");
+    if let Some(terminal) = std::env::var_os("TERM") {
+        command.env("TERM", terminal);
+    }
+}
+
+/// As shells have it: the status, or 128 + the signal.
+pub fn exit_code(status: ExitStatus) -> ExitCode {
+    let code = status.code().or(status.signal().map(|signal| 128 + signal));
+    ExitCode::from(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(u8::MAX))
+}
+
+/// The VA as PID 1 sees it.
+pub struct Appliance {
+    signals: Signals,
+    /// The appliance's command, while it runs.
+    command: Option<Pid>,
+    exit: ExitCode,
+    /// Somebody asked for the end.
+    asked: bool,
+    /// Every process was told to end; with a deadline where nobody else has one.
+    ending: Option<Option<Instant>>,
+}
+
+impl Appliance {
+    /// Starts the appliance's command, if there is one.
+    ///
+    /// # Errors
+    /// It cannot be run.
+    pub fn start(command: &[OsString]) -> Result<Self, InitError> {
+        let command = match command.split_first() {
+            None => None,
+            Some((program, arguments)) => Some(spawn(program, arguments)?),
+        };
+        // Only now: children inherit blocked signals.
+        let signals = [libc::SIGCHLD, libc::SIGTERM, libc::SIGINT, libc::SIGPWR];
+        let signals = Signals::block(&signals).context("block", "signals")?;
+        Ok(Appliance { signals, command, exit: ExitCode::SUCCESS, asked: false, ending: None })
+    }
+
+    /// Runs until the VA has ended.
+    pub fn run(mut self) -> ExitCode {
+        loop {
+            self.reap();
+            if let Some(deadline) = self.ending
+                && (alone() || deadline.is_some_and(|deadline| Instant::now() >= deadline))
+            {
+                return self.exit;
+            }
+            match self.signals.wait(self.ending.map(|_| LOOK)) {
+                Some(libc::SIGCHLD) | None => {}
+                Some(_) => self.ask(),
+            }
+        }
+    }
+
+    fn ask(&mut self) {
+        self.asked = true;
+        match self.command {
+            Some(command) => tell(rustix::process::kill_process(command, Signal::TERM)),
+            None => self.end(None),
+        }
+    }
+
+    fn end(&mut self, deadline: Option<Instant>) {
+        self.ending = Some(deadline);
+        // kill(-1, …): every process but PID 1 itself. Stopped ones must go on to
+        // see the signal.
+        tell(rustix::process::kill_process_group(Pid::INIT, Signal::TERM));
+        tell(rustix::process::kill_process_group(Pid::INIT, Signal::CONT));
+    }
+
+    fn reap(&mut self) {
+        while let Ok(Some((pid, status))) = rustix::process::wait(WaitOptions::NOHANG) {
+            if self.command != Some(pid) {
+                continue;
+            }
+            let status = ExitStatus::from_raw(status.as_raw());
+            self.command = None;
+            self.exit = exit_code(status);
+            if !self.asked {
+                eprintln!("strata-init: the appliance's command ended by itself: {status}");
+            }
+            self.end(if self.asked { None } else { Some(Instant::now() + GRACE) });
+        }
+    }
+}
+
+/// Whether PID 1 is the only process of the VA.
+fn alone() -> bool {
+    rustix::process::test_kill_process_group(Pid::INIT) == Err(Errno::SRCH)
+}
+
+/// That nobody was there to get a signal is no failure.
+fn tell(sent: rustix::io::Result<()>) {
+    if let Err(error) = sent
+        && error != Errno::SRCH
+    {
+        eprintln!("strata-init: cannot send a signal: {error}");
+    }
+}
+
+fn spawn(program: &OsString, arguments: &[OsString]) -> Result<Pid, InitError> {
+    let console = rustix::io::dup(rustix::stdio::stderr()).context("copy", "the console")?;
+    let mut command = Command::new(program);
+    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::from(console));
+    environment(&mut command);
+    let child = command.spawn().map_err(|source| InitError::Command {
+        program: program.to_string_lossy().into_owned(),
+        source,
+    })?;
+    Ok(Pid::from_child(&child))
+}

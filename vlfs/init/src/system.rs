@@ -1,0 +1,86 @@
+//! The system calls that no safe interface offers.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::time::Duration;
+
+use rustix::thread::UnshareFlags;
+
+/// Leaves the caller's namespaces for new ones: mounts, process ids (for the
+/// next child), host name and System V IPC.
+///
+/// # Errors
+/// As unshare(2).
+pub fn unshare_namespaces() -> io::Result<()> {
+    let flags =
+        UnshareFlags::NEWNS | UnshareFlags::NEWPID | UnshareFlags::NEWUTS | UnshareFlags::NEWIPC;
+    // SAFETY: the flags do not contain FILES, so that every descriptor stays
+    // visible to all threads; and this program has one thread.
+    unsafe { rustix::thread::unshare_unsafe(flags) }.map_err(io::Error::from)
+}
+
+/// Keeps every descriptor but the three standard ones from programs started
+/// later: whatever the caller's caller had open is the host's.
+///
+/// # Errors
+/// As close_range(2); the kernel is older than 5.11.
+pub fn keep_descriptors_from_children() -> io::Result<()> {
+    // SAFETY: with CLOSE_RANGE_CLOEXEC no descriptor is closed; only flags change.
+    let result =
+        unsafe { libc::syscall(libc::SYS_close_range, 3_u32, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Signals that are kept from their default action and waited for.
+pub struct Signals(libc::sigset_t);
+
+impl Signals {
+    /// Blocks the signals. Children inherit that: start them before.
+    ///
+    /// # Errors
+    /// A number is no signal.
+    pub fn block(signals: &[i32]) -> io::Result<Self> {
+        let mut set = MaybeUninit::<libc::sigset_t>::uninit();
+        // SAFETY: sigemptyset initialises the whole set before it is read.
+        let mut set = unsafe {
+            libc::sigemptyset(set.as_mut_ptr());
+            set.assume_init()
+        };
+        for signal in signals {
+            // SAFETY: `set` is initialised and lives through the call.
+            if unsafe { libc::sigaddset(&mut set, *signal) } != 0 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        // SAFETY: `set` is initialised; the old mask is not asked for.
+        if unsafe { libc::sigprocmask(libc::SIG_BLOCK, &set, std::ptr::null_mut()) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(Signals(set))
+    }
+
+    /// The next of the signals, or `None` when `timeout` has passed first.
+    pub fn wait(&self, timeout: Option<Duration>) -> Option<i32> {
+        let timeout = timeout.map(|timeout| libc::timespec {
+            tv_sec: timeout.as_secs().try_into().unwrap_or(libc::time_t::MAX),
+            tv_nsec: timeout.subsec_nanos().into(),
+        });
+        let timeout = timeout.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
+        // SAFETY: the set is initialised, no siginfo is asked for, and the time-out
+        // is null or points to a timespec that lives through the call.
+        let signal = unsafe { libc::sigtimedwait(&self.0, std::ptr::null_mut(), timeout) };
+        (signal > 0).then_some(signal)
+    }
+}
+
+extern "C" fn pass_over(_signal: libc::c_int) {}
+
+/// Outlives what the terminal sends to its foreground group: the command that is
+/// waited for decides. A handler, not `SIG_IGN`, which the command would inherit.
+pub fn outlive_terminal_signals() {
+    for signal in [libc::SIGINT, libc::SIGQUIT] {
+        // SAFETY: the handler does nothing, which is async-signal-safe.
+        unsafe { libc::signal(signal, pass_over as *const () as libc::sighandler_t) };
+    }
+}
