@@ -1,1 +1,36 @@
+//! The machines that VAs run on.
+//!
+//! ```text
+//! STORE/machines/<name>/va.json       the VA's record (`docs/formats.md`, "Machines")
+//! STORE/machines/<name>/private/      its private layer, unless the record says elsewhere
+//! STORE/machines/<name>/lock          held by the one command that changes the VA
+//! STORE/machines/<name>/console.log   what the VA's first process printed since its start
+//! STORE/machines/<name>/run/          the mount point, while the VA runs
+//! ```
+//!
+//! A record says what a VA is, never what it does: whether a VA runs is asked of
+//! the kernel each time ([`Machines::run_state`]), so that no crash and no restart
+//! of the host can leave a wrong answer behind.
+//!
+//! The driver [`namespace`] needs no hypervisor: the VA is a set of namespaces
+//! whose root is its VLFS. Other drivers stand beside it; [`Machines`] picks the
+//! driver that the record names. The crate prints nothing and reads no
+//! environment variables.
 
+pub mod cgroup;
+mod control;
+mod error;
+mod machines;
+mod mounts;
+mod namespace;
+mod provision;
+mod record;
+mod wait;
+
+pub use control::{ControlError, ask};
+pub use error::MachineError;
+pub use machines::{ExecCommand, Machines, Observation, Programs, StartRequest};
+pub use mounts::Mount;
+pub use provision::{ProvisionError, ProvisionRequest, Provisioned};
+pub use record::{Driver, VaRecord};
+pub use strata_core::status::RunState;

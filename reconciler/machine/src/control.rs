@@ -1,0 +1,81 @@
+//! Asking a mounted VLFS over its control socket, never longer than a deadline:
+//! a frozen daemon's socket takes connections and never answers.
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use rustix::event::PollFlags;
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use serde_json::{Value, json};
+
+use crate::wait;
+
+/// No answer is longer, in bytes.
+const ANSWER_BYTES: usize = 1 << 20;
+
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    #[error("the VLFS did not answer on {0} in time")]
+    Deadline(PathBuf),
+    #[error("cannot talk to the VLFS on {path}: {source}")]
+    Io { path: PathBuf, source: io::Error },
+    #[error("the VLFS answered on {0} with what is no JSON object on one line")]
+    Answer(PathBuf),
+}
+
+/// Sends `{"command":…}` to the VLFS whose mount has the device number `device`
+/// and returns its answer, a JSON object.
+///
+/// # Errors
+/// There is no such VLFS, or no answer by the deadline.
+pub fn ask(device: (u32, u32), command: &str, deadline: Instant) -> Result<Value, ControlError> {
+    let path = PathBuf::from(format!("/run/strata/vlfs/{}-{}.sock", device.0, device.1));
+    match converse(&path, &format!("{}\n", json!({ "command": command })), deadline) {
+        Ok(Some(answer)) => match serde_json::from_slice(&answer) {
+            Ok(value @ Value::Object(_)) => Ok(value),
+            Ok(_) | Err(_) => Err(ControlError::Answer(path)),
+        },
+        Ok(None) => Err(ControlError::Deadline(path)),
+        Err(source) => Err(ControlError::Io { path, source }),
+    }
+}
+
+/// `None` when the deadline has passed.
+fn converse(path: &PathBuf, request: &str, deadline: Instant) -> io::Result<Option<Vec<u8>>> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    match rustix::net::connect(&socket, &SocketAddrUnix::new(path)?) {
+        // The queue of a frozen daemon is full.
+        Err(Errno::AGAIN) => return Ok(None),
+        result => result?,
+    }
+    let mut rest = request.as_bytes();
+    while !rest.is_empty() {
+        if !wait::ready(&socket, PollFlags::OUT, deadline)? {
+            return Ok(None);
+        }
+        match rustix::net::send(&socket, rest, rustix::net::SendFlags::NOSIGNAL) {
+            Err(Errno::AGAIN | Errno::INTR) => {}
+            sent => rest = &rest[sent?..],
+        }
+    }
+    let mut answer = Vec::new();
+    let mut buffer = [0; 4096];
+    while !answer.contains(&b'\n') {
+        if !wait::ready(&socket, PollFlags::IN, deadline)? {
+            return Ok(None);
+        }
+        match rustix::io::read(&socket, &mut buffer) {
+            Err(Errno::AGAIN | Errno::INTR) => {}
+            Ok(0) => break,
+            Ok(length) => answer.extend_from_slice(&buffer[..length]),
+            Err(error) => return Err(error.into()),
+        }
+        if answer.len() > ANSWER_BYTES {
+            return Err(io::Error::new(io::ErrorKind::FileTooLarge, "the answer is too long"));
+        }
+    }
+    Ok(Some(answer))
+}

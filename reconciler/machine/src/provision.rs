@@ -1,0 +1,402 @@
+//! Provisioning VAs (§4.3): a record and a link, nothing copied.
+//!
+//! The directory `machines/<name>` claims the name and the link `va/<mac>` the
+//! address, each with one system call that lets one of two commands win. The link
+//! comes last: a record without one is a VA by halves, which the same command
+//! completes when it is given again. Destroying goes the other way round. One
+//! lock over the store keeps one command's halves from being another's.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::fs::FlockOperation;
+use strata_core::status::RunState;
+use strata_core::{CompositionName, MacAddr, RingName, VaName};
+use strata_store::{StoreError, StoreLock, VaTarget};
+
+use crate::error::{Context, MachineError};
+use crate::machines::Machines;
+use crate::record::{self, Driver, RecordError, VaRecord};
+use crate::wait;
+
+/// How long to wait for another command that provisions or destroys.
+const LOCK_DEADLINE: Duration = Duration::from_secs(60);
+/// The ring of whoever does not care.
+const COMMON_RING: &str = "everyone";
+/// From this many on, one sync of the file system is cheaper than one a file.
+const BATCH: usize = 8;
+/// Digits of a number in a name.
+const DIGITS: usize = 4;
+/// VAs of one command.
+const COUNT_LIMIT: u32 = 1_000_000;
+
+#[derive(Debug, thiserror::Error)]
+pub enum ProvisionError {
+    #[error("there is a VA {0} already")]
+    Exists(VaName),
+    #[error("the MAC address {mac} belongs to {}", owner.as_ref().map_or("a VA without a record", VaName::as_str))]
+    MacTaken { mac: MacAddr, owner: Option<VaName> },
+    #[error(
+        "the template {composition} has not been rolled out to the ring {ring}{}",
+        listed(available)
+    )]
+    NoRing { composition: CompositionName, ring: RingName, available: Vec<RingName> },
+    #[error("the template {0} has not been rolled out to any ring")]
+    NoTemplate(CompositionName),
+    #[error("the template {composition} is in several rings{}", listed(available))]
+    WhichRing { composition: CompositionName, available: Vec<RingName> },
+    #[error("{0} VAs are more than one command makes (limit {COUNT_LIMIT})")]
+    TooMany(u32),
+    #[error("a name is {0:?}: {1}")]
+    Name(String, strata_core::names::NameError),
+    #[error("another command has been provisioning or destroying VAs for {0:?}")]
+    Busy(Duration),
+    #[error("the private layer {0} is in use: the VA runs on another host")]
+    InUse(PathBuf),
+    #[error("the record cannot be written: {0}")]
+    Record(#[from] RecordError),
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+fn listed(rings: &[RingName]) -> String {
+    let names: Vec<&str> = rings.iter().map(RingName::as_str).collect();
+    if names.is_empty() { String::new() } else { format!("; its rings: {}", names.join(", ")) }
+}
+
+/// What to provision.
+#[derive(Debug, Clone)]
+pub struct ProvisionRequest {
+    pub composition: CompositionName,
+    /// The ring `everyone` or the only one where none is given.
+    pub ring: Option<RingName>,
+    /// Random where none is given; only for one VA.
+    pub mac: Option<MacAddr>,
+    /// The VA's name; with `count` (or without a name: of the template) the
+    /// beginning of names that go on with a number.
+    pub name: Option<VaName>,
+    pub count: Option<u32>,
+    /// Only for one VA.
+    pub private: Option<PathBuf>,
+}
+
+/// What was provisioned.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Provisioned {
+    pub record: VaRecord,
+    /// An earlier command had left it by halves.
+    pub completed: bool,
+}
+
+impl Machines<'_> {
+    /// Provisions VAs; all are durable when it returns. `progress` hears the
+    /// number of names done and then of links done.
+    ///
+    /// # Errors
+    /// The template has no generation in the ring, a name or address is taken, or
+    /// the store cannot be written. VAs by halves are completed by the next
+    /// command for their names.
+    pub fn provision(
+        &self,
+        request: &ProvisionRequest,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<Vec<Provisioned>, ProvisionError> {
+        let count = request.count.unwrap_or(1);
+        if count > COUNT_LIMIT {
+            return Err(ProvisionError::TooMany(count));
+        }
+        let ring = self.choose_ring(request)?;
+        let _lock = self.registry_lock()?;
+        self.sweep()?;
+        let target =
+            VaTarget::Ring { composition: request.composition.clone(), ring: ring.clone() };
+        if let Some(mac) = request.mac {
+            self.refuse_taken(mac, request.name.as_ref())?;
+        }
+        let names = self.choose_names(request, count)?;
+        let batch = names.len() >= BATCH;
+        let mut entropy = Entropy::open()?;
+        let mut provisioned = Vec::with_capacity(names.len());
+        for name in names {
+            let record = VaRecord {
+                version: record::VERSION,
+                name,
+                mac: match request.mac {
+                    Some(mac) => mac,
+                    None => entropy.mac()?,
+                },
+                composition: request.composition.clone(),
+                ring: ring.clone(),
+                driver: Driver::Namespace,
+                private: request.private.clone().unwrap_or_else(|| "private".into()),
+            };
+            provisioned.push(self.claim_name(record, batch)?);
+            progress(provisioned.len() as u64);
+        }
+        self.settle(batch, &self.store().machines())?;
+        for (done, va) in provisioned.iter_mut().enumerate() {
+            self.claim_address(va, &target, request.mac, &mut entropy)?;
+            progress(done as u64 + 1);
+        }
+        self.settle(batch, &self.store().root().join("va"))?;
+        Ok(provisioned)
+    }
+
+    /// Destroys a stopped VA: its link, its record, its report and its private
+    /// layer. Returns a private directory that was left because it is none that
+    /// Strata made.
+    ///
+    /// # Errors
+    /// It is not stopped, or something of it cannot be removed.
+    pub fn destroy(&self, name: &VaName) -> Result<Option<PathBuf>, ProvisionError> {
+        let registry = self.registry_lock()?;
+        self.sweep()?;
+        let (record, _lock) = self.locked(name)?;
+        match self.run_state(&record)? {
+            RunState::Running => return Err(MachineError::Running(name.clone()).into()),
+            RunState::Suspended => return Err(MachineError::Suspended(name.clone()).into()),
+            RunState::Stopped => self.clear(&record)?,
+        }
+        let directory = self.directory(name);
+        let private = record.private_in(&directory);
+        refuse_in_use(&private)?;
+        self.store().release_va(record.mac)?;
+        let report = self.store().reports().join(record.mac.to_string());
+        self.store().disk().remove_file(&report)?;
+        let mut kept = None;
+        if !private.starts_with(&directory) {
+            if is_private_layer(&private)? {
+                remove_tree(&private)?;
+            } else if private.exists() {
+                kept = Some(private);
+            }
+        }
+        let doomed = self.store().machines().join(format!("{DESTROYED}{name}"));
+        fs::rename(&directory, &doomed).at("rename", &directory)?;
+        self.store().disk().sync_directory(&self.store().machines())?;
+        drop(registry);
+        remove_tree(&doomed)?;
+        Ok(kept)
+    }
+
+    fn choose_ring(&self, request: &ProvisionRequest) -> Result<RingName, ProvisionError> {
+        let composition = request.composition.clone();
+        let mut available: Vec<RingName> = Vec::new();
+        for (name, ring) in self.store().rings()?.into_keys() {
+            if name == composition {
+                available.push(ring);
+            }
+        }
+        let common = available.iter().find(|ring| ring.as_str() == COMMON_RING);
+        match (&request.ring, common, available.as_slice()) {
+            (_, _, []) => Err(ProvisionError::NoTemplate(composition)),
+            (Some(ring), _, _) if available.contains(ring) => Ok(ring.clone()),
+            (Some(ring), _, _) => {
+                Err(ProvisionError::NoRing { composition, ring: ring.clone(), available })
+            }
+            (None, Some(common), _) => Ok(common.clone()),
+            (None, None, [only]) => Ok(only.clone()),
+            (None, None, _) => Err(ProvisionError::WhichRing { composition, available }),
+        }
+    }
+
+    /// The names to provision: free ones, and those left by halves.
+    fn choose_names(
+        &self,
+        request: &ProvisionRequest,
+        count: u32,
+    ) -> Result<Vec<VaName>, ProvisionError> {
+        if let (Some(name), None) = (&request.name, request.count) {
+            return Ok(vec![name.clone()]);
+        }
+        let base = request.name.as_ref().map_or(request.composition.as_str(), VaName::as_str);
+        let present: BTreeSet<VaName> = self.names()?.into_iter().collect();
+        let mut names = Vec::new();
+        for number in 1_u64.. {
+            if names.len() >= count as usize {
+                break;
+            }
+            let text = format!("{base}-{number:0DIGITS$}");
+            let name =
+                VaName::new(text.as_str()).map_err(|error| ProvisionError::Name(text, error))?;
+            if !present.contains(&name) || self.is_half(&name)? {
+                names.push(name);
+            }
+        }
+        Ok(names)
+    }
+
+    /// Whether a name's directory is what an interrupted command left.
+    fn is_half(&self, name: &VaName) -> Result<bool, ProvisionError> {
+        Ok(self.present(name)? != Present::Whole)
+    }
+
+    /// What stands in the place of a name.
+    fn present(&self, name: &VaName) -> Result<Present, ProvisionError> {
+        let path = self.directory(name).join("va.json");
+        match fs::metadata(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Present::Nothing),
+            // Power was lost before it was on disk.
+            Ok(metadata) if metadata.len() == 0 => return Ok(Present::Nothing),
+            result => result.at("stat", &path)?,
+        };
+        let record = self.record(name)?;
+        Ok(match self.store().va_target(record.mac)? {
+            Some(_) => Present::Whole,
+            None => Present::Half,
+        })
+    }
+
+    /// Makes the directory and the record of a VA, or takes over a half.
+    fn claim_name(&self, record: VaRecord, batch: bool) -> Result<Provisioned, ProvisionError> {
+        let directory = self.directory(&record.name);
+        let path = directory.join("va.json");
+        let disk = self.store().disk();
+        let made = match fs::create_dir(&directory) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
+            result => result.at("create", &directory).map(|()| true)?,
+        };
+        if made && batch {
+            disk.create_file(&path, record.print()?.as_bytes(), 0o644)?;
+            return Ok(Provisioned { record, completed: false });
+        }
+        if !made && !self.is_half(&record.name)? {
+            return Err(ProvisionError::Exists(record.name));
+        }
+        disk.write_file(&path, record.print()?.as_bytes(), 0o644)?;
+        Ok(Provisioned { record, completed: !made })
+    }
+
+    /// Makes the link that brings the VA to life.
+    fn claim_address(
+        &self,
+        va: &mut Provisioned,
+        target: &VaTarget,
+        wanted: Option<MacAddr>,
+        entropy: &mut Entropy,
+    ) -> Result<(), ProvisionError> {
+        loop {
+            match (self.store().claim_va(va.record.mac, target), wanted) {
+                (Ok(()), _) => return Ok(()),
+                (Err(StoreError::MacTaken(_)), None) => {
+                    va.record.mac = entropy.mac()?;
+                    let path = self.directory(&va.record.name).join("va.json");
+                    self.store().disk().write_file(&path, va.record.print()?.as_bytes(), 0o644)?;
+                }
+                (Err(StoreError::MacTaken(mac)), Some(_)) => {
+                    let directory = self.directory(&va.record.name);
+                    fs::remove_dir_all(&directory).at("remove", &directory)?;
+                    return Err(ProvisionError::MacTaken { mac, owner: None });
+                }
+                (Err(error), _) => return Err(error.into()),
+            }
+        }
+    }
+
+    fn refuse_taken(&self, mac: MacAddr, name: Option<&VaName>) -> Result<(), ProvisionError> {
+        if self.store().va_target(mac)?.is_none() {
+            return Ok(());
+        }
+        let owner = self.find(mac)?.map(|record| record.name);
+        match (owner, name) {
+            (Some(owner), Some(name)) if owner == *name => Err(ProvisionError::Exists(owner)),
+            (owner, _) => Err(ProvisionError::MacTaken { mac, owner }),
+        }
+    }
+
+    fn settle(&self, batch: bool, directory: &Path) -> Result<(), ProvisionError> {
+        if batch {
+            self.store().sync()?;
+        } else {
+            self.store().disk().sync_directory(directory)?;
+        }
+        Ok(())
+    }
+
+    fn registry_lock(&self) -> Result<StoreLock, ProvisionError> {
+        let mut lock = None;
+        wait::until(Instant::now() + LOCK_DEADLINE, || match self.store().try_lock("machines") {
+            Ok(taken) => {
+                lock = Some(taken);
+                Ok(true)
+            }
+            Err(StoreError::Locked(_)) => Ok(false),
+            Err(error) => Err(error),
+        })?;
+        lock.ok_or(ProvisionError::Busy(LOCK_DEADLINE))
+    }
+
+    /// Removes what destroyed VAs left when their command died.
+    fn sweep(&self) -> Result<(), ProvisionError> {
+        let machines = self.store().machines();
+        for entry in fs::read_dir(&machines).at("list", &machines)? {
+            let entry = entry.at("list", &machines)?;
+            if entry.file_name().to_string_lossy().starts_with(DESTROYED) {
+                remove_tree(&entry.path())?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What stands in the place of a VA.
+#[derive(PartialEq, Eq)]
+enum Present {
+    /// A directory at most.
+    Nothing,
+    /// A record without a link.
+    Half,
+    Whole,
+}
+
+const DESTROYED: &str = ".destroyed-";
+
+/// Removes a directory with all in it; that it is gone already is no error.
+fn remove_tree(path: &Path) -> Result<(), MachineError> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result.at("remove", path),
+    }
+}
+
+fn is_private_layer(path: &Path) -> Result<bool, MachineError> {
+    match fs::read(path.join("format")) {
+        Ok(format) => Ok(format.starts_with(b"strata-private")),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error).at("read", path),
+    }
+}
+
+/// A mounted VLFS holds its private layer's lock, on whichever host it runs.
+fn refuse_in_use(private: &Path) -> Result<(), ProvisionError> {
+    let path = private.join("lock");
+    let file = match File::options().read(true).write(true).open(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        file => file.at("open", &path)?,
+    };
+    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(ProvisionError::InUse(private.to_owned())),
+        result => Ok(result.at("lock", &path)?),
+    }
+}
+
+/// Random addresses.
+struct Entropy(File);
+
+impl Entropy {
+    fn open() -> Result<Self, MachineError> {
+        let path = Path::new("/dev/urandom");
+        File::open(path).map(Entropy).at("open", path)
+    }
+
+    fn mac(&mut self) -> Result<MacAddr, MachineError> {
+        let mut bits = [0; 6];
+        self.0.read_exact(&mut bits).at("read", Path::new("/dev/urandom"))?;
+        Ok(MacAddr::locally_administered(bits))
+    }
+}
