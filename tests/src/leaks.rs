@@ -1,0 +1,136 @@
+//! What a test may leave behind on the machine: mounts and processes below its
+//! directory, control groups of its store.
+
+use std::ffi::OsString;
+use std::fs;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+/// Mount points at or below `root`, in the order they were mounted.
+///
+/// # Panics
+/// `/proc` cannot be read.
+pub fn mounts(root: &Path) -> Vec<PathBuf> {
+    let table = fs::read("/proc/self/mountinfo").expect("/proc is mounted");
+    let lines = table.split(|b| *b == b'\n');
+    let points = lines.filter_map(|line| line.split(|b| *b == b' ').nth(4)).map(unescape);
+    points.filter(|point| point.starts_with(root)).collect()
+}
+
+/// The kernel writes space, tab, newline and backslash as three octal digits.
+fn unescape(field: &[u8]) -> PathBuf {
+    let mut plain = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((first, tail)) = rest.split_first() {
+        let code = tail.get(..3).and_then(|digits| std::str::from_utf8(digits).ok());
+        match code.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
+            Some(byte) if *first == b'\\' => {
+                plain.push(byte);
+                rest = &tail[3..];
+            }
+            _ => {
+                plain.push(*first);
+                rest = tail;
+            }
+        }
+    }
+    PathBuf::from(OsString::from_vec(plain))
+}
+
+/// Processes that name `root` in their arguments, or stand in or below it: their
+/// ids and command lines. This process is left out, and so are zombies.
+///
+/// # Panics
+/// `/proc` cannot be read.
+pub fn processes(root: &Path) -> Vec<(u32, String)> {
+    let needle = root.as_os_str().as_bytes();
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc").expect("/proc is mounted").flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
+            continue;
+        };
+        // A process that ends meanwhile has no command line any more, as a zombie has none.
+        let command = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let stands = ["cwd", "root"]
+            .iter()
+            .filter_map(|link| fs::read_link(entry.path().join(link)).ok())
+            .any(|directory| directory.starts_with(root));
+        let names = command.windows(needle.len()).any(|window| window == needle);
+        if pid != std::process::id() && !command.is_empty() && (names || stands) {
+            found.push((pid, String::from_utf8_lossy(&command).replace('\0', " ")));
+        }
+    }
+    found
+}
+
+/// Control groups of the VAs of the store at `store`, innermost first. They lie
+/// below `strata/<device>-<inode of machines/>` of the cgroup v2 hierarchy.
+///
+/// # Panics
+/// `/proc` cannot be read.
+pub fn control_groups(store: &Path) -> Vec<PathBuf> {
+    let table = fs::read_to_string("/proc/self/mounts").expect("/proc is mounted");
+    let fields = table.lines().map(|line| line.split(' ').collect::<Vec<_>>());
+    let hierarchy = fields.filter(|fields| fields.get(2) == Some(&"cgroup2")).map(|f| f[1]).next();
+    let (Some(hierarchy), Ok(stat)) = (hierarchy, rustix::fs::stat(store.join("machines"))) else {
+        return Vec::new();
+    };
+    let (major, minor) = (rustix::fs::major(stat.st_dev), rustix::fs::minor(stat.st_dev));
+    let key = format!("{major}-{minor}-{}", stat.st_ino);
+    let mut groups = Vec::new();
+    let mut pending = vec![Path::new(hierarchy).join("strata").join(key)];
+    while let Some(group) = pending.pop() {
+        for entry in fs::read_dir(&group).into_iter().flatten().flatten() {
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                pending.push(entry.path());
+            }
+        }
+        if group.is_dir() {
+            groups.push(group);
+        }
+    }
+    groups.reverse();
+    groups
+}
+
+/// Whether a control group or one below it has a process.
+pub fn populated(group: &Path) -> bool {
+    let events = fs::read_to_string(group.join("cgroup.events")).unwrap_or_default();
+    events.lines().any(|line| line == "populated 1")
+}
+
+/// Everything that is left of a workspace at `root` with its store below it.
+pub fn everything(root: &Path) -> Vec<String> {
+    let mounts = mounts(root).into_iter().map(|point| format!("mount {}", point.display()));
+    let processes =
+        processes(root).into_iter().map(|(pid, command)| format!("process {pid}: {command}"));
+    let groups = control_groups(&root.join("store")).into_iter().filter(|group| populated(group));
+    let groups = groups.map(|group| format!("processes in {}", group.display()));
+    mounts.chain(processes).chain(groups).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::{Command, Stdio};
+
+    #[test]
+    fn escapes_of_the_mount_table() {
+        assert_eq!(unescape(br"/a\040b\134c"), Path::new(r"/a b\c"));
+    }
+
+    #[test]
+    fn a_process_left_behind_is_named() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        assert_eq!(everything(directory.path()), [""; 0]);
+        let mut child = Command::new("cat")
+            .current_dir(directory.path())
+            .stdin(Stdio::piped())
+            .spawn()
+            .expect("cat starts");
+        let found = everything(directory.path());
+        child.kill().and_then(|()| child.wait()).expect("cat ends");
+        assert_eq!(found, [format!("process {}: cat ", child.id())]);
+        assert_eq!(everything(directory.path()), [""; 0]);
+    }
+}
