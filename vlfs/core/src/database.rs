@@ -65,6 +65,11 @@ impl Database {
         self.units.values()
     }
 
+    /// All units, by name and ascending version.
+    pub fn into_units(self) -> impl Iterator<Item = Unit> {
+        self.units.into_values()
+    }
+
     pub fn len(&self) -> usize {
         self.units.len()
     }

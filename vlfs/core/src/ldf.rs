@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use crate::limits;
-use crate::names::{CompositionName, LayerName, NameError, RepositoryName};
+use crate::names::{CompositionName, LayerName, NameError, RepositoryName, TEMPLATES_REPOSITORY};
 use crate::position::Located;
 use crate::version::{LayerVersion, VersionError};
 
@@ -133,6 +133,11 @@ impl Ldf {
             let what = match &item {
                 Item::Silent => None,
                 Item::Reference(reference) => Some(format!("@{}", reference.name)),
+                // A flattened LDF lists the configuration layers from git, which
+                // may have the name of a software layer.
+                Item::Layer(line) if line.repository.as_str() == TEMPLATES_REPOSITORY => {
+                    Some(format!("the configuration layer {}", line.layer))
+                }
                 Item::Layer(line) => Some(format!("the layer {}", line.layer)),
             };
             if let Some(what) = what {

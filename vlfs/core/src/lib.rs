@@ -8,8 +8,13 @@
 //! its section, enforces the size limits of [`limits`], reports positions as
 //! line and column, and never panics on any input (see `fuzz/`).
 
+pub mod check;
+pub mod composition;
+pub mod configuration;
+mod consistency;
 pub mod database;
 pub mod deb822;
+pub mod desired;
 pub mod diagnostic;
 pub mod digest;
 
@@ -20,13 +25,19 @@ pub mod links;
 pub mod manifest;
 
 pub mod metadata;
+pub mod modes;
 pub mod names;
 pub mod plan;
 pub mod position;
 
 pub mod relation;
 pub mod report;
+pub mod shared_paths;
+pub mod source;
 pub mod status;
+pub mod template_tree;
+mod toml_reader;
+pub mod universe;
 pub mod version;
 
 pub use diagnostic::{Diagnostic, Severity};

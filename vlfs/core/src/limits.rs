@@ -17,6 +17,12 @@ pub const GENERATION_BYTES: usize = 8 << 20;
 pub const REPORT_BYTES: usize = 64 << 10;
 /// Bytes of `strata.toml`, `appliances.toml` and a `.modes` file.
 pub const CONFIGURATION_BYTES: usize = 4 << 20;
+/// Files that a GitOps repository may hold where Strata looks at them.
+pub const SOURCE_FILES: usize = 500_000;
+/// Bytes of all those files together.
+pub const SOURCE_BYTES: usize = 1 << 30;
+/// Bytes of one file of a `templates/<name>/` tree.
+pub const SOURCE_FILE_BYTES: usize = 256 << 20;
 /// Bytes of a name: a repository, layer, template, ring or VA.
 pub const NAME_BYTES: usize = 200;
 /// Bytes of a version string.

@@ -128,6 +128,14 @@ name!(
     "VA"
 );
 
+impl CompositionName {
+    /// The name of the configuration layer that is sealed from the
+    /// composition's tree in git.
+    pub fn layer_name(&self) -> LayerName {
+        LayerName(self.0.clone())
+    }
+}
+
 /// The repository of configuration layers sealed from git trees. Reserved: no
 /// operator's repository may have this name.
 pub const TEMPLATES_REPOSITORY: &str = "templates";

@@ -1,0 +1,188 @@
+//! The check of a whole GitOps repository: what `strata check` prints and what
+//! the reconciler demands of a commit.
+//!
+//! A commit is taken whole or refused whole, with every fault at once. What is
+//! in git is exactly what runs: the check composes and never solves.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+
+use crate::composition::{self, FlatComposition, FlatLayer};
+use crate::consistency::{Rules, consistency};
+use crate::desired::DesiredState;
+use crate::diagnostic::{Diagnostic, Severity};
+use crate::digest::Digest;
+use crate::generation::Generation;
+use crate::manifest::Manifest;
+use crate::metadata::LayerKind;
+use crate::names::CompositionName;
+use crate::shared_paths::{ManifestSource, shared_paths};
+use crate::source::SourceTree;
+use crate::universe::{UnitId, Universe};
+
+/// What the check found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CheckResult {
+    pub desired: DesiredState,
+    /// By file and line, each once.
+    pub diagnostics: Vec<Diagnostic>,
+    /// The compositions without faults. A commit with an error is refused
+    /// whole, whatever stands here.
+    pub compositions: BTreeMap<CompositionName, Generation>,
+}
+
+impl CheckResult {
+    /// Whether the commit may be taken: warnings do not stand in the way.
+    pub fn accepted(&self) -> bool {
+        self.diagnostics.iter().all(|found| found.severity == Severity::Warning)
+    }
+}
+
+/// Reads and checks a commit.
+pub fn check(
+    tree: &SourceTree,
+    universe: &Universe,
+    manifests: &dyn ManifestSource,
+) -> CheckResult {
+    let (desired, diagnostics) = DesiredState::read(tree);
+    check_desired(desired, diagnostics, universe, manifests)
+}
+
+/// Checks what [`DesiredState::read`] gave, with the faults it found.
+pub fn check_desired(
+    desired: DesiredState,
+    mut diagnostics: Vec<Diagnostic>,
+    universe: &Universe,
+    manifests: &dyn ManifestSource,
+) -> CheckResult {
+    let DesiredState { configuration, definitions, .. } = &desired;
+    let (order, faults) = composition::reference_order(definitions, configuration);
+    diagnostics.extend(faults);
+    let rules = Rules::new(configuration, universe);
+    let mut paths = PathCheck { universe, manifests, passed: HashSet::new() };
+    let mut flats: BTreeMap<CompositionName, FlatComposition> = BTreeMap::new();
+    let mut compositions = BTreeMap::new();
+    let mut faulty: HashSet<&CompositionName> = HashSet::new();
+    let ordered: HashSet<_> = order.order.iter().collect();
+    for definition in definitions.values().filter(|d| !ordered.contains(&d.name)) {
+        diagnostics.extend(composition::place_layers(definition, configuration, universe).1);
+    }
+    for name in &order.order {
+        let definition = &definitions[name];
+        let (own, faults) = composition::place_layers(definition, configuration, universe);
+        let mut sound = faults.is_empty();
+        diagnostics.extend(faults);
+        let (mut flat, faults) =
+            composition::flatten(definition, &own, configuration, definitions, &flats);
+        diagnostics.extend(faults);
+        flat.whole &= !order.broken.contains(name);
+        let mut faults = consistency(definition, &flat, &rules);
+        faults.extend(paths.check(&flat));
+        sound &= faults.iter().all(|fault| fault.severity == Severity::Warning);
+        sound &= definition.ldf.references().all(|(_, r)| !faulty.contains(&r.name));
+        diagnostics.extend(faults);
+        if !flat.whole || !sound {
+            faulty.insert(name);
+        } else {
+            match flat.seal(universe) {
+                Ok(generation) => {
+                    compositions.insert(name.clone(), generation);
+                }
+                Err(error) => {
+                    let message = error.to_string();
+                    diagnostics.push(Diagnostic::error(&flat.file, 0, "composition", message));
+                }
+            }
+        }
+        flats.insert(name.clone(), flat);
+    }
+    diagnostics.sort();
+    diagnostics.dedup();
+    CheckResult { desired, diagnostics, compositions }
+}
+
+/// Faults that can be found without any repository: syntax, names, references.
+pub fn check_source(tree: &SourceTree) -> (DesiredState, Vec<Diagnostic>) {
+    let (desired, mut diagnostics) = DesiredState::read(tree);
+    let (_, faults) = composition::reference_order(&desired.definitions, &desired.configuration);
+    diagnostics.extend(faults);
+    diagnostics.sort();
+    diagnostics.dedup();
+    (desired, diagnostics)
+}
+
+/// Looks for shared paths, once for each set of software layers.
+struct PathCheck<'a> {
+    universe: &'a Universe,
+    manifests: &'a dyn ManifestSource,
+    passed: HashSet<Digest>,
+}
+
+impl PathCheck<'_> {
+    fn check(&mut self, flat: &FlatComposition) -> Vec<Diagnostic> {
+        let mut layers: Vec<(UnitId, &FlatLayer)> = flat
+            .layers
+            .iter()
+            .filter_map(|layer| Some((layer.placed.unit?, layer)))
+            .filter(|(id, _)| self.universe.unit(*id).metadata.kind == LayerKind::Software)
+            .collect();
+        layers.sort_by_key(|(id, _)| *id);
+        let bytes: Vec<u8> = layers.iter().flat_map(|(id, _)| id.0.to_le_bytes()).collect();
+        let key = Digest::of(&bytes);
+        if self.passed.contains(&key) {
+            return Vec::new();
+        }
+        let mut diagnostics = Vec::new();
+        let mut known: Vec<(UnitId, &FlatLayer, Arc<Manifest>)> = Vec::new();
+        for (id, layer) in layers {
+            match self.manifests.manifest(&self.universe.entry(id)) {
+                Some(manifest) => known.push((id, layer, manifest)),
+                None => {
+                    let message =
+                        format!("the manifest of {} cannot be read", self.universe.show(id));
+                    let (file, line) = (&layer.placed.file, layer.placed.number);
+                    let hint = format!("run `strata repo index {}`", self.universe.repository(id));
+                    diagnostics
+                        .push(Diagnostic::error(file, line, "no-manifest", message).hint(hint));
+                }
+            }
+        }
+        let manifests: Vec<&Manifest> = known.iter().map(|(_, _, manifest)| &**manifest).collect();
+        for shared in shared_paths(&manifests) {
+            let (first, second) = (&known[shared.first], &known[shared.second]);
+            let path = String::from_utf8_lossy(&shared.path);
+            let more = match shared.count {
+                1 => String::new(),
+                count => format!(" and {} more", count - 1),
+            };
+            let (mut a, mut b) = (first, second);
+            if (a.1.own, a.1.placed.number) > (b.1.own, b.1.placed.number) {
+                (a, b) = (b, a);
+            }
+            let message = format!(
+                "{} and {} ({}:{}) share the path /{path}{more}",
+                self.universe.show(b.0),
+                self.universe.show(a.0),
+                a.1.placed.file,
+                a.1.placed.number
+            );
+            let same_file = a.1.placed.file == b.1.placed.file;
+            let (file, line) = if same_file || b.1.own {
+                (&b.1.placed.file, b.1.placed.number)
+            } else {
+                (&flat.file, b.1.via)
+            };
+            diagnostics.push(
+                Diagnostic::error(file, line, "shared-path", message)
+                    .hint("software layers must not obscure one another: remove one of the two"),
+            );
+        }
+        if diagnostics.is_empty() {
+            self.passed.insert(key);
+        }
+        diagnostics
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,368 @@
+//! `strata.toml` and `appliances.toml` (`docs/formats.md`, "The GitOps repository").
+//!
+//! Every fault of a file is reported at once with its line; a key that is not
+//! known is a fault, so that a misspelt one cannot be ignored in silence.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+
+use crate::diagnostic::Diagnostic;
+use crate::limits;
+use crate::names::{
+    CompositionName, LayerName, MacAddr, NameError, RepositoryName, RingName, TEMPLATES_REPOSITORY,
+    VaName,
+};
+pub use crate::toml_reader::Placed;
+use crate::toml_reader::{TableReader, TomlFile};
+
+/// Path of the configuration in the GitOps repository.
+pub const CONFIGURATION_FILE: &str = "strata.toml";
+/// Path of the declared appliances.
+pub const APPLIANCES_FILE: &str = "appliances.toml";
+/// The priority of a repository that names none.
+pub const DEFAULT_PRIORITY: u32 = 500;
+/// The ring where none is configured.
+pub const DEFAULT_RING: &str = "everyone";
+
+/// A repository that compositions may draw on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RepositoryConfiguration {
+    pub name: RepositoryName,
+    /// Where two repositories have a layer of one name, the higher one is preferred.
+    pub priority: u32,
+    pub line: u32,
+}
+
+/// A layer as `repository/layer`, without a version.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct LayerPath {
+    pub repository: RepositoryName,
+    pub layer: LayerName,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum LayerPathError {
+    #[error("write `repository/layer`: there is no / in {0:?}")]
+    Slash(String),
+    #[error(transparent)]
+    Name(#[from] NameError),
+}
+
+impl FromStr for LayerPath {
+    type Err = LayerPathError;
+    fn from_str(text: &str) -> Result<Self, LayerPathError> {
+        let (repository, layer) = text
+            .split_once('/')
+            .ok_or_else(|| LayerPathError::Slash(text.chars().take(64).collect()))?;
+        Ok(LayerPath { repository: repository.parse()?, layer: layer.parse()? })
+    }
+}
+
+impl fmt::Display for LayerPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.repository, self.layer)
+    }
+}
+
+/// The parsed `strata.toml`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Configuration {
+    /// In the order of the file.
+    pub repositories: Vec<RepositoryConfiguration>,
+    /// Layers that are part of every composition (§5).
+    pub base: Vec<Placed<LayerPath>>,
+    /// In the order in which a rollout reaches them; never empty.
+    pub rings: Vec<RingName>,
+    /// Layers that one composition may have.
+    pub max_layers: u32,
+}
+
+impl Default for Configuration {
+    fn default() -> Self {
+        Configuration {
+            repositories: Vec::new(),
+            base: Vec::new(),
+            rings: vec![RingName::new(DEFAULT_RING).expect("a constant that is a name")],
+            max_layers: limits::COMPOSITION_LAYERS as u32,
+        }
+    }
+}
+
+impl Configuration {
+    /// Reads `strata.toml`. What could be read is returned along with every fault.
+    pub fn read(text: &[u8]) -> (Self, Vec<Diagnostic>) {
+        let (mut file, table) = TomlFile::parse(CONFIGURATION_FILE, text);
+        let mut configuration = Configuration::default();
+        let Some(table) = table else { return (configuration, file.diagnostics) };
+        let mut reader = TableReader::new(&table, 0, CONFIGURATION_FILE);
+        for (repository, at) in reader.tables(&mut file, "repository") {
+            configuration.read_repository(&mut file, repository, at);
+        }
+        configuration.base = reader.parsed_list(&mut file, "base").unwrap_or_default();
+        if let Some(rings) = reader.parsed_list::<RingName>(&mut file, "rings") {
+            configuration.read_rings(&mut file, rings);
+        }
+        if let Some((limits_table, at)) = reader.table(&mut file, "limits") {
+            let mut reader = TableReader::new(limits_table, at, "[limits]");
+            let most = configuration.max_layers;
+            if let Some(number) = reader.number(&mut file, "layers", most) {
+                configuration.max_layers = number;
+            }
+            reader.finish(&mut file);
+        }
+        reader.finish(&mut file);
+        configuration.check_base(&mut file);
+        (configuration, file.diagnostics)
+    }
+
+    fn read_repository(
+        &mut self,
+        file: &mut TomlFile<'_>,
+        table: &toml::de::DeTable<'_>,
+        at: usize,
+    ) {
+        let mut reader = TableReader::new(table, at, "a [[repository]]");
+        let name = reader.required::<RepositoryName>(file, "name");
+        let priority = reader.number(file, "priority", 100_000).unwrap_or(DEFAULT_PRIORITY);
+        reader.finish(file);
+        let Some(Placed { value: name, line }) = name else { return };
+        let refuse =
+            |message: String| Diagnostic::error(CONFIGURATION_FILE, line, "repository", message);
+        if name.as_str() == TEMPLATES_REPOSITORY {
+            let message = format!(
+                "the repository name {name} is reserved for configuration layers that come from git"
+            );
+            file.diagnostics.push(refuse(message));
+        } else if let Some(first) = self.repository(&name) {
+            let message = format!("the repository {name} stands on line {} already", first.line);
+            file.diagnostics.push(refuse(message));
+        } else {
+            self.repositories.push(RepositoryConfiguration { name, priority, line });
+        }
+    }
+
+    fn read_rings(&mut self, file: &mut TomlFile<'_>, rings: Vec<Placed<RingName>>) {
+        let mut unique: Vec<RingName> = Vec::new();
+        for Placed { value, line } in rings {
+            if unique.contains(&value) {
+                let message = format!("the ring {value} stands twice");
+                file.diagnostics.push(Diagnostic::error(CONFIGURATION_FILE, line, "ring", message));
+            } else {
+                unique.push(value);
+            }
+        }
+        if !unique.is_empty() {
+            self.rings = unique;
+        }
+    }
+
+    fn check_base(&self, file: &mut TomlFile<'_>) {
+        for Placed { value, line } in &self.base {
+            if self.repository(&value.repository).is_none() {
+                let message = format!("{value} is of an unknown repository");
+                file.diagnostics.push(
+                    Diagnostic::error(CONFIGURATION_FILE, *line, "unknown-repository", message)
+                        .hint(self.repositories_hint()),
+                );
+            }
+        }
+    }
+
+    pub fn repository(&self, name: &RepositoryName) -> Option<&RepositoryConfiguration> {
+        self.repositories.iter().find(|repository| repository.name == *name)
+    }
+
+    /// What to do about an unknown repository.
+    pub(crate) fn repositories_hint(&self) -> String {
+        let names: Vec<_> = self.repositories.iter().map(|r| r.name.as_str()).collect();
+        match names.as_slice() {
+            [] => format!("declare it in {CONFIGURATION_FILE} with [[repository]] and a name"),
+            _ => format!("{CONFIGURATION_FILE} declares {}", names.join(", ")),
+        }
+    }
+
+    /// The ring of an appliance that names none: the last one a rollout reaches.
+    pub fn default_ring(&self) -> &RingName {
+        self.rings.last().expect("the constructor leaves at least one ring")
+    }
+}
+
+/// A declared VA.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Appliance {
+    pub name: VaName,
+    pub mac: MacAddr,
+    /// The composition it runs.
+    pub composition: CompositionName,
+    pub ring: RingName,
+    pub labels: BTreeMap<String, String>,
+    /// Where it stands in `appliances.toml`.
+    pub line: u32,
+}
+
+/// What `appliances.toml` declares.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Appliances {
+    pub by_name: BTreeMap<VaName, Appliance>,
+    /// Every composition that is named, by a faulty appliance too.
+    pub named: Vec<Placed<CompositionName>>,
+}
+
+/// Reads `appliances.toml`: declared VAs by name, along with every fault.
+/// Whether the compositions exist is for [`crate::desired::DesiredState`].
+pub fn read_appliances(
+    text: &[u8],
+    configuration: &Configuration,
+) -> (Appliances, Vec<Diagnostic>) {
+    let (mut file, table) = TomlFile::parse(APPLIANCES_FILE, text);
+    let mut appliances = Appliances::default();
+    let Some(table) = table else { return (appliances, file.diagnostics) };
+    let mut macs: BTreeMap<MacAddr, u32> = BTreeMap::new();
+    let mut reader = TableReader::new(&table, 0, APPLIANCES_FILE);
+    for (table, at) in reader.tables(&mut file, "appliance") {
+        let named = &mut appliances.named;
+        let Some((appliance, mac_line)) =
+            read_appliance(&mut file, table, at, configuration, named)
+        else {
+            continue;
+        };
+        let mut refuse = |line, code, message| {
+            file.diagnostics.push(Diagnostic::error(APPLIANCES_FILE, line, code, message));
+        };
+        if let Some(first) = macs.insert(appliance.mac, mac_line) {
+            let message =
+                format!("the MAC address {} stands on line {first} already", appliance.mac);
+            refuse(mac_line, "duplicate-mac", message);
+        }
+        if let Some(first) = appliances.by_name.get(&appliance.name) {
+            let message =
+                format!("the appliance {} stands on line {} already", appliance.name, first.line);
+            refuse(appliance.line, "duplicate-appliance", message);
+            continue;
+        }
+        appliances.by_name.insert(appliance.name.clone(), appliance);
+    }
+    reader.finish(&mut file);
+    (appliances, file.diagnostics)
+}
+
+fn read_appliance(
+    file: &mut TomlFile<'_>,
+    table: &toml::de::DeTable<'_>,
+    at: usize,
+    configuration: &Configuration,
+    named: &mut Vec<Placed<CompositionName>>,
+) -> Option<(Appliance, u32)> {
+    let mut reader = TableReader::new(table, at, "an [[appliance]]");
+    let name = reader.required::<VaName>(file, "name");
+    let mac = reader.required::<MacAddr>(file, "mac");
+    let ldf = reader.required::<LdfReference>(file, "ldf");
+    let ring = reader.parsed::<RingName>(file, "ring");
+    let labels = reader.table(file, "labels").map(|(table, at)| {
+        TableReader::new(table, at, "labels").all_strings(file).into_iter().collect()
+    });
+    reader.finish(file);
+    if let Some(Placed { value, line }) = &ldf {
+        named.push(Placed { value: value.0.clone(), line: *line });
+    }
+    if let Some(Placed { value, line }) = &ring
+        && !configuration.rings.contains(value)
+    {
+        let names: Vec<_> = configuration.rings.iter().map(RingName::as_str).collect();
+        file.diagnostics.push(
+            Diagnostic::error(
+                APPLIANCES_FILE,
+                *line,
+                "unknown-ring",
+                format!("there is no ring {value}"),
+            )
+            .hint(format!("{CONFIGURATION_FILE} has the rings {}", names.join(", "))),
+        );
+    }
+    let (name, mac, ldf) = (name?, mac?, ldf?);
+    let appliance = Appliance {
+        name: name.value,
+        mac: mac.value,
+        composition: ldf.value.0,
+        ring: ring.map_or_else(|| configuration.default_ring().clone(), |ring| ring.value),
+        labels: labels.unwrap_or_default(),
+        line: name.line,
+    };
+    Some((appliance, mac.line))
+}
+
+/// `name`, `templates/name` or `appliances/name`, with or without `.ldf`.
+struct LdfReference(CompositionName);
+
+impl FromStr for LdfReference {
+    type Err = NameError;
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        let name = text.strip_prefix("templates/").or(text.strip_prefix("appliances/"));
+        let name = name.unwrap_or(text);
+        CompositionName::new(name.strip_suffix(".ldf").unwrap_or(name)).map(LdfReference)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = "base = [\"main/base\"]\nrings = [\"canary\", \"everyone\"]\n\n[[repository]]\nname = \"main\"\npriority = 900\n\n[[repository]]\nname = \"local\"\n\n[limits]\nlayers = 300\n";
+
+    #[test]
+    fn a_whole_configuration() {
+        let (configuration, faults) = Configuration::read(GOOD.as_bytes());
+        assert_eq!(faults, []);
+        let priorities: Vec<_> = configuration.repositories.iter().map(|r| r.priority).collect();
+        assert_eq!(priorities, [900, DEFAULT_PRIORITY]);
+        assert_eq!(configuration.base[0].value.to_string(), "main/base");
+        assert_eq!(configuration.default_ring().as_str(), "everyone");
+        assert_eq!(configuration.max_layers, 300);
+    }
+
+    #[test]
+    fn every_fault_has_its_line() {
+        let text = "base = [\"nobody/base\", \"x\"]\nrings = [\"a\", \"a\"]\ncolour = 1\n[[repository]]\nname = \"templates\"\n[[repository]]\nprioritaet = 1\n[limits]\nlayers = -1\n";
+        let (_, faults) = Configuration::read(text.as_bytes());
+        let mut lines: Vec<_> = faults.iter().map(|f| (f.line, f.code)).collect();
+        lines.sort_unstable();
+        assert_eq!(
+            lines,
+            [
+                (1, "unknown-repository"),
+                (1, "value"),
+                (2, "ring"),
+                (3, "unknown-key"),
+                (5, "repository"),
+                (6, "missing-key"),
+                (7, "unknown-key"),
+                (9, "value"),
+            ]
+        );
+    }
+
+    #[test]
+    fn appliances() {
+        let (configuration, _) = Configuration::read(GOOD.as_bytes());
+        let text = "[[appliance]]\nname = \"web-01\"\nmac = \"52:54:00:00:00:01\"\nldf = \"templates/web\"\nring = \"canary\"\nlabels = { site = \"vienna\" }\n\n[[appliance]]\nname = \"web-02\"\nmac = \"52:54:00:00:00:01\"\nldf = \"web\"\nring = \"nobody\"\n\n[[appliance]]\nname = \"web-01\"\nmac = \"x\"\nldf = \"web\"\n";
+        let (appliances, faults) = read_appliances(text.as_bytes(), &configuration);
+        assert_eq!((appliances.by_name.len(), appliances.named.len()), (2, 3));
+        let first = appliances.by_name.values().next().expect("one");
+        assert_eq!(first.labels["site"], "vienna");
+        assert_eq!(first.ring.as_str(), "canary");
+        let lines: Vec<_> = faults.iter().map(|f| (f.line, f.code)).collect();
+        assert_eq!(lines, [(12, "unknown-ring"), (10, "duplicate-mac"), (16, "value")]);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn never_panics(bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..200), at in 0..GOOD.len(), byte: u8) {
+            let _checked = Configuration::read(&bytes);
+            let mut text = GOOD.as_bytes().to_vec();
+            text[at] = byte;
+            let (configuration, _) = Configuration::read(&text);
+            let _checked = read_appliances(&text, &configuration);
+        }
+    }
+}
