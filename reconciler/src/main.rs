@@ -1,1 +1,5 @@
-fn main() {}
+//! The `strata` command; everything is in the library beside it.
+
+fn main() -> std::process::ExitCode {
+    strata::cli::main()
+}

@@ -1,0 +1,107 @@
+//! `strata check`: every fault of a GitOps repository at once.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::PathBuf;
+
+use clap::Args;
+use serde::Serialize;
+use strata_core::check::{CheckResult, check_desired, check_source};
+use strata_core::desired::DesiredState;
+use strata_core::{CompositionName, Diagnostic, GenerationId, Severity};
+use strata_store::Store;
+
+use super::output::print_bytes;
+use super::{Failure, Outcome, OutputArgs, OutputFormat, print_json};
+use crate::directory::read_directory;
+use crate::repositories::{StoreManifests, load_universe};
+
+/// Check a GitOps repository: syntax, layers, dependencies, shared paths, references.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  strata check . --store /srv/strata\n  strata check . --output json | jq '.diagnostics[].message'\n\nExit status: 0 no error (warnings do not count), 1 errors, 2 the check could not be made."
+)]
+pub struct CheckArgs {
+    /// The directory that holds strata.toml.
+    #[arg(value_name = "DIR")]
+    directory: PathBuf,
+    /// The store with the repositories; without one only what needs none is checked.
+    #[arg(long, env = "STRATA_STORE", value_name = "STORE")]
+    store: Option<PathBuf>,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+#[derive(Serialize)]
+struct Report<'a> {
+    accepted: bool,
+    /// Whether layers were looked up in a store.
+    layers_checked: bool,
+    diagnostics: &'a [Diagnostic],
+    compositions: BTreeMap<&'a CompositionName, Composed>,
+}
+
+#[derive(Serialize)]
+struct Composed {
+    generation: GenerationId,
+    layers: usize,
+}
+
+/// # Errors
+/// The directory or the store cannot be read.
+pub fn run(args: &CheckArgs) -> Result<Outcome, Failure> {
+    let (tree, unreadable) = read_directory(&args.directory)?;
+    let mut result = match &args.store {
+        None => {
+            let (desired, diagnostics) = check_source(&tree);
+            CheckResult { desired, diagnostics, compositions: BTreeMap::new() }
+        }
+        Some(path) => {
+            let store = Store::open(path)?;
+            let (desired, mut diagnostics) = DesiredState::read(&tree);
+            let (universe, faults) = load_universe(&store, &desired.configuration);
+            diagnostics.extend(faults);
+            check_desired(desired, diagnostics, &universe, &StoreManifests::new(&store))
+        }
+    };
+    result.diagnostics.extend(unreadable);
+    result.diagnostics.sort();
+    match args.output.output {
+        OutputFormat::Json => print_json(&Report {
+            accepted: result.accepted(),
+            layers_checked: args.store.is_some(),
+            diagnostics: &result.diagnostics,
+            compositions: result
+                .compositions
+                .iter()
+                .map(|(name, generation)| {
+                    let layers = generation.layers().len();
+                    (name, Composed { generation: generation.id(), layers })
+                })
+                .collect(),
+        })?,
+        OutputFormat::Text => print_bytes(text(&result).as_bytes())?,
+    }
+    if args.store.is_none() {
+        eprintln!("note: no store was named, so layers were not looked up");
+        eprintln!("hint: name it with --store or STRATA_STORE");
+    }
+    Ok(if result.accepted() { Outcome::Done } else { Outcome::Difference })
+}
+
+fn text(result: &CheckResult) -> String {
+    let mut text = String::new();
+    for diagnostic in &result.diagnostics {
+        let _infallible = writeln!(text, "{diagnostic}");
+    }
+    let count = |severity| result.diagnostics.iter().filter(|d| d.severity == severity).count();
+    let _infallible = writeln!(
+        text,
+        "{} compositions, {} appliances: {} errors, {} warnings",
+        result.desired.definitions.len(),
+        result.desired.appliances.len(),
+        count(Severity::Error),
+        count(Severity::Warning)
+    );
+    text
+}

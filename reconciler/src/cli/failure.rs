@@ -1,0 +1,84 @@
+//! How a command ends.
+
+use std::fmt;
+
+use strata_store::StoreError;
+
+use crate::directory::DirectoryError;
+
+/// What a command that did its work found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// Done, or no difference. Exit status 0.
+    Done,
+    /// A difference, or a check that did not hold. Exit status 1.
+    Difference,
+}
+
+/// Why a command could not do its work, and what to do about it. Exit status 2.
+#[derive(Debug)]
+pub struct Failure {
+    message: String,
+    hint: Option<String>,
+}
+
+impl Failure {
+    pub fn new(message: impl fmt::Display) -> Self {
+        Failure { message: message.to_string(), hint: None }
+    }
+
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// Prints it to stderr, the hint on a line of its own.
+    pub fn print(&self) {
+        eprintln!("error: {}", self.message);
+        if let Some(hint) = &self.hint {
+            eprintln!("hint: {hint}");
+        }
+    }
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        let hint = match &error {
+            StoreError::NotAStore(path) => Some(format!(
+                "name the store with --store or STRATA_STORE, or make it: strata init {}",
+                path.display()
+            )),
+            StoreError::NoRepository(name) => {
+                Some(format!("import layers into it: strata layer import --repo {name} FILE.deb …"))
+            }
+            StoreError::Locked(_) => Some("wait for the other process, or end it".to_owned()),
+            StoreError::Damaged { .. } => {
+                Some("restore the unit from its source under the same version".to_owned())
+            }
+            StoreError::ReservedRepository => Some("choose another repository name".to_owned()),
+            _ => None,
+        };
+        Failure { message: error.to_string(), hint }
+    }
+}
+
+impl From<DirectoryError> for Failure {
+    fn from(error: DirectoryError) -> Self {
+        let failure = Failure::new(&error);
+        match error {
+            DirectoryError::NotADirectory(_) => {
+                failure.hint("name the directory that holds strata.toml")
+            }
+            DirectoryError::Io { .. } | DirectoryError::Read(_) | DirectoryError::Limit(_) => {
+                failure
+            }
+        }
+    }
+}
+
+impl From<anyhow::Error> for Failure {
+    fn from(error: anyhow::Error) -> Self {
+        Failure::new(format!("{error:#}"))
+    }
+}

@@ -1,0 +1,132 @@
+//! The command line: arguments in, text or JSON out, and an exit status.
+//!
+//! Data goes to stdout, everything else to stderr. A command returns what it
+//! found ([`Outcome`]) or why it failed ([`Failure`], with a hint); only
+//! [`main`] turns that into an exit status. A new command is a module here, a
+//! variant of [`Command`] and an arm of [`run`].
+
+mod check;
+mod failure;
+mod output;
+
+use std::io::IsTerminal;
+use std::process::ExitCode;
+
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
+
+pub use failure::{Failure, Outcome};
+pub use output::{OutputArgs, OutputFormat, print_json};
+
+/// Keeps a fleet of virtual appliances in line with layer definition files in git.
+#[derive(Debug, Parser)]
+#[command(name = "strata", version, propagate_version = true, arg_required_else_help = true)]
+pub struct Cli {
+    /// Log filter for stderr, as in `info` or `strata=debug`.
+    #[arg(long, global = true, env = "STRATA_LOG", default_value = "warn", value_name = "FILTER")]
+    log: String,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Check(check::CheckArgs),
+    Completions(CompletionsArgs),
+}
+
+/// Print a completion script for a shell.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  strata completions bash > /etc/bash_completion.d/strata")]
+struct CompletionsArgs {
+    shell: Shell,
+}
+
+/// Where the store is, for every command that needs one.
+#[derive(Debug, Args)]
+pub struct StoreArgs {
+    /// The store.
+    #[arg(long, env = "STRATA_STORE", value_name = "STORE")]
+    pub store: std::path::PathBuf,
+}
+
+impl StoreArgs {
+    /// Opens the store.
+    ///
+    /// # Errors
+    /// There is none; the hint says how to make one.
+    pub fn open(&self) -> Result<strata_store::Store, Failure> {
+        Ok(strata_store::Store::open(&self.store)?)
+    }
+}
+
+/// Parses the arguments, runs the command and gives its exit status: 0 done
+/// or no difference, 1 a difference or a failed check, 2 an error.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => error.exit(),
+    };
+    if let Err(failure) = start_log(&cli.log) {
+        failure.print();
+        return ExitCode::from(2);
+    }
+    match run(cli.command) {
+        Ok(Outcome::Done) => ExitCode::SUCCESS,
+        Ok(Outcome::Difference) => ExitCode::from(1),
+        Err(failure) => {
+            failure.print();
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn run(command: Command) -> Result<Outcome, Failure> {
+    match command {
+        Command::Check(args) => check::run(&args),
+        Command::Completions(args) => {
+            let mut script = Vec::new();
+            clap_complete::generate(args.shell, &mut Cli::command(), "strata", &mut script);
+            output::print_bytes(&script)?;
+            Ok(Outcome::Done)
+        }
+    }
+}
+
+fn start_log(filter: &str) -> Result<(), Failure> {
+    let filter = tracing_subscriber::EnvFilter::builder().parse(filter).map_err(|error| {
+        Failure::new(format!("the log filter {filter:?}: {error}"))
+            .hint("write a level (error, warn, info, debug) or target=level, with commas")
+    })?;
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .init();
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_commands_are_well_formed_and_have_examples() {
+        let mut command = Cli::command();
+        command.clone().debug_assert();
+        command.build();
+        let mut open: Vec<_> =
+            command.get_subcommands().filter(|c| c.get_name() != "help").collect();
+        while let Some(command) = open.pop() {
+            let below: Vec<_> =
+                command.get_subcommands().filter(|c| c.get_name() != "help").collect();
+            let name = command.get_name();
+            assert!(command.get_about().is_some(), "{name} says what it does");
+            if below.is_empty() {
+                let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+                assert!(help.contains("Example"), "{name} has an example");
+            }
+            open.extend(below);
+        }
+    }
+}

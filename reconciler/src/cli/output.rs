@@ -1,0 +1,47 @@
+//! Data on stdout, as text or JSON.
+
+use std::io::{self, Write};
+
+use clap::{Args, ValueEnum};
+use serde::Serialize;
+
+use super::Failure;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum OutputFormat {
+    Text,
+    Json,
+}
+
+/// How to print data, for every command that prints any.
+#[derive(Debug, Args)]
+pub struct OutputArgs {
+    /// How to print.
+    #[arg(long, value_enum, default_value = "text", value_name = "FORMAT")]
+    pub output: OutputFormat,
+}
+
+/// Prints one JSON document and a newline.
+///
+/// # Errors
+/// Stdout cannot be written. A reader that has gone away (`| head`) is no error.
+pub fn print_json(value: &impl Serialize) -> Result<(), Failure> {
+    let mut text = serde_json::to_vec_pretty(value)
+        .map_err(|error| Failure::new(format!("write JSON: {error}")))?;
+    text.push(b'\n');
+    print_bytes(&text)
+}
+
+/// As [`print_json`], for text that is ready.
+///
+/// # Errors
+/// See [`print_json`].
+pub fn print_bytes(text: &[u8]) -> Result<(), Failure> {
+    let mut stdout = io::stdout().lock();
+    match stdout.write_all(text).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Failure::new(format!("write to stdout: {error}")))
+        }
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
