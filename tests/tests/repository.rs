@@ -7,6 +7,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use strata_core::desired::DesiredState;
+use strata_core::source::{SourceContent, SourceTree as SourceCommit};
 use strata_tests::source_tree::{self, SourceTree, repository_root};
 
 const NONE: [String; 0] = [];
@@ -241,4 +243,32 @@ fn ci_fails_when_a_test_fails_or_none_runs() {
     assert_eq!(closing("error: x\n"), ("0 passed, 0 failed, 0 skipped\n".to_owned(), false));
     let none = result("ok", [0, 0, 4]);
     assert_eq!(closing(&none), ("0 passed, 0 failed, 4 skipped\n".to_owned(), false));
+}
+
+/// The example as the reconciler reads it: `files` are added or replaced.
+fn read_example(files: &[(&str, &str)]) -> (DesiredState, Vec<String>) {
+    let root = repository_root().join("examples/repo-layout");
+    let mut texts = source_tree::read(&root).expect("the example is readable");
+    texts.extend(files.iter().map(|(path, text)| (path.into(), (*text).to_owned())));
+    let mut tree = SourceCommit::default();
+    for (path, text) in texts {
+        let path = path.to_str().expect("the example's paths are plain");
+        if SourceCommit::concerns(path) {
+            let content = SourceContent::Regular { bytes: text.into_bytes(), executable: false };
+            tree.insert(path.as_bytes(), content).expect("the example's paths are valid");
+        }
+    }
+    let (desired, diagnostics) = DesiredState::read(&tree);
+    (desired, diagnostics.iter().map(ToString::to_string).collect())
+}
+
+#[test]
+fn the_example_repository_reads_without_a_fault() {
+    let (desired, faults) = read_example(&[]);
+    assert_eq!(faults, NONE);
+    let names: Vec<_> = desired.definitions.keys().map(|name| name.as_str()).collect();
+    assert_eq!(names, ["file-server", "sql-server", "ssh-server", "web-03", "web-server"]);
+    assert_eq!(desired.appliances.len(), 2);
+    let (_, faults) = read_example(&[("templates/web-server.ldf", "main/\n")]);
+    assert_eq!(faults.len(), 1, "{faults:?}");
 }
