@@ -165,7 +165,8 @@ impl Store {
     }
 
     /// Takes exclusive write access to a repository, waiting for other writers;
-    /// the repository is made where it does not exist.
+    /// the repository is made where it does not exist. What killed writers left
+    /// half-made is removed.
     ///
     /// # Errors
     /// The repository cannot be made or read.
@@ -176,6 +177,7 @@ impl Store {
         let path = self.repository_path(repository);
         self.disk.create_directory(&path)?;
         let lock = lock(&path.join(".lock"), FlockOperation::LockExclusive)?;
+        sweep_staging(&path)?;
         let database = self.database(repository)?;
         let repository = repository.clone();
         Ok(RepositoryWriter { store: self, repository, database, changed: false, _lock: lock })
@@ -186,21 +188,42 @@ impl Store {
     /// # Errors
     /// The directory cannot be made.
     pub fn stage_unit(&self, repository: &RepositoryName) -> Result<StagedUnit, StoreError> {
-        static NEXT: AtomicU64 = AtomicU64::new(0);
         let parent = self.repository_path(repository);
         self.disk.create_directory(&parent)?;
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let path = parent.join(format!(".staging-{}-{number}", std::process::id()));
-        fs::create_dir(&path).at("create", &path)?;
-        let directory = File::open(&path).at("open", &path)?;
-        rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive)
-            .at("lock", &path)?;
-        let staged = StagedUnit { path, _lock: directory };
-        for part in [staged.filesystem(), staged.scripts()] {
-            fs::create_dir(&part).at("create", &part)?;
+        loop {
+            if let Some(staged) = try_stage(&parent)? {
+                return Ok(staged);
+            }
         }
-        Ok(staged)
     }
+}
+
+/// Makes and locks a directory for a unit; `None` where a sweep took it in the
+/// instant before it was locked.
+fn try_stage(repository: &Path) -> Result<Option<StagedUnit>, StoreError> {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    let path = repository.join(format!(".staging-{}-{number}", std::process::id()));
+    match fs::create_dir(&path) {
+        Ok(()) => {}
+        // Left by a dead process of our number.
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => return Ok(None),
+        Err(error) => return Err(error).at("create", &path),
+    }
+    let Some(directory) = optional(File::open(&path).at("open", &path))? else { return Ok(None) };
+    match rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => {}
+        Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
+        Err(error) => return Err(error).at("lock", &path),
+    }
+    if !path.exists() {
+        return Ok(None);
+    }
+    let staged = StagedUnit { path, _lock: directory };
+    for part in [staged.filesystem(), staged.scripts()] {
+        fs::create_dir(&part).at("create", &part)?;
+    }
+    Ok(Some(staged))
 }
 
 impl RepositoryWriter<'_> {
@@ -285,13 +308,12 @@ impl RepositoryWriter<'_> {
     }
 
     /// Builds the database anew from the units' directories; marks of withdrawal
-    /// stay. Units made by crashed writers are removed. Returns the number of units.
+    /// stay. Returns the number of units.
     ///
     /// # Errors
     /// A unit is damaged or stands under a wrong name; the old database stays.
     pub fn index(&mut self) -> Result<usize, StoreError> {
         let directory = self.store.repository_path(&self.repository);
-        sweep_staging(&directory)?;
         let mut database = Database::default();
         for name in names_in(&directory)? {
             let path = directory.join(&name);
@@ -385,9 +407,10 @@ fn sweep_staging(repository: &Path) -> Result<(), StoreError> {
         if !name.starts_with(".staging-") {
             continue;
         }
-        let directory = File::open(&path).at("open", &path)?;
+        // Its maker may be publishing or dropping it at this very moment.
+        let Some(directory) = optional(File::open(&path).at("open", &path))? else { continue };
         if rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive).is_ok() {
-            fs::remove_dir_all(&path).at("remove", &path)?;
+            optional(fs::remove_dir_all(&path).at("remove", &path))?;
         }
     }
     Ok(())
