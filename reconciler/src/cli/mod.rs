@@ -7,7 +7,10 @@
 
 mod check;
 mod failure;
+mod init;
+mod layer;
 mod output;
+mod repo;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -16,7 +19,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
 pub use failure::{Failure, Outcome};
-pub use output::{OutputArgs, OutputFormat, print_json};
+pub use output::{OutputArgs, OutputFormat, print_bytes, print_json};
 
 /// Keeps a fleet of virtual appliances in line with layer definition files in git.
 #[derive(Debug, Parser)]
@@ -33,6 +36,9 @@ pub struct Cli {
 enum Command {
     Check(check::CheckArgs),
     Completions(CompletionsArgs),
+    Init(init::InitArgs),
+    Layer(layer::LayerArgs),
+    Repo(repo::RepoArgs),
 }
 
 /// Print a completion script for a shell.
@@ -87,9 +93,12 @@ fn run(command: Command) -> Result<Outcome, Failure> {
         Command::Completions(args) => {
             let mut script = Vec::new();
             clap_complete::generate(args.shell, &mut Cli::command(), "strata", &mut script);
-            output::print_bytes(&script)?;
+            print_bytes(&script)?;
             Ok(Outcome::Done)
         }
+        Command::Init(args) => init::run(&args),
+        Command::Layer(args) => layer::run(args),
+        Command::Repo(args) => repo::run(&args),
     }
 }
 

@@ -1,0 +1,60 @@
+//! `strata layer`: making, listing and withdrawing layer units.
+
+mod import;
+mod make;
+mod show;
+mod withdraw;
+
+use std::str::FromStr;
+
+use strata_core::names::{LayerName, RepositoryName};
+
+use super::{Failure, Outcome};
+
+/// Make, list, show and withdraw layers
+#[derive(Debug, clap::Args)]
+pub struct LayerArgs {
+    #[command(subcommand)]
+    command: LayerCommand,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum LayerCommand {
+    Build(Box<make::BuildArgs>),
+    Import(import::ImportArgs),
+    List(show::ListArgs),
+    Show(show::ShowArgs),
+    Withdraw(withdraw::WithdrawArgs),
+    Restore(withdraw::RestoreArgs),
+}
+
+pub fn run(args: LayerArgs) -> Result<Outcome, Failure> {
+    match args.command {
+        LayerCommand::Build(args) => make::run(*args),
+        LayerCommand::Import(args) => import::run(args),
+        LayerCommand::List(args) => show::list(&args),
+        LayerCommand::Show(args) => show::show(&args),
+        LayerCommand::Withdraw(args) => withdraw::withdraw(&args),
+        LayerCommand::Restore(args) => withdraw::restore(&args),
+    }
+}
+
+/// `repository/layer`, as an LDF writes it.
+#[derive(Debug, Clone)]
+struct LayerReference {
+    repository: RepositoryName,
+    layer: LayerName,
+}
+
+impl FromStr for LayerReference {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (repository, layer) = text
+            .split_once('/')
+            .ok_or_else(|| "write repository/layer, as in main/openssh-server".to_owned())?;
+        let repository = repository.parse().map_err(|error| format!("{error}"))?;
+        let layer = layer.parse().map_err(|error| format!("{error}"))?;
+        Ok(LayerReference { repository, layer })
+    }
+}

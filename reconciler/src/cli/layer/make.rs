@@ -1,0 +1,130 @@
+//! `strata layer build`.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use strata_core::metadata::{LayerKind, Metadata};
+use strata_core::names::{LayerName, RepositoryName};
+use strata_core::relation::{self, Dependency, Relation};
+use strata_core::version::LayerVersion;
+use strata_import::build::BuildError;
+use strata_import::{TreeLimits, build};
+use strata_store::{StoreError, refuse_reserved};
+
+use super::import::{Line, Status};
+use crate::cli::{Failure, Outcome, OutputArgs, OutputFormat, StoreArgs, print_bytes, print_json};
+
+/// Make a layer from a directory of files
+///
+/// The directory is taken as the layer's root, with owners, modes, times, links,
+/// devices and extended attributes as they are: what `make install DESTDIR=DIR`
+/// leaves. A layer never changes; another content needs another version.
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Example:\n  make install DESTDIR=/tmp/nginx &&\n         strata layer build --repo main --name nginx --version 1.24.0-1 \\\n             --depends 'libc6 (>= 2.36), zlib1g' --root /tmp/nginx"
+)]
+pub struct BuildArgs {
+    /// The repository; made where it does not exist
+    #[arg(long, value_name = "REPOSITORY")]
+    repo: RepositoryName,
+    /// The layer's name
+    #[arg(long)]
+    name: LayerName,
+    /// Its version, [epoch:]upstream[-revision]
+    #[arg(long)]
+    version: LayerVersion,
+    /// The directory that becomes the layer's root
+    #[arg(long, value_name = "DIR")]
+    root: PathBuf,
+    /// Software layers never share a path; configuration layers may obscure others
+    #[arg(long, default_value = "software", value_parser = ["software", "configuration"])]
+    kind: String,
+    /// Layers it needs: `a (>= 1), b | c`
+    #[arg(long, value_name = "LAYERS")]
+    depends: Vec<Dependencies>,
+    /// Layers that must be integrated before it
+    #[arg(long, value_name = "LAYERS")]
+    pre_depends: Vec<Dependencies>,
+    /// Layers that cannot stand beside it
+    #[arg(long, value_name = "LAYERS")]
+    conflicts: Vec<Relations>,
+    /// Virtual layers that it stands for
+    #[arg(long, value_name = "LAYERS")]
+    provides: Vec<Relations>,
+    /// Part of every composition that draws on its repository
+    #[arg(long)]
+    essential: bool,
+    /// The architecture of its files, as in amd64, or `all`
+    #[arg(long, value_name = "NAME")]
+    architecture: Option<String>,
+    /// One line that says what it is
+    #[arg(long, value_name = "TEXT")]
+    description: Option<String>,
+    /// A directory with any of pre-install, post-install, pre-remove, post-remove
+    #[arg(long, value_name = "DIR")]
+    scripts: Option<PathBuf>,
+    #[command(flatten)]
+    store: StoreArgs,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+#[derive(Debug, Clone)]
+struct Dependencies(Vec<Dependency>);
+
+impl FromStr for Dependencies {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let fault = |(at, error): (usize, _)| format!("at column {}: {error}", at + 1);
+        relation::parse_dependencies(text).map(Dependencies).map_err(fault)
+    }
+}
+
+#[derive(Debug, Clone)]
+struct Relations(Vec<Relation>);
+
+impl FromStr for Relations {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let fault = |(at, error): (usize, _)| format!("at column {}: {error}", at + 1);
+        relation::parse_relations(text).map(Relations).map_err(fault)
+    }
+}
+
+fn one_line(text: String, option: &str) -> Result<String, Failure> {
+    match text.chars().any(char::is_control) {
+        true => Err(Failure::new(format!("--{option} must be one line"))),
+        false => Ok(text),
+    }
+}
+
+pub fn run(args: BuildArgs) -> Result<Outcome, Failure> {
+    refuse_reserved(&args.repo)?;
+    let store = args.store.open()?;
+    let kind: LayerKind = args.kind.parse().map_err(Failure::new)?;
+    let mut metadata = Metadata::new(args.name, args.version, kind);
+    metadata.depends = args.depends.into_iter().flat_map(|list| list.0).collect();
+    metadata.pre_depends = args.pre_depends.into_iter().flat_map(|list| list.0).collect();
+    metadata.conflicts = args.conflicts.into_iter().flat_map(|list| list.0).collect();
+    metadata.provides = args.provides.into_iter().flat_map(|list| list.0).collect();
+    metadata.essential = args.essential;
+    let named = |name: String| LayerName::new(name).map(String::from);
+    metadata.architecture = args.architecture.map(named).transpose().map_err(Failure::new)?;
+    metadata.description =
+        args.description.map(|text| one_line(text, "description")).transpose()?;
+    let limits = TreeLimits::default();
+    let scripts = args.scripts.as_deref();
+    let built = build(&store, &args.repo, metadata, &args.root, scripts, limits);
+    let imported = built.map_err(|error| match error {
+        BuildError::Store(StoreError::UnitDiffers { .. }) => {
+            Failure::new(error).hint("raise --version; `strata layer list` prints what is there")
+        }
+        _ => Failure::new(error),
+    })?;
+    let line = Line::of(&args.repo, imported, Status::Built);
+    match args.output.output {
+        OutputFormat::Text => print_bytes(line.to_string().as_bytes())?,
+        OutputFormat::Json => print_json(&line)?,
+    }
+    Ok(Outcome::Done)
+}
