@@ -23,7 +23,7 @@ pub use output::{OutputArgs, OutputFormat, print_bytes, print_json};
 
 /// Keeps a fleet of virtual appliances in line with layer definition files in git.
 #[derive(Debug, Parser)]
-#[command(name = "strata", version, propagate_version = true, arg_required_else_help = true)]
+#[command(name = "strata", version, arg_required_else_help = true)]
 pub struct Cli {
     /// Log filter for stderr, as in `info` or `strata=debug`.
     #[arg(long, global = true, env = "STRATA_LOG", default_value = "warn", value_name = "FILTER")]
