@@ -28,7 +28,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// converted leaves nothing behind and does not stop the others.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Example:\n  apt-get download openssh-server libc6 &&\n         strata layer import --repo main *.deb"
+    after_help = "Example:\n  apt-get download openssh-server libc6 &&\n  strata layer import --repo main *.deb"
 )]
 pub struct ImportArgs {
     /// The repository; made where it does not exist

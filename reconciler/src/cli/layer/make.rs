@@ -21,7 +21,7 @@ use crate::cli::{Failure, Outcome, OutputArgs, OutputFormat, StoreArgs, print_by
 /// leaves. A layer never changes; another content needs another version.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Example:\n  make install DESTDIR=/tmp/nginx &&\n         strata layer build --repo main --name nginx --version 1.24.0-1 \\\n             --depends 'libc6 (>= 2.36), zlib1g' --root /tmp/nginx"
+    after_help = "Example:\n  make install DESTDIR=/tmp/nginx &&\n  strata layer build --repo main --name nginx --version 1.24.0-1 \\\n      --depends 'libc6 (>= 2.36), zlib1g' --root /tmp/nginx"
 )]
 pub struct BuildArgs {
     /// The repository; made where it does not exist
