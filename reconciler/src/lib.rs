@@ -3,6 +3,18 @@
 //! The library never reads `$HOME` and prints only in [`cli`]; what it decides
 //! it takes from `strata-core`, and what it writes goes through `strata-store`.
 
+pub mod apply;
+mod child;
 pub mod cli;
+pub mod commit_tree;
 pub mod directory;
+pub mod fleet;
+pub mod library;
+pub mod mirror;
+pub mod pass;
 pub mod repositories;
+pub mod run;
+pub mod source;
+pub mod state;
+pub mod verify;
+pub mod watch;

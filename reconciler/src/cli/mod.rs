@@ -10,6 +10,7 @@ mod failure;
 mod init;
 mod layer;
 mod output;
+mod reconcile;
 mod repo;
 
 use std::io::IsTerminal;
@@ -25,9 +26,10 @@ pub use output::{OutputArgs, OutputFormat, print_bytes, print_json};
 #[derive(Debug, Parser)]
 #[command(name = "strata", version, arg_required_else_help = true)]
 pub struct Cli {
-    /// Log filter for stderr, as in `info` or `strata=debug`.
-    #[arg(long, global = true, env = "STRATA_LOG", default_value = "warn", value_name = "FILTER")]
-    log: String,
+    /// Log filter for stderr, as in `info` or `strata=debug` [default: warn; of the
+    /// reconciler: info].
+    #[arg(long, global = true, env = "STRATA_LOG", value_name = "FILTER")]
+    log: Option<String>,
     #[command(subcommand)]
     command: Command,
 }
@@ -38,6 +40,7 @@ enum Command {
     Completions(CompletionsArgs),
     Init(init::InitArgs),
     Layer(layer::LayerArgs),
+    Reconcile(reconcile::ReconcileArgs),
     Repo(repo::RepoArgs),
 }
 
@@ -73,7 +76,11 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => error.exit(),
     };
-    if let Err(failure) = start_log(&cli.log) {
+    let default = match &cli.command {
+        Command::Reconcile(args) if !args.once => "info",
+        _ => "warn",
+    };
+    if let Err(failure) = start_log(cli.log.as_deref().unwrap_or(default)) {
         failure.print();
         return ExitCode::from(2);
     }
@@ -90,6 +97,7 @@ pub fn main() -> ExitCode {
 fn run(command: Command) -> Result<Outcome, Failure> {
     match command {
         Command::Check(args) => check::run(&args),
+        Command::Reconcile(args) => reconcile::run(&args),
         Command::Completions(args) => {
             let mut script = Vec::new();
             clap_complete::generate(args.shell, &mut Cli::command(), "strata", &mut script);

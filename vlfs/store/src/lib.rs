@@ -34,6 +34,8 @@ mod store;
 pub use error::StoreError;
 pub use read::read_limited;
 pub use reports::{ObservedReport, write_report};
-pub use repository::{OpenedUnit, Published, RepositoryWriter, StagedUnit, refuse_reserved};
+pub use repository::{
+    DatabaseStamp, OpenedUnit, Published, RepositoryWriter, StagedUnit, refuse_reserved,
+};
 pub use store::{Store, StoreLock};
 pub use strata_core::links::VaTarget;

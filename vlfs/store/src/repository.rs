@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -66,6 +67,14 @@ pub struct Published {
     pub new: bool,
 }
 
+/// See [`Store::database_stamp`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DatabaseStamp {
+    inode: u64,
+    changed: (i64, i64),
+    bytes: u64,
+}
+
 /// A unit whose metadata, manifest and scripts agree with its digest.
 #[derive(Debug)]
 pub struct OpenedUnit {
@@ -109,6 +118,25 @@ impl Store {
     pub fn repositories(&self) -> Result<Vec<RepositoryName>, StoreError> {
         let names = names_in(&self.root().join("repos"))?;
         Ok(names.into_iter().filter_map(|name| RepositoryName::new(name).ok()).collect())
+    }
+
+    /// What tells one state of a repository's database from another without
+    /// reading it; `None` where there is no database. Databases are replaced by
+    /// rename, so another state is another inode.
+    ///
+    /// # Errors
+    /// The database cannot be looked at.
+    pub fn database_stamp(
+        &self,
+        repository: &RepositoryName,
+    ) -> Result<Option<DatabaseStamp>, StoreError> {
+        let path = self.repository_path(repository).join("database");
+        let metadata = optional(fs::metadata(&path).at("stat", &path))?;
+        Ok(metadata.map(|metadata| DatabaseStamp {
+            inode: metadata.ino(),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+            bytes: metadata.len(),
+        }))
     }
 
     /// The database of a repository.

@@ -1,0 +1,191 @@
+//! Runs a child process that may hang, flood or outlive its welcome.
+//!
+//! The child gets a process group and an environment of its own, a deadline, and
+//! a limit on the size of every file it writes; what it says goes to an anonymous
+//! memory file, so that no pipe can block either side. It is killed with its
+//! group at the deadline, on cancellation, and when this process dies.
+#![allow(unsafe_code)]
+
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::MemfdFlags;
+use rustix::process::{Pid, PidfdFlags, Resource, Rlimit, Signal};
+
+/// How often a waiting parent looks whether it was cancelled.
+const CANCEL_INTERVAL: Duration = Duration::from_millis(50);
+/// Bytes of output that are read back; the rest is cut off.
+const OUTPUT_BYTES: u64 = 64 << 10;
+
+/// What a child may use.
+#[derive(Debug, Clone, Copy)]
+pub struct Bounds<'c> {
+    pub deadline: Duration,
+    /// Bytes of one file that the child writes.
+    pub file_bytes: u64,
+    /// Set by somebody else to end the child early.
+    pub cancelled: &'c AtomicBool,
+}
+
+/// How a child ended, with the first 64 KiB of what it said.
+#[derive(Debug)]
+pub struct Ended {
+    pub status: ExitStatus,
+    pub stderr: Vec<u8>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum ChildError {
+    #[error("cannot run {program}: {source}")]
+    Start { program: String, source: io::Error },
+    #[error("cannot watch {program}: {source}")]
+    Watch { program: String, source: io::Error },
+    #[error("{program} was killed: it had not ended after {} s", deadline.as_secs_f64())]
+    Deadline { program: String, deadline: Duration },
+    #[error("{program} was ended because this program ends")]
+    Cancelled { program: String },
+}
+
+/// Runs the command to its end.
+///
+/// # Errors
+/// It cannot be started, or did not end in time; then its whole group is gone.
+pub fn run(command: &mut Command, bounds: Bounds<'_>) -> Result<Ended, ChildError> {
+    let program = command.get_program().to_string_lossy().into_owned();
+    let start = |source: io::Error| ChildError::Start { program: program.clone(), source };
+    let stderr = memory_file().map_err(start)?;
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(stderr.try_clone().map_err(start)?)
+        .process_group(0);
+    let limit = Rlimit { current: Some(bounds.file_bytes), maximum: Some(bounds.file_bytes) };
+    let parent = rustix::process::getpid();
+    // SAFETY: between fork and exec only system calls without allocation or locks
+    // are made; each is async-signal-safe.
+    unsafe {
+        command.pre_exec(move || {
+            rustix::process::setrlimit(Resource::Fsize, limit)?;
+            rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+            // The parent may have died before the request above was made.
+            if rustix::process::getppid() != Some(parent) {
+                return Err(io::ErrorKind::Interrupted.into());
+            }
+            Ok(())
+        });
+    }
+    let mut child = command.spawn().map_err(start)?;
+    let waited = wait(&mut child, &program, bounds);
+    if waited.is_err() {
+        end_group(&mut child);
+    }
+    let status = waited?;
+    let stderr = read_back(stderr)
+        .map_err(|source| ChildError::Watch { program: program.clone(), source })?;
+    Ok(Ended { status, stderr })
+}
+
+fn memory_file() -> io::Result<File> {
+    Ok(File::from(rustix::fs::memfd_create("output", MemfdFlags::CLOEXEC)?))
+}
+
+fn read_back(mut file: File) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    file.seek(SeekFrom::Start(0))?;
+    file.take(OUTPUT_BYTES).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+fn wait(child: &mut Child, program: &str, bounds: Bounds<'_>) -> Result<ExitStatus, ChildError> {
+    let watch = |source: io::Error| ChildError::Watch { program: program.to_owned(), source };
+    let end = Instant::now() + bounds.deadline;
+    let pid = Pid::from_child(child);
+    let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty())
+        .map_err(|error| watch(error.into()))?;
+    loop {
+        if let Some(status) = child.try_wait().map_err(watch)? {
+            return Ok(status);
+        }
+        if bounds.cancelled.load(Ordering::Relaxed) {
+            return Err(ChildError::Cancelled { program: program.to_owned() });
+        }
+        let left = end.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            let deadline = bounds.deadline;
+            return Err(ChildError::Deadline { program: program.to_owned(), deadline });
+        }
+        let slice = left.min(CANCEL_INTERVAL);
+        let timeout = Timespec { tv_sec: 0, tv_nsec: i64::from(slice.subsec_nanos()) };
+        match poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&timeout)) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(watch(error.into())),
+        }
+    }
+}
+
+/// Kills the child and all its descendants that stayed in its group.
+fn end_group(child: &mut Child) {
+    let pid = Pid::from_child(child);
+    if let Err(error) = rustix::process::kill_process_group(pid, Signal::KILL) {
+        tracing::warn!(%error, "a process group could not be killed");
+    }
+    if let Err(error) = child.wait() {
+        tracing::warn!(%error, "a killed child could not be waited for");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shell(script: &str, deadline: Duration, file_bytes: u64) -> Result<Ended, ChildError> {
+        let cancelled = AtomicBool::new(false);
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", script]);
+        run(&mut command, Bounds { deadline, file_bytes, cancelled: &cancelled })
+    }
+
+    #[test]
+    fn output_and_status_come_back() {
+        let ended = shell("echo out; echo err >&2; exit 3", Duration::from_secs(10), 1 << 20)
+            .expect("runs");
+        assert_eq!(ended.status.code(), Some(3));
+        assert_eq!(ended.stderr, b"err\n");
+    }
+
+    #[test]
+    fn a_hanging_group_is_killed_at_the_deadline() {
+        let begun = Instant::now();
+        let script = "sleep 600 & sleep 600";
+        let ended = shell(script, Duration::from_millis(200), 1 << 20);
+        assert!(matches!(ended, Err(ChildError::Deadline { .. })), "{ended:?}");
+        assert!(begun.elapsed() < Duration::from_secs(5));
+    }
+
+    #[test]
+    fn a_file_beyond_the_limit_ends_the_child() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let file = directory.path().join("big");
+        let script = format!("exec head -c 1000000 /dev/zero > {}", file.display());
+        let ended = shell(&script, Duration::from_secs(10), 65_536).expect("runs");
+        assert!(!ended.status.success());
+        assert!(file.metadata().expect("there").len() <= 65_536);
+    }
+
+    #[test]
+    fn cancelling_ends_it_early() {
+        let cancelled = AtomicBool::new(true);
+        let bounds = Bounds {
+            deadline: Duration::from_secs(60),
+            file_bytes: 1 << 20,
+            cancelled: &cancelled,
+        };
+        let ended = run(Command::new("/bin/sleep").arg("60"), bounds);
+        assert!(matches!(ended, Err(ChildError::Cancelled { .. })), "{ended:?}");
+    }
+}

@@ -1,0 +1,187 @@
+//! `strata reconcile`: keep the store in line with a branch.
+
+use std::fmt::Write as _;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use clap::Args;
+use strata_core::plan::Action;
+use strata_core::{CompositionName, GenerationId};
+
+use super::output::print_bytes;
+use super::{Failure, Outcome, OutputFormat, StoreArgs};
+use crate::pass::{Options, PassError, PassReport, PassResult, Reconciler};
+use crate::run::{self, RunError, Schedule};
+use crate::source::{Source, SourceError};
+
+/// Bring a branch's commits into the store, once or for ever.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  strata reconcile --store /srv/strata --source /srv/git/fleet.git\n  strata reconcile --source https://git.example.org/fleet.git --branch production --once\n\nExit status with --once: 0 applied or nothing to do, 1 the commit was refused, 2 an error.\nWithout --once it runs until SIGTERM or SIGINT."
+)]
+pub struct ReconcileArgs {
+    #[command(flatten)]
+    store: StoreArgs,
+    /// The GitOps repository: a path, or a URL (https://, ssh://, file://, user@host:path).
+    #[arg(long, value_name = "URL-OR-PATH")]
+    source: String,
+    /// The branch to follow.
+    #[arg(long, default_value = "main", value_name = "BRANCH")]
+    branch: String,
+    /// Run one pass and end.
+    #[arg(long)]
+    pub once: bool,
+    /// Look at the source at least this often.
+    #[arg(long, default_value_t = 60, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    poll: u64,
+    /// Do not use file events of a local source; poll only.
+    #[arg(long)]
+    no_events: bool,
+    /// End a fetch that takes longer.
+    #[arg(long, default_value_t = 120, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    fetch_deadline: u64,
+    /// Take a branch whose history was rewritten.
+    #[arg(long)]
+    allow_rewrite: bool,
+    /// How to print what was done: text, or one line of JSON a pass.
+    #[arg(long, value_enum, default_value = "text", value_name = "FORMAT")]
+    output: OutputFormat,
+}
+
+/// # Errors
+/// The source or the store cannot be used.
+pub fn run(args: &ReconcileArgs) -> Result<Outcome, Failure> {
+    let store = Arc::new(args.store.open()?);
+    let source = Source::parse(&args.source, &args.branch)?;
+    let options = Options {
+        fetch_deadline: Duration::from_secs(args.fetch_deadline),
+        allow_rewrite: args.allow_rewrite,
+    };
+    let mut reconciler = Reconciler::open(store, source, options)?;
+    if args.once {
+        let report = reconciler.pass(&AtomicBool::new(false))?;
+        print(&report, args.output)?;
+        return Ok(match report.result {
+            PassResult::Applied | PassResult::Unchanged => Outcome::Done,
+            PassResult::Refused => Outcome::Difference,
+        });
+    }
+    let schedule = Schedule { poll: Duration::from_secs(args.poll), events: !args.no_events };
+    let tell = |report: &PassReport| {
+        if let Err(failure) = print(report, args.output) {
+            failure.print();
+        }
+    };
+    run::run(reconciler, schedule, tell)?;
+    Ok(Outcome::Done)
+}
+
+fn print(report: &PassReport, output: OutputFormat) -> Result<(), Failure> {
+    let text = match output {
+        OutputFormat::Text => text(report),
+        OutputFormat::Json => {
+            let mut text = serde_json::to_string(report)
+                .map_err(|error| Failure::new(format!("write JSON: {error}")))?;
+            text.push('\n');
+            text
+        }
+    };
+    print_bytes(text.as_bytes())
+}
+
+fn text(report: &PassReport) -> String {
+    let mut text = String::new();
+    for diagnostic in &report.diagnostics {
+        let _infallible = writeln!(text, "{diagnostic}");
+    }
+    let commit = report.commit.get(..12).unwrap_or(&report.commit);
+    if let Some(message) = &report.message {
+        let _infallible = writeln!(text, "{commit} refused: {message}; nothing was moved");
+        return text;
+    }
+    for change in changes(&report.actions) {
+        let _infallible = writeln!(text, "{change}");
+    }
+    for note in &report.notes {
+        let _infallible = writeln!(text, "note: {note}");
+    }
+    let took = report.timings.total_ms;
+    let _infallible = match report.result {
+        PassResult::Unchanged => writeln!(text, "{commit} nothing to do ({took:.0} ms)"),
+        PassResult::Applied | PassResult::Refused => {
+            let rings = count(report, |action| matches!(action, Action::MoveRing { .. }));
+            let sealed = count(report, |action| matches!(action, Action::SealGeneration { .. }));
+            let renames = report.renames;
+            writeln!(
+                text,
+                "{commit} applied: {sealed} generations sealed, {rings} ring links moved, {renames} renames ({took:.0} ms)"
+            )
+        }
+    };
+    text
+}
+
+fn count(report: &PassReport, which: impl Fn(&Action) -> bool) -> usize {
+    report.actions.iter().filter(|action| which(action)).count()
+}
+
+/// One line a layer, composition or VA; a composition's rings stand together.
+fn changes(actions: &[Action]) -> Vec<String> {
+    type Move = (CompositionName, Option<GenerationId>, GenerationId);
+    let mut moves: Vec<(Move, Vec<String>)> = Vec::new();
+    let mut lines = Vec::new();
+    for action in actions {
+        match action {
+            Action::SealLayer { layer } => lines.push(format!("configuration layer {layer}")),
+            Action::SealGeneration { .. } => {}
+            Action::MoveRing { composition, ring, from, to } => {
+                let key = (composition.clone(), *from, *to);
+                match moves.iter_mut().find(|(found, _)| *found == key) {
+                    Some((_, rings)) => rings.push(ring.to_string()),
+                    None => moves.push((key, vec![ring.to_string()])),
+                }
+            }
+            Action::LinkVa { name, mac, to, .. } => {
+                lines.push(format!("{name} ({mac}) follows {}", to.composition()));
+            }
+        }
+    }
+    let moves = moves.into_iter().map(|((composition, from, to), rings)| {
+        let from = from.map_or_else(|| "new".to_owned(), |from| from.short());
+        format!("{composition}: {from} → {} in {}", to.short(), rings.join(", "))
+    });
+    moves.chain(lines).collect()
+}
+
+impl From<SourceError> for Failure {
+    fn from(error: SourceError) -> Self {
+        let hint = match &error {
+            SourceError::Protocol(_) => {
+                "git:// and http:// do not prove who answers; use https:// or ssh://"
+            }
+            SourceError::Branch(_) => "name the branch without refs/heads/",
+            _ => "write a path, or a URL as in https://git.example.org/fleet.git",
+        };
+        Failure::new(&error).hint(hint)
+    }
+}
+
+impl From<PassError> for Failure {
+    fn from(error: PassError) -> Self {
+        let failure = Failure::new(&error);
+        match error.hint() {
+            Some(hint) => failure.hint(hint),
+            None => failure,
+        }
+    }
+}
+
+impl From<RunError> for Failure {
+    fn from(error: RunError) -> Self {
+        match error {
+            RunError::Pass(error) => error.into(),
+            RunError::Start(_) | RunError::Join(_) => Failure::new(error),
+        }
+    }
+}

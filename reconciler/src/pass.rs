@@ -1,0 +1,478 @@
+//! One reconcile pass: an ordered list of small steps and one summary.
+//!
+//! observe the head → admit it → read it → check it whole → plan → apply →
+//! note what was found. A commit is taken whole or refused whole; what is refused
+//! moves nothing. Stopped anywhere, the next pass does the rest. A pass that
+//! finds nothing to do writes nothing.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use git2::Oid;
+use serde::Serialize;
+use strata_core::check::check_desired;
+use strata_core::desired::DesiredState;
+use strata_core::diagnostic::Diagnostic;
+use strata_core::plan::{self, Action, DeclaredVa, Desired, Note, Observed, Plan};
+use strata_core::source::SourceTree;
+use strata_core::{RepositoryName, Severity};
+use strata_store::{Store, StoreError, StoreLock};
+
+use crate::apply::{self, ApplyError, Materials};
+use crate::commit_tree::{self, ReadError};
+use crate::library::{self, Library, Stamps};
+use crate::mirror::{Advance, Mirror, MirrorError};
+use crate::source::Source;
+use crate::state::{Found, ReconcileState, RefusalReason, StateError};
+
+/// The name of the lock that makes a reconciler the only one of its store.
+const LOCK: &str = "reconcile";
+
+/// What to do about an error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Policy {
+    /// Try again, each time after a longer wait.
+    Retry,
+    /// Nothing will get better by itself: an operator must act.
+    Fatal,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum PassError {
+    #[error("another reconciler works on this store{holder}")]
+    Locked { holder: String },
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Mirror(#[from] MirrorError),
+    #[error("the commit {commit}: {source}")]
+    Read { commit: String, source: ReadError },
+    #[error(transparent)]
+    Apply(#[from] ApplyError),
+    #[error(transparent)]
+    State(#[from] StateError),
+}
+
+impl PassError {
+    pub fn policy(&self) -> Policy {
+        match self {
+            PassError::Locked { .. } => Policy::Fatal,
+            PassError::State(
+                StateError::Damaged(_) | StateError::Version(_) | StateError::Commit,
+            ) => Policy::Fatal,
+            PassError::State(StateError::Store(_))
+            | PassError::Store(_)
+            | PassError::Mirror(_)
+            | PassError::Read { .. }
+            | PassError::Apply(_) => Policy::Retry,
+        }
+    }
+
+    /// What an operator can do.
+    pub fn hint(&self) -> Option<&'static str> {
+        match self {
+            PassError::Locked { .. } => Some("stop it first; one reconciler serves a whole store"),
+            PassError::State(StateError::Damaged(_) | StateError::Commit) => Some(
+                "the file guards against rewritten branches; remove it to take the branch as it is",
+            ),
+            _ => None,
+        }
+    }
+}
+
+/// How a pass works.
+#[derive(Debug, Clone)]
+pub struct Options {
+    pub fetch_deadline: Duration,
+    /// Take a branch that was rewritten.
+    pub allow_rewrite: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options { fetch_deadline: Duration::from_secs(120), allow_rewrite: false }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PassResult {
+    /// The store was changed.
+    Applied,
+    /// The store said what the commit says already.
+    Unchanged,
+    Refused,
+}
+
+/// What a pass found and did. The JSON form is specified in `docs/formats.md`.
+#[derive(Debug, Clone, Serialize)]
+pub struct PassReport {
+    pub source: String,
+    pub commit: String,
+    pub result: PassResult,
+    pub refusal: Option<RefusalReason>,
+    pub message: Option<String>,
+    pub actions: Vec<Action>,
+    pub notes: Vec<Note>,
+    pub diagnostics: Vec<Diagnostic>,
+    /// `rename(2)` calls in the store.
+    pub renames: u64,
+    pub timings: Timings,
+    /// False where an earlier pass of this process found just the same.
+    #[serde(skip)]
+    pub news: bool,
+}
+
+/// Milliseconds that the parts of a pass took.
+#[derive(Debug, Clone, Copy, Default, Serialize)]
+pub struct Timings {
+    pub fetch_ms: f64,
+    pub check_ms: f64,
+    pub plan_ms: f64,
+    pub apply_ms: f64,
+    pub total_ms: f64,
+}
+
+fn lap(since: &mut Instant) -> f64 {
+    let elapsed = since.elapsed();
+    *since = Instant::now();
+    elapsed.as_secs_f64() * 1000.0
+}
+
+/// A commit that was read and checked against the repositories as they then were.
+#[derive(Debug)]
+struct Checked {
+    commit: Oid,
+    stamps: Stamps,
+    configuration: strata_core::configuration::Configuration,
+    diagnostics: Vec<Diagnostic>,
+    verdict: Verdict,
+}
+
+#[derive(Debug)]
+enum Verdict {
+    Taken { desired: Desired, materials: Materials },
+    Refused { reason: RefusalReason, message: String },
+}
+
+/// The reconciler of one store: owns its lock, its mirror and all its state.
+#[derive(Debug)]
+pub struct Reconciler {
+    store: Arc<Store>,
+    source: Source,
+    options: Options,
+    mirror: Mirror,
+    library: Library,
+    checked: Option<Checked>,
+    state: ReconcileState,
+    /// The head for which the mirror was made anew, so that it is done once.
+    refetched_for: Option<Oid>,
+    _lock: StoreLock,
+}
+
+impl Reconciler {
+    /// Takes the store's lock, clears what a crashed predecessor left, and opens
+    /// the mirror.
+    ///
+    /// # Errors
+    /// Another reconciler holds the lock, or the store cannot be used.
+    pub fn open(store: Arc<Store>, source: Source, options: Options) -> Result<Self, PassError> {
+        let lock = match store.try_lock(LOCK) {
+            Ok(lock) => lock,
+            Err(StoreError::Locked(path)) => {
+                let holder = lock_holder(&path);
+                let holder = holder.map(|pid| format!(": process {pid}")).unwrap_or_default();
+                return Err(PassError::Locked { holder });
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let swept = store.sweep()?;
+        if swept > 0 {
+            tracing::info!(swept, "removed what a crashed writer left");
+        }
+        let name = source.to_string();
+        let state = ReconcileState::read(&store)?;
+        let mut state = state.unwrap_or_else(|| ReconcileState::new(name.clone()));
+        state.source = name;
+        let mirror = Mirror::open(&store, &source)?;
+        Ok(Reconciler {
+            store,
+            source,
+            options,
+            mirror,
+            library: Library::default(),
+            checked: None,
+            state,
+            refetched_for: None,
+            _lock: lock,
+        })
+    }
+
+    pub fn store(&self) -> &Arc<Store> {
+        &self.store
+    }
+
+    pub fn source(&self) -> &Source {
+        &self.source
+    }
+
+    /// Runs one pass and notes what it found.
+    ///
+    /// # Errors
+    /// The source or the store cannot be used. What stood in the store stands.
+    pub fn pass(&mut self, cancelled: &AtomicBool) -> Result<PassReport, PassError> {
+        let passed = self.run_steps(cancelled);
+        let found = match &passed {
+            Ok(report) => found(report),
+            Err(error) => Found::Failed { message: error.to_string() },
+        };
+        let next = self.state.after(&found, now_ms());
+        let news = next != self.state;
+        if news {
+            let written = next.write(&self.store);
+            match (&passed, written) {
+                (_, Ok(())) => self.state = next,
+                (Ok(_), Err(error)) => return Err(error.into()),
+                (Err(_), Err(error)) => tracing::error!(%error, "the state cannot be written"),
+            }
+        }
+        passed.map(|report| PassReport { news: news || report.news, ..report })
+    }
+
+    fn run_steps(&mut self, cancelled: &AtomicBool) -> Result<PassReport, PassError> {
+        let begun = Instant::now();
+        let mut since = begun;
+        let before = self.store.writes();
+        let commit = self.mirror.fetch(self.options.fetch_deadline, cancelled)?;
+        let mut report = PassReport {
+            source: self.source.to_string(),
+            commit: commit.to_string(),
+            result: PassResult::Refused,
+            refusal: None,
+            message: None,
+            actions: Vec::new(),
+            notes: Vec::new(),
+            diagnostics: Vec::new(),
+            renames: 0,
+            timings: Timings { fetch_ms: lap(&mut since), ..Timings::default() },
+            news: false,
+        };
+        let _span = tracing::info_span!("pass", %commit).entered();
+        if let Some(message) = self.rewritten(commit, cancelled)? {
+            report.refusal = Some(RefusalReason::Rewritten);
+            report.message = Some(message);
+            return Ok(report);
+        }
+        self.check(commit, cancelled)?;
+        report.timings.check_ms = lap(&mut since);
+        let checked = self.checked.as_ref().expect("just checked");
+        report.diagnostics.clone_from(&checked.diagnostics);
+        match &checked.verdict {
+            Verdict::Refused { reason, message } => {
+                report.refusal = Some(*reason);
+                report.message = Some(message.clone());
+            }
+            Verdict::Taken { desired, materials } => {
+                let observed = observe(&self.store, desired)?;
+                let Plan { actions, notes } = plan::plan(desired, &observed);
+                report.timings.plan_ms = lap(&mut since);
+                apply::apply(&self.store, &actions, materials, &report.commit)?;
+                report.timings.apply_ms = lap(&mut since);
+                report.result =
+                    if actions.is_empty() { PassResult::Unchanged } else { PassResult::Applied };
+                report.news = !actions.is_empty();
+                (report.actions, report.notes) = (actions, notes);
+            }
+        }
+        report.renames = self.store.writes().renames - before.renames;
+        report.timings.total_ms = begun.elapsed().as_secs_f64() * 1000.0;
+        Ok(report)
+    }
+
+    /// Why the commit may not follow the last one that was applied.
+    fn rewritten(
+        &mut self,
+        commit: Oid,
+        cancelled: &AtomicBool,
+    ) -> Result<Option<String>, PassError> {
+        let Some(applied) = &self.state.applied else { return Ok(None) };
+        let former = Oid::from_str(&applied.commit).map_err(|_| StateError::Commit)?;
+        let mut advance = self.mirror.advance(former, commit)?;
+        if advance == Advance::Unknown && self.refetched_for != Some(commit) {
+            tracing::warn!(former = applied.commit, "the mirror is incomplete and made anew");
+            self.mirror.rebuild()?;
+            self.mirror.fetch(self.options.fetch_deadline, cancelled)?;
+            self.refetched_for = Some(commit);
+            advance = self.mirror.advance(former, commit)?;
+        }
+        match advance {
+            Advance::Same | Advance::FastForward => Ok(None),
+            Advance::Rewritten | Advance::Unknown if self.options.allow_rewrite => {
+                tracing::warn!(former = applied.commit, "a rewritten branch is taken as allowed");
+                Ok(None)
+            }
+            Advance::Rewritten | Advance::Unknown => Ok(Some(format!(
+                "the branch was rewritten: {} was applied and is not among the ancestors of {commit}",
+                applied.commit
+            ))),
+        }
+    }
+
+    /// Reads and checks the commit, unless that was done and nothing it depends
+    /// on has changed since.
+    fn check(&mut self, commit: Oid, cancelled: &AtomicBool) -> Result<(), PassError> {
+        if let Some(checked) = &self.checked
+            && checked.commit == commit
+            && library::stamps(&self.store, &checked.configuration)? == checked.stamps
+        {
+            return Ok(());
+        }
+        self.checked = None;
+        let tree = match self.read(commit, cancelled) {
+            Ok(tree) => tree,
+            Err(PassError::Read { source, .. }) => {
+                self.checked = Some(unreadable(commit, &source));
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        };
+        let (desired, mut diagnostics) = DesiredState::read(&tree);
+        drop(tree);
+        let configuration = desired.configuration.clone();
+        let (stamps, faults) = self.library.refresh(&self.store, &configuration)?;
+        diagnostics.extend(faults);
+        let empty = desired.definitions.is_empty();
+        let manifests = self.library.manifests(&self.store);
+        let result = check_desired(desired, diagnostics, self.library.universe(), &manifests);
+        self.library.forget_unused();
+        let verdict = if empty {
+            let reason = RefusalReason::Empty;
+            let message = "the commit holds no layer definition file at all".to_owned();
+            Verdict::Refused { reason, message }
+        } else if result.accepted() {
+            let (desired, materials) = desired_and_materials(&result);
+            Verdict::Taken { desired, materials }
+        } else {
+            let error = |found: &&Diagnostic| found.severity == Severity::Error;
+            let count = result.diagnostics.iter().filter(error).count();
+            let message = match count {
+                1 => "the commit has 1 error".to_owned(),
+                _ => format!("the commit has {count} errors"),
+            };
+            Verdict::Refused { reason: RefusalReason::Invalid, message }
+        };
+        let diagnostics = result.diagnostics;
+        self.checked = Some(Checked { commit, stamps, configuration, diagnostics, verdict });
+        Ok(())
+    }
+
+    /// Reads the commit; where an object is missing or damaged, once more from a
+    /// mirror that was made anew.
+    fn read(&self, commit: Oid, cancelled: &AtomicBool) -> Result<SourceTree, PassError> {
+        let read = || -> Result<SourceTree, PassError> {
+            let repository = self.mirror.repository()?;
+            commit_tree::read(&repository, commit)
+                .map_err(|source| PassError::Read { commit: commit.to_string(), source })
+        };
+        match read() {
+            Err(PassError::Read { source, .. }) if source.is_damage() => {
+                tracing::warn!(error = %source, "the mirror is damaged and made anew");
+                self.mirror.rebuild()?;
+                self.mirror.fetch(self.options.fetch_deadline, cancelled)?;
+                read()
+            }
+            other => other,
+        }
+    }
+}
+
+fn unreadable(commit: Oid, error: &ReadError) -> Checked {
+    Checked {
+        commit,
+        stamps: Stamps::new(),
+        configuration: strata_core::configuration::Configuration::default(),
+        diagnostics: Vec::new(),
+        verdict: Verdict::Refused { reason: RefusalReason::Unreadable, message: error.to_string() },
+    }
+}
+
+fn found(report: &PassReport) -> Found {
+    let commit = report.commit.clone();
+    match report.refusal {
+        None => Found::Applied { commit },
+        Some(reason) => Found::Refused {
+            commit,
+            reason,
+            message: report.message.clone().unwrap_or_default(),
+            problems: report.diagnostics.iter().map(Diagnostic::to_string).collect(),
+        },
+    }
+}
+
+fn desired_and_materials(result: &strata_core::check::CheckResult) -> (Desired, Materials) {
+    let mut materials = Materials::default();
+    let mut desired =
+        Desired { rings: result.desired.configuration.rings.clone(), ..Desired::default() };
+    for (name, generation) in &result.compositions {
+        let id = generation.id();
+        desired.compositions.insert(name.clone(), id);
+        materials.generations.insert(id, generation.clone());
+    }
+    for definition in result.desired.definitions.values() {
+        if let Some(tree) = &definition.tree {
+            desired.layers.push(tree.entry());
+            materials.trees.insert(tree.unit().digest, tree.clone());
+        }
+    }
+    for (name, declared) in &result.desired.appliances {
+        let va = DeclaredVa {
+            name: name.clone(),
+            composition: declared.composition.clone(),
+            ring: declared.ring.clone(),
+        };
+        desired.appliances.insert(declared.mac, va);
+    }
+    (desired, materials)
+}
+
+/// Looks at all that the desired state names, and at every ring.
+fn observe(store: &Store, desired: &Desired) -> Result<Observed, PassError> {
+    let mut observed = Observed { rings: store.rings()?, ..Observed::default() };
+    if !desired.layers.is_empty() {
+        let templates = match store.database(&RepositoryName::templates()) {
+            Ok(database) => database,
+            Err(StoreError::NoRepository(_)) => Default::default(),
+            Err(error) => return Err(error.into()),
+        };
+        for unit in templates.units() {
+            let metadata = &unit.metadata;
+            observed.layers.insert((metadata.layer.clone(), metadata.version.clone()));
+        }
+    }
+    let ids = desired.compositions.values();
+    observed.generations.extend(ids.filter(|id| store.has_generation(id)));
+    for mac in desired.appliances.keys() {
+        if let Some(target) = store.va_target(*mac)? {
+            observed.va_links.insert(*mac, target);
+        }
+    }
+    Ok(observed)
+}
+
+/// The process that holds a file lock, as the kernel lists it.
+fn lock_holder(path: &std::path::Path) -> Option<u32> {
+    use std::os::unix::fs::MetadataExt;
+    let inode = format!(":{}", std::fs::metadata(path).ok()?.ino());
+    let locks = std::fs::read_to_string("/proc/locks").ok()?;
+    let line = locks.lines().find(|line| {
+        let held = !line.contains("->");
+        held && line.split_whitespace().any(|word| word.ends_with(&inode))
+    })?;
+    line.split_whitespace().nth(4)?.parse().ok()
+}
+
+fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}

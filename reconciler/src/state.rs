@@ -1,0 +1,269 @@
+//! What the reconciler remembers of the source: `state/reconcile.json`
+//! (`docs/formats.md`, "The reconciler's state").
+//!
+//! The file holds what cannot be observed in the store: the high-water commit,
+//! below which a branch may not be rewritten, and why the last commit seen was
+//! not applied. A pass returns what it found; [`ReconcileState::after`] folds
+//! that into the state, and the file is written only where the state differs.
+
+use serde::{Deserialize, Serialize};
+use strata_store::{Store, StoreError};
+
+/// The version of the format.
+const VERSION: u32 = 1;
+const FILE: &str = "reconcile.json";
+const FILE_BYTES: usize = 1 << 20;
+/// Problems of a refused commit that are kept; more are counted.
+const PROBLEMS: usize = 200;
+
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("state/{FILE} cannot be read: {0}")]
+    Damaged(serde_json::Error),
+    #[error("state/{FILE} is of version {0}, this program reads version {VERSION}")]
+    Version(u32),
+    #[error("the commit that state/{FILE} says was applied is no commit id")]
+    Commit,
+}
+
+/// A commit and when something was found about it, in milliseconds since 1970.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CommitRecord {
+    pub commit: String,
+    pub at_ms: u64,
+}
+
+/// Why a commit was not applied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RefusalReason {
+    /// The check found errors.
+    Invalid,
+    /// No definition at all: an accident, not a wish.
+    Empty,
+    /// The branch was rewritten.
+    Rewritten,
+    /// Something in the commit cannot be read or is beyond a limit.
+    Unreadable,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    pub commit: String,
+    pub reason: RefusalReason,
+    pub message: String,
+    /// Each with file and line, as `strata check` prints them.
+    pub problems: Vec<String>,
+    pub at_ms: u64,
+}
+
+/// The source or the store could not be used; tried again after a while.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    pub message: String,
+    pub at_ms: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReconcileState {
+    pub version: u32,
+    /// Location and branch, without credentials.
+    pub source: String,
+    /// The last commit that was applied: the high-water mark.
+    pub applied: Option<CommitRecord>,
+    pub refused: Option<Refusal>,
+    pub failing: Option<Failure>,
+}
+
+/// What a pass found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Found {
+    Applied { commit: String },
+    Refused { commit: String, reason: RefusalReason, message: String, problems: Vec<String> },
+    Failed { message: String },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub enum ConditionKind {
+    /// The store says what the last commit seen says.
+    Ready,
+    /// Something is tried again without anybody's doing.
+    Reconciling,
+    /// Nothing will change without a new commit.
+    Stalled,
+}
+
+/// A statement about the reconciler, in the form of the field's other tools.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Condition {
+    #[serde(rename = "type")]
+    pub kind: ConditionKind,
+    pub status: bool,
+    pub reason: String,
+    pub message: String,
+}
+
+impl ReconcileState {
+    pub fn new(source: String) -> Self {
+        ReconcileState { version: VERSION, source, applied: None, refused: None, failing: None }
+    }
+
+    /// Reads the state; `None` before the first pass.
+    ///
+    /// # Errors
+    /// The file is damaged. It is not passed over: it guards against rewritten
+    /// branches.
+    pub fn read(store: &Store) -> Result<Option<Self>, StateError> {
+        let Some(text) = store.read_state(FILE, FILE_BYTES)? else { return Ok(None) };
+        let state: ReconcileState = serde_json::from_slice(&text).map_err(StateError::Damaged)?;
+        match state.version {
+            VERSION => Ok(Some(state)),
+            version => Err(StateError::Version(version)),
+        }
+    }
+
+    /// Writes the state.
+    ///
+    /// # Errors
+    /// It cannot be written; the old one stands.
+    pub fn write(&self, store: &Store) -> Result<(), StateError> {
+        let mut text = serde_json::to_vec_pretty(self).map_err(StateError::Damaged)?;
+        text.push(b'\n');
+        Ok(store.write_state(FILE, &text)?)
+    }
+
+    /// The state after a pass; equal to this one where the pass found nothing new.
+    #[must_use]
+    pub fn after(&self, found: &Found, at_ms: u64) -> Self {
+        let mut next = self.clone();
+        match found {
+            Found::Applied { commit } => {
+                if self.applied.as_ref().is_none_or(|applied| applied.commit != *commit) {
+                    next.applied = Some(CommitRecord { commit: commit.clone(), at_ms });
+                }
+                (next.refused, next.failing) = (None, None);
+            }
+            Found::Refused { commit, reason, message, problems } => {
+                let mut refusal = Refusal {
+                    commit: commit.clone(),
+                    reason: *reason,
+                    message: message.clone(),
+                    problems: problems.iter().take(PROBLEMS).cloned().collect(),
+                    at_ms,
+                };
+                if let Some(more @ 1..) = problems.len().checked_sub(PROBLEMS) {
+                    refusal.problems.push(format!("and {more} more"));
+                }
+                if let Some(before) = &self.refused {
+                    let same = Refusal { at_ms: before.at_ms, ..refusal.clone() };
+                    if same == *before {
+                        refusal.at_ms = before.at_ms;
+                    }
+                }
+                (next.refused, next.failing) = (Some(refusal), None);
+            }
+            Found::Failed { message } => {
+                if self.failing.as_ref().is_none_or(|failing| failing.message != *message) {
+                    next.failing = Some(Failure { message: message.clone(), at_ms });
+                }
+            }
+        }
+        next
+    }
+
+    /// The conditions Ready, Reconciling and Stalled.
+    pub fn conditions(&self) -> [Condition; 3] {
+        let condition = |kind, status, reason: &str, message: &str| Condition {
+            kind,
+            status,
+            reason: reason.to_owned(),
+            message: message.to_owned(),
+        };
+        let (failing, refused) = (self.failing.as_ref(), self.refused.as_ref());
+        let ready = match (failing, refused, &self.applied) {
+            (Some(failing), _, _) => (false, "Failing", failing.message.as_str()),
+            (None, Some(refused), _) => (false, "Refused", refused.message.as_str()),
+            (None, None, Some(applied)) => (true, "Applied", applied.commit.as_str()),
+            (None, None, None) => (false, "NoCommit", "no commit was applied yet"),
+        };
+        let reconciling = match failing {
+            Some(failing) => (true, "Retrying", failing.message.as_str()),
+            None => (false, "Idle", ""),
+        };
+        let stalled = match refused {
+            Some(refused) => (true, "Refused", refused.message.as_str()),
+            None => (false, "NotStalled", ""),
+        };
+        [
+            condition(ConditionKind::Ready, ready.0, ready.1, ready.2),
+            condition(ConditionKind::Reconciling, reconciling.0, reconciling.1, reconciling.2),
+            condition(ConditionKind::Stalled, stalled.0, stalled.1, stalled.2),
+        ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn applied(commit: &str) -> Found {
+        Found::Applied { commit: commit.to_owned() }
+    }
+
+    fn refused(commit: &str, problems: usize) -> Found {
+        Found::Refused {
+            commit: commit.to_owned(),
+            reason: RefusalReason::Invalid,
+            message: "2 problems".to_owned(),
+            problems: vec!["web.ldf:1".to_owned(); problems],
+        }
+    }
+
+    fn failed() -> Found {
+        Found::Failed { message: "no route".to_owned() }
+    }
+
+    fn ready(state: &ReconcileState) -> [bool; 3] {
+        state.conditions().map(|condition| condition.status)
+    }
+
+    #[test]
+    fn the_fold() {
+        let new = ReconcileState::new("/srv/fleet#main".to_owned());
+        assert_eq!(ready(&new), [false, false, false]);
+        let a = new.after(&applied("a"), 1);
+        assert_eq!(ready(&a), [true, false, false]);
+        let bad = a.after(&refused("b", 2), 2);
+        assert_eq!(bad.applied, a.applied);
+        assert_eq!(ready(&bad), [false, false, true]);
+        let cut_off = bad.after(&failed(), 3);
+        assert_eq!(ready(&cut_off), [false, true, true]);
+        assert_eq!(cut_off.after(&applied("c"), 4).refused, None);
+    }
+
+    #[test]
+    fn finding_the_same_again_changes_nothing() {
+        let mut state = ReconcileState::new(String::new());
+        for found in [applied("a"), refused("b", 300), failed()] {
+            state = state.after(&found, 1);
+            assert_eq!(state.after(&found, 2), state);
+        }
+        let problems = &state.refused.expect("refused").problems;
+        assert_eq!((problems.len(), problems[PROBLEMS].as_str()), (201, "and 100 more"));
+    }
+
+    #[test]
+    fn it_reads_back_and_damage_is_told() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let store = Store::init(directory.path()).expect("a store");
+        assert_eq!(ReconcileState::read(&store).expect("readable"), None);
+        let state = ReconcileState::new("s#main".to_owned()).after(&refused("b", 2), 7);
+        state.write(&store).expect("written");
+        assert_eq!(ReconcileState::read(&store).expect("readable"), Some(state));
+        store.write_state(FILE, b"{\"version\":1}").expect("written");
+        assert!(matches!(ReconcileState::read(&store), Err(StateError::Damaged(_))));
+    }
+}

@@ -1,0 +1,252 @@
+//! Verification: do the VAs serve what their rings name?
+//!
+//! Moving a link proves nothing. After a rollout the VAs of each moved ring are
+//! looked at until their own reports say that they serve the new generation;
+//! besides, a slow round over the whole fleet finds VAs that drifted or failed
+//! since. Each tick reads a bounded number of reports, so that the cost is the
+//! same for ten VAs and for a hundred thousand. Nothing here writes.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use strata_core::links::VaTarget;
+use strata_core::plan::Action;
+use strata_core::status::{ObservedVa, SWAP_GRACE_MS, SyncState, VaStatus, va_status};
+use strata_core::{CompositionName, GenerationId, MacAddr, RingName};
+use strata_store::{Store, StoreError};
+
+use crate::fleet::Observer;
+
+/// Reports that one tick reads, for rollouts and for the round each.
+const REPORTS: usize = 2_000;
+/// VAs that are named in one event.
+const NAMED: usize = 10;
+/// The pause between two rounds over the whole fleet.
+const ROUND_PAUSE: Duration = Duration::from_secs(60);
+
+/// What verification found; each is told once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    RingInSync {
+        composition: CompositionName,
+        ring: RingName,
+        generation: GenerationId,
+        vas: usize,
+        after: Duration,
+    },
+    /// The grace for swapping is over, and some VAs are not in sync.
+    RingWaiting {
+        composition: CompositionName,
+        ring: RingName,
+        generation: GenerationId,
+        waiting: usize,
+        of: usize,
+        first: Vec<MacAddr>,
+    },
+    VaChanged {
+        mac: MacAddr,
+        from: Option<SyncState>,
+        status: Box<VaStatus>,
+    },
+}
+
+#[derive(Debug)]
+struct Rollout {
+    generation: GenerationId,
+    begun: Instant,
+    vas: usize,
+    waiting: Vec<MacAddr>,
+    /// How many were waiting when that was last told.
+    told: Option<usize>,
+}
+
+/// The round over the whole fleet.
+#[derive(Debug, Default)]
+struct Round {
+    left: Vec<MacAddr>,
+    begun: Option<Instant>,
+    /// VAs that were found drifted or failed; the others are not remembered.
+    troubled: HashMap<MacAddr, SyncState>,
+}
+
+#[derive(Debug)]
+pub struct Verifier {
+    store: Arc<Store>,
+    rollouts: BTreeMap<(CompositionName, RingName), Rollout>,
+    round: Round,
+}
+
+impl Verifier {
+    pub fn new(store: Arc<Store>) -> Self {
+        Verifier { store, rollouts: BTreeMap::new(), round: Round::default() }
+    }
+
+    /// Starts to follow the rings that a pass has moved.
+    ///
+    /// # Errors
+    /// The VA links cannot be listed.
+    pub fn follow(&mut self, actions: &[Action]) -> Result<(), StoreError> {
+        let moved: BTreeMap<_, _> = actions
+            .iter()
+            .filter_map(|action| match action {
+                Action::MoveRing { composition, ring, to, .. } => {
+                    Some(((composition.clone(), ring.clone()), *to))
+                }
+                _ => None,
+            })
+            .collect();
+        if moved.is_empty() {
+            return Ok(());
+        }
+        let mut members: BTreeMap<_, Vec<MacAddr>> = BTreeMap::new();
+        for (mac, target) in self.store.va_links()? {
+            if let VaTarget::Ring { composition, ring } = target {
+                members.entry((composition, ring)).or_default().push(mac);
+            }
+        }
+        let begun = Instant::now();
+        for (key, generation) in moved {
+            // A ring without VAs has nothing to verify.
+            let waiting = members.remove(&key).unwrap_or_default();
+            let vas = waiting.len();
+            match vas {
+                0 => self.rollouts.remove(&key),
+                _ => self
+                    .rollouts
+                    .insert(key, Rollout { generation, begun, vas, waiting, told: None }),
+            };
+        }
+        Ok(())
+    }
+
+    /// When to call [`Verifier::tick`] next.
+    pub fn pause(&self) -> Duration {
+        let youngest = self.rollouts.values().map(|rollout| rollout.begun.elapsed()).min();
+        match youngest {
+            Some(age) if age < Duration::from_secs(10) => Duration::from_millis(200),
+            Some(age) if age < Duration::from_secs(120) => Duration::from_secs(1),
+            Some(_) => Duration::from_secs(10),
+            None if self.round.left.is_empty() => ROUND_PAUSE / 4,
+            None => Duration::from_secs(1),
+        }
+    }
+
+    /// Looks at some VAs.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub fn tick(&mut self) -> Result<Vec<Event>, StoreError> {
+        let mut events = Vec::new();
+        self.tick_rollouts(&mut events)?;
+        self.tick_round(&mut events)?;
+        Ok(events)
+    }
+
+    fn tick_rollouts(&mut self, events: &mut Vec<Event>) -> Result<(), StoreError> {
+        let store = self.store.clone();
+        let mut observer = Observer::new(&store);
+        let mut budget = REPORTS;
+        for ((composition, ring), rollout) in &mut self.rollouts {
+            let count = budget.min(rollout.waiting.len());
+            budget -= count;
+            // Those looked at go to the end, so that all have their turn.
+            for mac in rollout.waiting.drain(..count).collect::<Vec<_>>() {
+                let still = store.va_target(mac)?.filter(|target| {
+                    matches!(target, VaTarget::Ring { composition: c, ring: r } if c == composition && r == ring)
+                });
+                let Some(target) = still else { continue };
+                let status = va_status(&observer.observe(mac, target, None)?);
+                let arrived =
+                    status.active == Some(rollout.generation) && status.state == SyncState::InSync;
+                if !arrived {
+                    rollout.waiting.push(mac);
+                }
+            }
+            let generation = rollout.generation;
+            let (composition, ring) = (composition.clone(), ring.clone());
+            let grace = rollout.begun.elapsed() > Duration::from_millis(SWAP_GRACE_MS);
+            let waiting = rollout.waiting.len();
+            if waiting == 0 {
+                let (vas, after) = (rollout.vas, rollout.begun.elapsed());
+                events.push(Event::RingInSync { composition, ring, generation, vas, after });
+            } else if grace && rollout.told.is_none_or(|told| told != waiting) {
+                rollout.told = Some(waiting);
+                let first = rollout.waiting.iter().copied().take(NAMED).collect();
+                let of = rollout.vas;
+                let event =
+                    Event::RingWaiting { composition, ring, generation, waiting, of, first };
+                events.push(event);
+            }
+        }
+        self.rollouts.retain(|_, rollout| !rollout.waiting.is_empty());
+        Ok(())
+    }
+
+    fn tick_round(&mut self, events: &mut Vec<Event>) -> Result<(), StoreError> {
+        if self.round.left.is_empty() {
+            if self.round.begun.is_some_and(|begun| begun.elapsed() < ROUND_PAUSE) {
+                return Ok(());
+            }
+            self.round.begun = Some(Instant::now());
+            self.round.left = self.store.va_links()?.into_keys().collect();
+        }
+        let store = self.store.clone();
+        let mut observer = Observer::new(&store);
+        let from = self.round.left.len().saturating_sub(REPORTS);
+        for mac in self.round.left.split_off(from) {
+            let Some(target) = store.va_target(mac)? else {
+                self.round.troubled.remove(&mac);
+                continue;
+            };
+            let observed: ObservedVa = observer.observe(mac, target, None)?;
+            self.round.note(va_status(&observed), events);
+        }
+        Ok(())
+    }
+}
+
+impl Round {
+    /// Tells a VA that came to drift or fail, and one that no longer does.
+    fn note(&mut self, status: VaStatus, events: &mut Vec<Event>) {
+        let from = self.troubled.get(&status.mac).copied();
+        let troubled = match status.state {
+            SyncState::Drifted | SyncState::Failed => Some(status.state),
+            SyncState::InSync => None,
+            // No evidence either way.
+            SyncState::Pending | SyncState::Unknown => from,
+        };
+        if troubled == from {
+            return;
+        }
+        match troubled {
+            Some(state) => self.troubled.insert(status.mac, state),
+            None => self.troubled.remove(&status.mac),
+        };
+        events.push(Event::VaChanged { mac: status.mac, from, status: Box::new(status) });
+    }
+}
+
+impl Event {
+    /// Writes the event to the log.
+    pub fn log(&self) {
+        match self {
+            Event::RingInSync { composition, ring, generation, vas, after } => {
+                let after_ms = after.as_millis();
+                tracing::info!(%composition, %ring, %generation, vas, after_ms, "ring in sync");
+            }
+            Event::RingWaiting { composition, ring, generation, waiting, of, first } => {
+                let first: Vec<_> = first.iter().map(MacAddr::to_string).collect();
+                let first = first.join(" ");
+                tracing::info!(%composition, %ring, %generation, waiting, of, first, "ring not in sync yet");
+            }
+            Event::VaChanged { mac, status, .. } => {
+                let reason = status.reason.as_ref().map(ToString::to_string);
+                match status.state {
+                    SyncState::InSync => tracing::info!(%mac, "VA in sync again"),
+                    state => tracing::warn!(%mac, %state, reason, "VA not in sync"),
+                }
+            }
+        }
+    }
+}

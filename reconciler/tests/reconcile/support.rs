@@ -1,0 +1,246 @@
+//! A store with tiny layers and a GitOps repository, each in a temporary
+//! directory, and git run with a fixed identity.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
+
+use strata::pass::{Options, PassError, PassReport, Reconciler};
+use strata::source::Source;
+use strata_core::manifest::{Entry, Kind, Manifest, Timestamp};
+use strata_core::metadata::{LayerKind, Metadata};
+use strata_core::{CompositionName, Digest, GenerationId, MacAddr, RingName};
+use strata_store::{Store, VaTarget};
+use tempfile::TempDir;
+
+pub const CONFIGURATION: &str =
+    "rings = [\"canary\", \"everyone\"]\n\n[[repository]]\nname = \"main\"\n";
+
+pub fn name<T: std::str::FromStr<Err: std::fmt::Debug>>(text: &str) -> T {
+    text.parse().expect("a valid name")
+}
+
+pub struct World {
+    pub directory: TempDir,
+    pub store: Arc<Store>,
+}
+
+impl World {
+    /// A store with `main/base 1`, `main/app 1` and `main/app 2`, and a bare
+    /// repository whose branch `main` has the compositions web and sql.
+    pub fn new() -> Self {
+        let world = Self::without_commit();
+        world.write("strata.toml", CONFIGURATION);
+        world.write("templates/web.ldf", "main/app 1\nmain/base 1\n");
+        world.write("templates/sql.ldf", "main/base 1\n");
+        world.push("first");
+        world
+    }
+
+    pub fn without_commit() -> Self {
+        let directory = tempfile::tempdir().expect("a directory");
+        let store = Store::init(&directory.path().join("store")).expect("a store");
+        let world = World { directory, store: Arc::new(store) };
+        for (layer, version) in [("base", "1"), ("app", "1"), ("app", "2")] {
+            world.build_layer(layer, version);
+        }
+        world.git_at(&world.path("."), &["init", "-q", "--bare", "-b", "main", "fleet.git"]);
+        world.git_at(&world.path("."), &["clone", "-q", "fleet.git", "work"]);
+        world.git(&["checkout", "-q", "-B", "main"]);
+        world
+    }
+
+    pub fn path(&self, relative: &str) -> PathBuf {
+        self.directory.path().join(relative)
+    }
+
+    /// A layer of one file `/<layer>` with its version as content.
+    pub fn build_layer(&self, layer: &str, version: &str) {
+        let repository = name("main");
+        let staged = self.store.stage_unit(&repository).expect("staged");
+        fs::write(staged.filesystem().join(layer), version).expect("written");
+        let entry = |path: &str, kind, mode| Entry {
+            path: path.into(),
+            kind,
+            mode,
+            uid: 0,
+            gid: 0,
+            mtime: Timestamp::default(),
+            link_count: 1,
+            xattrs: BTreeMap::new(),
+        };
+        let (size, digest) = (version.len() as u64, Digest::of(version.as_bytes()));
+        let manifest = Manifest::new(vec![
+            entry("", Kind::Directory, 0o755),
+            entry(layer, Kind::Regular { size, digest }, 0o644),
+        ])
+        .expect("a manifest");
+        let metadata = Metadata::new(name(layer), name(version), LayerKind::Software);
+        let mut writer = self.store.write_repository(&repository).expect("a writer");
+        writer.publish(staged, metadata, &manifest).expect("published");
+        writer.commit().expect("committed");
+    }
+
+    /// Writes a file into the work tree.
+    pub fn write(&self, path: &str, text: &str) {
+        let path = self.path("work").join(path);
+        fs::create_dir_all(path.parent().expect("below work")).expect("a directory");
+        fs::write(path, text).expect("written");
+    }
+
+    pub fn remove(&self, path: &str) {
+        fs::remove_file(self.path("work").join(path)).expect("removed");
+    }
+
+    /// Commits all of the work tree and pushes it. Returns the commit.
+    pub fn push(&self, message: &str) -> String {
+        self.git(&["add", "-A"]);
+        self.git(&["commit", "-q", "--allow-empty", "-m", message]);
+        self.git(&["push", "-q", "origin", "HEAD:main"]);
+        self.head()
+    }
+
+    pub fn head(&self) -> String {
+        self.git(&["rev-parse", "HEAD"])
+    }
+
+    /// Runs git in the work tree. Returns what it printed.
+    pub fn git(&self, arguments: &[&str]) -> String {
+        self.git_at(&self.path("work"), arguments)
+    }
+
+    pub fn git_at(&self, directory: &Path, arguments: &[&str]) -> String {
+        let output = self.git_output(directory, arguments, b"");
+        assert!(output.status.success(), "git {arguments:?}: {output:?}");
+        String::from_utf8(output.stdout).expect("UTF-8").trim().to_owned()
+    }
+
+    pub fn git_output(&self, directory: &Path, arguments: &[&str], input: &[u8]) -> Output {
+        use std::io::Write;
+        let mut child = Command::new("git")
+            .args(arguments)
+            .current_dir(directory)
+            .env("GIT_CONFIG_NOSYSTEM", "1")
+            .env("GIT_CONFIG_GLOBAL", "/dev/null")
+            .env("GIT_AUTHOR_NAME", "Ann")
+            .env("GIT_AUTHOR_EMAIL", "ann@example.org")
+            .env("GIT_AUTHOR_DATE", "2026-01-01T00:00:00Z")
+            .env("GIT_COMMITTER_NAME", "Ann")
+            .env("GIT_COMMITTER_EMAIL", "ann@example.org")
+            .env("GIT_COMMITTER_DATE", "2026-01-01T00:00:00Z")
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .expect("git: apt-get install git");
+        child.stdin.take().expect("piped").write_all(input).expect("written");
+        child.wait_with_output().expect("git ends")
+    }
+
+    /// Hashes an object that `git add` would never make.
+    pub fn hash_object(&self, kind: &str, content: &[u8]) -> String {
+        let arguments = ["hash-object", "-t", kind, "--literally", "-w", "--stdin"];
+        let output = self.git_output(&self.path("fleet.git"), &arguments, content);
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).expect("hexadecimal").trim().to_owned()
+    }
+
+    /// Puts a commit with a hand-made root tree onto the branch, as a child of
+    /// what is there. Entries are (mode, name, id).
+    pub fn push_raw(&self, entries: &[(&str, &[u8], &str)]) -> String {
+        let tree = self.raw_tree(entries);
+        let bare = self.path("fleet.git");
+        let parent = self.git_at(&bare, &["rev-parse", "refs/heads/main"]);
+        let text = format!(
+            "tree {tree}\nparent {parent}\nauthor A <a@e> 1 +0000\ncommitter A <a@e> 1 +0000\n\nraw\n"
+        );
+        let commit = self.hash_object("commit", text.as_bytes());
+        self.git_at(&bare, &["update-ref", "refs/heads/main", &commit]);
+        commit
+    }
+
+    pub fn raw_tree(&self, entries: &[(&str, &[u8], &str)]) -> String {
+        let mut content = Vec::new();
+        for (mode, name, id) in entries {
+            content.extend_from_slice(format!("{mode} ").as_bytes());
+            content.extend_from_slice(name);
+            content.push(0);
+            let byte = |at: usize| u8::from_str_radix(&id[at..at + 2], 16).expect("hexadecimal");
+            content.extend((0..40).step_by(2).map(byte));
+        }
+        self.hash_object("tree", &content)
+    }
+
+    pub fn source(&self) -> Source {
+        Source::parse(self.path("fleet.git").to_str().expect("UTF-8"), "main").expect("a source")
+    }
+
+    pub fn reconciler(&self) -> Reconciler {
+        self.reconciler_with(Options::default()).expect("a reconciler")
+    }
+
+    pub fn reconciler_with(&self, options: Options) -> Result<Reconciler, PassError> {
+        let store = Arc::new(Store::open(self.store.root()).expect("a store"));
+        Reconciler::open(store, self.source(), options)
+    }
+
+    /// One pass of a new reconciler, as `--once` runs it.
+    pub fn once(&self) -> PassReport {
+        self.reconciler().pass(&AtomicBool::new(false)).expect("a pass")
+    }
+
+    pub fn ring(&self, composition: &str, ring: &str) -> Option<GenerationId> {
+        let (composition, ring): (CompositionName, RingName) = (name(composition), name(ring));
+        self.store.ring(&composition, &ring).expect("readable")
+    }
+
+    /// All ring links, in a form to compare.
+    pub fn rings(&self) -> Vec<String> {
+        let rings = self.store.rings().expect("readable");
+        rings.iter().map(|((c, r), id)| format!("{c}/{r} {id}")).collect()
+    }
+
+    /// Claims a MAC address for each number, in one ring.
+    pub fn claim(&self, composition: &str, ring: &str, numbers: std::ops::Range<u32>) {
+        let target = VaTarget::Ring { composition: name(composition), ring: name(ring) };
+        for number in numbers {
+            self.store.claim_va(mac(number), &target).expect("claimed");
+        }
+    }
+
+    /// Path, type, time of change and link target of everything in the store.
+    pub fn snapshot(&self) -> BTreeMap<PathBuf, String> {
+        use std::os::unix::fs::MetadataExt;
+        let mut snapshot = BTreeMap::new();
+        let mut pending = vec![self.store.root().to_owned()];
+        while let Some(path) = pending.pop() {
+            let metadata = fs::symlink_metadata(&path).expect("there");
+            let (seconds, nanoseconds) = (metadata.ctime(), metadata.ctime_nsec());
+            let text = format!("{:?} {seconds}.{nanoseconds}", metadata.file_type());
+            if metadata.is_dir() {
+                let entries = fs::read_dir(&path).expect("listed");
+                pending.extend(entries.map(|entry| entry.expect("an entry").path()));
+            }
+            snapshot.insert(path, text);
+        }
+        snapshot
+    }
+}
+
+pub fn mac(number: u32) -> MacAddr {
+    let [a, b, c, d] = number.to_be_bytes();
+    MacAddr::locally_administered([2, 0, a, b, c, d])
+}
+
+/// Waits for a condition; fails with `what` after `limit`.
+pub fn wait_until(what: &str, limit: Duration, mut condition: impl FnMut() -> bool) {
+    let end = Instant::now() + limit;
+    while !condition() {
+        assert!(Instant::now() < end, "still not so after {limit:?}: {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
