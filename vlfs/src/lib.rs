@@ -1,1 +1,30 @@
+//! The virtual layered file system (§5.5): an ordered union of read-only layers
+//! under one private layer, whose layer set can be swapped while it is mounted.
+//!
+//! ```text
+//! tree, whiteout, union        pure: a layer's tree, hidden paths, the merged index
+//! layer, private, backing      what is on disk: layers read, the private layer written
+//! vfs                          the file system: every operation, with an errno; no FUSE
+//! fuse, notify                 the kernel's protocol over it
+//! set, follow                  layer sets opened, the VA's link followed
+//! daemon, control, status      one mount's threads, and talking to them
+//! diff                         what the private layer holds, from outside (§4.5)
+//! ```
 
+pub mod backing;
+pub mod control;
+pub mod daemon;
+pub mod diff;
+pub mod follow;
+pub mod fuse;
+pub mod layer;
+pub mod notify;
+pub mod private;
+pub mod proc;
+pub mod set;
+pub mod status;
+pub mod stop;
+pub mod tree;
+pub mod union;
+pub mod vfs;
+pub mod whiteout;

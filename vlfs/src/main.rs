@@ -1,1 +1,7 @@
-fn main() {}
+//! `strata-vlfs`: mount, ask and mend a virtual layered file system.
+
+mod cli;
+
+fn main() -> std::process::ExitCode {
+    cli::run()
+}

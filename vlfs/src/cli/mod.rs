@@ -1,0 +1,130 @@
+//! The command line: parse, do, print. Data to stdout, the rest to stderr.
+
+mod mount;
+mod query;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{CommandFactory as _, Parser, Subcommand, ValueEnum};
+
+/// Exit status of a difference or a failed check.
+const DIFFERENT: u8 = 1;
+const FAILED: u8 = 2;
+
+/// Mount and manage virtual layered file systems.
+#[derive(Debug, Parser)]
+#[command(
+    name = "strata-vlfs",
+    version,
+    after_help = "Examples:
+  strata-vlfs mount --store /srv/strata --va 52:54:00:12:34:56 --private /var/lib/va /mnt
+  strata-vlfs mount --layer /layers/upper --layer /layers/lower --private /tmp/private /mnt
+  strata-vlfs status /mnt
+  strata-vlfs swap /mnt --layer /layers/newer --layer /layers/lower
+  strata-vlfs diff /mnt
+  strata-vlfs revert /mnt/etc/motd
+  umount /mnt
+
+Exit status: 0 done or no difference, 1 difference, 2 error."
+)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Output {
+    Text,
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Mount a VA's file system from a store, or plain directories as a union.
+    Mount(mount::Mount),
+    /// Show what a mount serves.
+    Status {
+        /// Where the file system is mounted.
+        mount_point: PathBuf,
+        #[arg(long, value_enum, default_value = "text")]
+        output: Output,
+    },
+    /// Replace the layers of a mount of plain directories, at once for all its users.
+    Swap {
+        /// Where the file system is mounted.
+        mount_point: PathBuf,
+        #[command(flatten)]
+        layers: mount::Layers,
+        #[arg(long, value_enum, default_value = "text")]
+        output: Output,
+    },
+    /// Drop the private copy or the white-out of files: show the originals again.
+    Revert {
+        /// Paths in a mounted file system; a deleted one is named as it was.
+        #[arg(required = true)]
+        paths: Vec<PathBuf>,
+    },
+    /// List what the private layer holds against the layers.
+    Diff {
+        /// A mount point, or a private directory alone.
+        path: PathBuf,
+        #[arg(long, value_enum, default_value = "text")]
+        output: Output,
+    },
+    /// Print a completion script for a shell.
+    Completions { shell: clap_complete::Shell },
+}
+
+/// An error with what to do about it.
+#[derive(Debug)]
+struct Hinted {
+    message: String,
+    hint: &'static str,
+}
+
+impl std::fmt::Display for Hinted {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Hinted {}
+
+fn hinted(message: impl Into<String>, hint: &'static str) -> anyhow::Error {
+    anyhow::Error::new(Hinted { message: message.into(), hint })
+}
+
+/// Runs the program.
+pub fn run() -> ExitCode {
+    let arguments = Arguments::parse();
+    match dispatch(arguments.command) {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            report(&error);
+            ExitCode::from(FAILED)
+        }
+    }
+}
+
+fn report(error: &anyhow::Error) {
+    eprintln!("error: {error:#}");
+    if let Some(hinted) = error.downcast_ref::<Hinted>() {
+        eprintln!("hint: {}", hinted.hint);
+    }
+}
+
+fn dispatch(command: Command) -> anyhow::Result<u8> {
+    match command {
+        Command::Mount(mount) => mount.run(),
+        Command::Status { mount_point, output } => query::status(&mount_point, output),
+        Command::Swap { mount_point, layers, output } => query::swap(&mount_point, &layers, output),
+        Command::Revert { paths } => query::revert(&paths),
+        Command::Diff { path, output } => query::diff(&path, output),
+        Command::Completions { shell } => {
+            let mut command = Arguments::command();
+            clap_complete::generate(shell, &mut command, "strata-vlfs", &mut std::io::stdout());
+            Ok(0)
+        }
+    }
+}

@@ -1,0 +1,242 @@
+//! `strata-vlfs mount`: in the foreground, or as a daemon of its own.
+//!
+//! The daemon is this program started again with `--foreground` in a new
+//! session. It says `ready` or the failure on its standard output, a pipe.
+
+use std::fs::{File, OpenOptions};
+use std::io::{BufRead as _, BufReader, Read as _, Seek as _, SeekFrom, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context as _, anyhow};
+use clap::Args;
+use strata_core::MacAddr;
+use strata_vlfs::daemon::{self, Options, Source};
+
+use super::hinted;
+
+/// What the daemon says on its pipe once the file system answers.
+const READY: &str = "ready";
+
+#[derive(Debug, Args)]
+pub struct Layers {
+    /// A directory that is a layer; the first is the topmost. A former private
+    /// directory brings its white-outs.
+    #[arg(long = "layer", value_name = "DIR")]
+    layers: Vec<PathBuf>,
+    /// A file with one layer directory a line, topmost first, after those of --layer.
+    #[arg(long, value_name = "FILE")]
+    layers_file: Option<PathBuf>,
+}
+
+impl Layers {
+    /// All layer directories as absolute paths, topmost first.
+    pub fn directories(&self) -> anyhow::Result<Vec<PathBuf>> {
+        use std::os::unix::ffi::OsStringExt as _;
+        let mut directories = self.layers.clone();
+        if let Some(file) = &self.layers_file {
+            let bytes = std::fs::read(file).with_context(|| file.display().to_string())?;
+            let lines = bytes.split(|b| *b == b'\n').filter(|line| !line.is_empty());
+            directories.extend(
+                lines.map(|line| PathBuf::from(std::ffi::OsString::from_vec(line.to_vec()))),
+            );
+        }
+        directories.iter().map(|directory| canonical(directory)).collect()
+    }
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Either --va with a store, or layers. The command returns once the file
+system answers; `umount MOUNTPOINT` ends the daemon.
+
+Examples:
+  strata-vlfs mount --store /srv/strata --va 52:54:00:12:34:56 --private /var/lib/va /mnt
+  strata-vlfs mount --layer /layers/upper --layer /layers/lower --private /tmp/private /mnt")]
+pub struct Mount {
+    /// MAC address of the VA whose link in the store is followed.
+    #[arg(long, conflicts_with_all = ["layers", "layers_file"])]
+    va: Option<MacAddr>,
+    /// The store.
+    #[arg(long, env = "STRATA_STORE")]
+    store: Option<PathBuf>,
+    /// Where reports are written, instead of the store's `reports`.
+    #[arg(long, value_name = "DIR", requires = "va")]
+    reports: Option<PathBuf>,
+    #[command(flatten)]
+    layers: Layers,
+    /// The private layer: made when absent, never shared between VAs.
+    #[arg(long, value_name = "DIR")]
+    private: PathBuf,
+    /// Stay in the foreground, log to standard error.
+    #[arg(long)]
+    foreground: bool,
+    /// Let file data pass through the daemon even where the kernel could take it.
+    #[arg(long)]
+    no_passthrough: bool,
+    #[arg(long)]
+    read_only: bool,
+    /// Log file of the daemon [default: vlfs.log in the private directory].
+    #[arg(long, value_name = "FILE")]
+    log: Option<PathBuf>,
+    /// How often the VA's link is looked at, in milliseconds.
+    #[arg(long, default_value_t = 250, value_name = "MS", value_parser = clap::value_parser!(u64).range(10..))]
+    poll_ms: u64,
+    /// How often the report is written at least, in seconds.
+    #[arg(long, default_value_t = 10, value_name = "S", value_parser = clap::value_parser!(u64).range(1..))]
+    report_interval: u64,
+    /// Started by `mount` itself: say on standard output when ready.
+    #[arg(long, hide = true)]
+    daemon: bool,
+    mount_point: PathBuf,
+}
+
+fn canonical(path: &Path) -> anyhow::Result<PathBuf> {
+    std::fs::canonicalize(path).with_context(|| path.display().to_string())
+}
+
+impl Mount {
+    pub fn run(&self) -> anyhow::Result<u8> {
+        if !rustix::process::geteuid().is_root() {
+            return Err(hinted("only root can mount", "run it with sudo"));
+        }
+        if self.foreground { self.serve() } else { self.start_daemon() }
+    }
+
+    fn options(&self) -> anyhow::Result<Options> {
+        let source = match self.va {
+            Some(mac) => {
+                let store = self.store.as_ref().ok_or_else(|| {
+                    hinted("--va needs a store", "give --store DIR or set STRATA_STORE")
+                })?;
+                let reports = self.reports.as_deref().map(canonical).transpose()?;
+                Source::Va { store: canonical(store)?, mac, reports }
+            }
+            None => {
+                let directories = self.layers.directories()?;
+                if directories.is_empty() {
+                    return Err(hinted(
+                        "nothing to mount",
+                        "give --va MAC with a store, or --layer DIR once or more",
+                    ));
+                }
+                Source::Directories(directories)
+            }
+        };
+        std::fs::create_dir_all(&self.private)
+            .with_context(|| self.private.display().to_string())?;
+        Ok(Options {
+            source,
+            private: canonical(&self.private)?,
+            mount_point: canonical(&self.mount_point)?,
+            passthrough: !self.no_passthrough,
+            read_only: self.read_only,
+            poll: Duration::from_millis(self.poll_ms),
+            report_interval: Duration::from_secs(self.report_interval),
+        })
+    }
+
+    fn serve(&self) -> anyhow::Result<u8> {
+        init_log();
+        if self.daemon {
+            // Already a leader only when started by hand: then there is nothing to leave.
+            if let Err(error) = rustix::process::setsid() {
+                tracing::debug!(%error, "no new session");
+            }
+        }
+        let told = self.daemon;
+        let mounted = self.options().and_then(|options| {
+            daemon::run(&options, move || {
+                if told {
+                    tell(READY);
+                }
+            })
+        });
+        if let Err(error) = &mounted {
+            tracing::error!("{error:#}");
+            if told {
+                tell(&format!("{error:#}"));
+            }
+        }
+        mounted.map(|()| 0)
+    }
+
+    fn start_daemon(&self) -> anyhow::Result<u8> {
+        // What can be refused at once is refused here, with its hint.
+        let options = self.options()?;
+        let log_path = self.log.clone().unwrap_or_else(|| options.private.join("vlfs.log"));
+        let mut log = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .read(true)
+            .open(&log_path)
+            .with_context(|| log_path.display().to_string())?;
+        let start = log.seek(SeekFrom::End(0))?;
+        let program = std::env::current_exe().context("where is this program?")?;
+        let mut child = Command::new(program)
+            .args(std::env::args_os().skip(1))
+            .args(["--foreground", "--daemon"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(log.try_clone()?)
+            .spawn()?;
+        let pipe = child.stdout.take().ok_or_else(|| anyhow!("the daemon has no pipe"))?;
+        let mut line = String::new();
+        BufReader::new(pipe).read_line(&mut line)?;
+        match line.trim_end() {
+            READY => Ok(0),
+            "" => Err(anyhow!("the daemon ended: {}", tail(&mut log, start, &log_path))),
+            failure => Err(hinted_failure(failure)),
+        }
+    }
+}
+
+/// A failure that the daemon told, with a hint where there is one.
+fn hinted_failure(failure: &str) -> anyhow::Error {
+    let hint = if failure.contains("in use by another mount") {
+        "unmount it first; `findmnt -t fuse.strata` lists mounts"
+    } else if failure.contains("belongs to") {
+        "each VA has a private directory of its own: give another --private"
+    } else if failure.contains("holds other files") {
+        "give --private a directory that is empty or does not exist"
+    } else {
+        return anyhow!("{failure}");
+    };
+    hinted(failure, hint)
+}
+
+fn tell(line: &str) {
+    let mut out = std::io::stdout();
+    let line = line.replace('\n', " ");
+    if let Err(error) = writeln!(out, "{line}").and_then(|()| out.flush()) {
+        tracing::debug!(%error, "nobody waits for the mount");
+    }
+    // The other end waits for one line only; the pipe must not stay.
+    if let Ok(null) = File::open("/dev/null")
+        && let Err(error) = rustix::stdio::dup2_stdout(&null)
+    {
+        tracing::debug!(%error, "the pipe stays open");
+    }
+}
+
+fn tail(log: &mut File, start: u64, path: &Path) -> String {
+    let mut text = String::new();
+    let read = log.seek(SeekFrom::Start(start)).and_then(|_| log.read_to_string(&mut text));
+    match read {
+        Ok(_) if !text.trim().is_empty() => text.trim_end().to_owned(),
+        _ => format!("see {}", path.display()),
+    }
+}
+
+fn init_log() {
+    use tracing_subscriber::EnvFilter;
+    let filter = EnvFilter::try_from_env("STRATA_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let set = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .try_init();
+    if let Err(error) = set {
+        eprintln!("warning: no log: {error}");
+    }
+}

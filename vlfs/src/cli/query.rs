@@ -1,0 +1,205 @@
+//! The commands that talk to a mount.
+
+use std::ffi::OsStr;
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, anyhow};
+use strata_vlfs::control::{self, Answer, Request};
+use strata_vlfs::diff::{self, Change};
+use strata_vlfs::fuse::device;
+use strata_vlfs::status::Status;
+
+use super::mount::Layers;
+use super::{DIFFERENT, Output, hinted};
+
+/// The control socket of a mount, found in the mount table or, inside a VA, by
+/// the mount's number.
+fn socket(mount_point: &Path) -> anyhow::Result<PathBuf> {
+    let path = std::path::absolute(mount_point)?;
+    let number = match device::device_number(&path) {
+        Some(number) => number,
+        None => {
+            let canonical =
+                std::fs::canonicalize(&path).with_context(|| path.display().to_string())?;
+            device::device_number(&canonical).ok_or_else(|| not_mounted(mount_point))?
+        }
+    };
+    let socket = control::socket_path(number);
+    if socket.exists() { Ok(socket) } else { Err(not_mounted(mount_point)) }
+}
+
+fn not_mounted(mount_point: &Path) -> anyhow::Error {
+    hinted(
+        format!("{} is no mount of strata-vlfs", mount_point.display()),
+        "`findmnt -t fuse.strata` lists mounts",
+    )
+}
+
+fn print(text: &str) -> anyhow::Result<()> {
+    Ok(std::io::stdout().write_all(text.as_bytes())?)
+}
+
+fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
+    print(&(serde_json::to_string_pretty(value)? + "\n"))
+}
+
+fn ask_status(mount_point: &Path) -> anyhow::Result<Status> {
+    match control::ask(&socket(mount_point)?, &Request::Status)? {
+        Answer::Status(status) => Ok(*status),
+        other => Err(anyhow!("unexpected answer {other:?}")),
+    }
+}
+
+pub fn status(mount_point: &Path, output: Output) -> anyhow::Result<u8> {
+    let status = ask_status(mount_point)?;
+    match output {
+        Output::Json => print_json(&status)?,
+        Output::Text => print(&status_text(&status))?,
+    }
+    Ok(0)
+}
+
+fn status_text(status: &Status) -> String {
+    let mut text = String::new();
+    let mut line = |name: &str, value: &str| {
+        let _infallible = writeln!(text, "{name:<14}{value}");
+    };
+    line("mount point", &status.mount_point.display().to_string());
+    line("daemon", &format!("process {}, up {} s", status.pid, status.uptime_s));
+    if let Some(mac) = &status.mac {
+        line("VA", mac);
+        line("composition", status.composition.as_deref().unwrap_or("-"));
+        line("generation", status.generation.as_deref().unwrap_or("-"));
+        line("desired", status.desired.as_deref().unwrap_or("-"));
+    }
+    line("error", status.error.as_deref().unwrap_or("none"));
+    line("private", &status.private.display().to_string());
+    line("passthrough", &status.passthrough);
+    line("swaps", &status.swaps.to_string());
+    line("open", &format!("{} files, {} directories", status.open_files, status.open_directories));
+    line("index", &format!("{} paths, {} known to the kernel", status.paths, status.nodes));
+    line("layers", &format!("{}, topmost first", status.layers.len()));
+    for layer in &status.layers {
+        line("", &format!("{} ({} paths)", layer.name, layer.paths));
+    }
+    for held in &status.held_layers {
+        line("unlinked", &format!("{} (held by {} open files)", held.name, held.open_files));
+    }
+    text
+}
+
+pub fn swap(mount_point: &Path, layers: &Layers, output: Output) -> anyhow::Result<u8> {
+    let layers = layers.directories()?;
+    if layers.is_empty() {
+        return Err(hinted("no layers are given", "give --layer DIR once or more, topmost first"));
+    }
+    let answer = control::ask(&socket(mount_point)?, &Request::Swap { layers })?;
+    let Answer::Swapped { names, directories } = &answer else {
+        return Err(anyhow!("unexpected answer {answer:?}"));
+    };
+    match output {
+        Output::Json => print_json(&answer)?,
+        Output::Text => {
+            print(&format!("swapped: {names} names in {directories} directories changed\n"))?
+        }
+    }
+    Ok(0)
+}
+
+/// The mounted root above a path, and the path below it.
+fn split_mount(path: &Path) -> anyhow::Result<(PathBuf, PathBuf)> {
+    let parent = path.parent().ok_or_else(|| anyhow!("{} has no parent", path.display()))?;
+    let parent = std::fs::canonicalize(parent).with_context(|| parent.display().to_string())?;
+    let name = path.file_name().ok_or_else(|| anyhow!("{} has no name", path.display()))?;
+    let device = std::fs::symlink_metadata(&parent)?.dev();
+    let mut root = parent.clone();
+    while let Some(above) = root.parent() {
+        if std::fs::symlink_metadata(above)?.dev() != device {
+            break;
+        }
+        root = above.to_owned();
+    }
+    let below = parent.strip_prefix(&root)?.join(name);
+    Ok((root, below))
+}
+
+pub fn revert(paths: &[PathBuf]) -> anyhow::Result<u8> {
+    for path in paths {
+        let path = std::path::absolute(path)?;
+        let (root, below) = split_mount(&path)?;
+        let done = match socket(&root) {
+            Ok(socket) => {
+                let request = Request::Revert { path: below.as_os_str().as_bytes().to_vec() };
+                match control::ask(&socket, &request) {
+                    Ok(Answer::Reverted { what }) => Ok(what),
+                    Ok(other) => Err(anyhow!("unexpected answer {other:?}")),
+                    Err(error) => Err(error.into()),
+                }
+            }
+            // Inside the VA, or not root: ask the file system itself.
+            Err(_) => revert_by_attribute(&path),
+        };
+        let what = done.with_context(|| path.display().to_string())?;
+        print(&format!("{}: {what}\n", path.display()))?;
+    }
+    Ok(0)
+}
+
+fn revert_by_attribute(path: &Path) -> anyhow::Result<String> {
+    let parent = path.parent().ok_or_else(|| anyhow!("it has no parent"))?;
+    let name = path.file_name().unwrap_or(OsStr::new(""));
+    let attribute = if rustix::process::geteuid().is_root() {
+        "trusted.strata.revert"
+    } else {
+        "user.strata.revert"
+    };
+    let none = rustix::fs::XattrFlags::empty();
+    match rustix::fs::setxattr(parent, attribute, name.as_bytes(), none) {
+        Ok(()) => Ok("reverted".to_owned()),
+        Err(errno) => Err(anyhow!(control::revert_error(errno))),
+    }
+}
+
+pub fn diff(path: &Path, output: Output) -> anyhow::Result<u8> {
+    let private = if path.join("format").is_file() && path.join("upper").is_dir() {
+        path.to_owned()
+    } else {
+        ask_status(path)
+            .map_err(|error| {
+                hinted(
+                    format!("{}: {error:#}", path.display()),
+                    "give a mount point or a private directory",
+                )
+            })?
+            .private
+    };
+    let differences = diff::diff(&private)?;
+    match output {
+        Output::Json => print_json(&differences)?,
+        Output::Text => {
+            let mut text = String::new();
+            for found in &differences {
+                let sign = match found.change {
+                    Change::Added => 'A',
+                    Change::Modified => 'M',
+                    Change::Attributes => 'a',
+                    Change::Deleted => 'D',
+                };
+                let _infallible = write!(text, "{sign} {}", found.path);
+                if let Some(from) = &found.moved_from {
+                    let _infallible = write!(text, " (was {from})");
+                }
+                if let Some(unit) = &found.unit {
+                    let _infallible = write!(text, " [{unit}]");
+                }
+                text.push('\n');
+            }
+            print(&text)?;
+        }
+    }
+    Ok(if differences.is_empty() { 0 } else { DIFFERENT })
+}

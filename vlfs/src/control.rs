@@ -1,0 +1,233 @@
+//! The control socket: one JSON object a line asked, one a line answered.
+//!
+//! `/run/strata/vlfs/<major>-<minor>.sock`, named by the mount's `st_dev`, so
+//! that whoever sees the mount finds it; only root may connect.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::set;
+use crate::status::{Status, StatusSource};
+use crate::stop::Stop;
+use crate::vfs::{Caller, Reverted, SetInfo};
+
+pub const DIRECTORY: &str = "/run/strata/vlfs";
+/// Bytes of one request or answer.
+const LINE_LIMIT: u64 = 16 << 20;
+/// A suspended daemon accepts a connection and never answers.
+const CLIENT_TIMEOUT: Duration = Duration::from_secs(10);
+const SERVER_TIMEOUT: Duration = Duration::from_secs(60);
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "lowercase", deny_unknown_fields)]
+pub enum Request {
+    Status,
+    /// Directories, topmost first; for mounts without a store.
+    Swap {
+        layers: Vec<PathBuf>,
+    },
+    /// A path relative to the mount's root, as bytes.
+    Revert {
+        path: Vec<u8>,
+    },
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Answer {
+    Status(Box<Status>),
+    Swapped { names: usize, directories: usize },
+    Reverted { what: String },
+    Error { message: String },
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    #[error("the control socket {path}: {source}")]
+    Socket { path: PathBuf, source: std::io::Error },
+    #[error("the daemon did not answer within {} s: it is suspended or hangs", CLIENT_TIMEOUT.as_secs())]
+    Silent,
+    #[error("the daemon's answer makes no sense: {0}")]
+    Answer(#[from] serde_json::Error),
+    #[error("{0}")]
+    Refused(String),
+}
+
+/// Path of the socket of a mount.
+pub fn socket_path((major, minor): (u32, u32)) -> PathBuf {
+    Path::new(DIRECTORY).join(format!("{major}-{minor}.sock"))
+}
+
+/// Asks the daemon of a mount.
+pub fn ask(path: &Path, request: &Request) -> Result<Answer, ControlError> {
+    let error = |source: std::io::Error| match source.kind() {
+        std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut => ControlError::Silent,
+        _ => ControlError::Socket { path: path.to_owned(), source },
+    };
+    let mut stream = UnixStream::connect(path).map_err(error)?;
+    stream.set_read_timeout(Some(CLIENT_TIMEOUT)).map_err(error)?;
+    stream.set_write_timeout(Some(CLIENT_TIMEOUT)).map_err(error)?;
+    let mut line = serde_json::to_vec(request)?;
+    line.push(b'\n');
+    stream.write_all(&line).map_err(error)?;
+    let mut answer = String::new();
+    BufReader::new(stream.take(LINE_LIMIT)).read_line(&mut answer).map_err(error)?;
+    match serde_json::from_str(&answer)? {
+        Answer::Error { message } => Err(ControlError::Refused(message)),
+        answer => Ok(answer),
+    }
+}
+
+/// The listening socket of a mount; its name goes with it.
+#[derive(Debug)]
+pub struct Server {
+    listener: UnixListener,
+    path: PathBuf,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_file(&self.path) {
+            tracing::debug!(%error, "the control socket was gone already");
+        }
+    }
+}
+
+impl Server {
+    /// # Errors
+    /// The socket cannot be made.
+    pub fn bind(path: PathBuf) -> Result<Server, ControlError> {
+        let error = |source| ControlError::Socket { path: path.clone(), source };
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(DIRECTORY).map_err(error)?;
+        // A number is given to a new mount only when the old one is gone: so is its daemon.
+        match std::fs::remove_file(&path) {
+            Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+                return Err(error(source));
+            }
+            _ => {}
+        }
+        let listener = UnixListener::bind(&path).map_err(error)?;
+        let mode = std::fs::Permissions::from_mode(0o600);
+        std::fs::set_permissions(&path, mode).map_err(error)?;
+        Ok(Server { listener, path })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Serves until `stop`, one thread a connection.
+    pub fn run(&self, source: &Arc<StatusSource>, stop: &Arc<Stop>) {
+        loop {
+            match self.listener.accept() {
+                Ok((stream, _)) if !stop.is_stopped() => {
+                    let source = source.clone();
+                    let serve = move || {
+                        if let Err(error) = serve(stream, &source) {
+                            tracing::debug!(%error, "a control connection ended");
+                        }
+                    };
+                    let spawned = std::thread::Builder::new().name("control".into()).spawn(serve);
+                    if let Err(error) = spawned {
+                        tracing::warn!(%error, "no thread for a control connection");
+                    }
+                }
+                Ok(_) => return,
+                Err(error) => {
+                    tracing::warn!(%error, "the control socket failed");
+                    if stop.wait(Duration::from_secs(1)) {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Wakes [`Server::run`] after `stop`.
+    pub fn wake(path: &Path) {
+        if let Err(error) = UnixStream::connect(path) {
+            tracing::debug!(%error, "the control socket was gone already");
+        }
+    }
+}
+
+fn serve(stream: UnixStream, source: &StatusSource) -> std::io::Result<()> {
+    stream.set_read_timeout(Some(SERVER_TIMEOUT))?;
+    stream.set_write_timeout(Some(SERVER_TIMEOUT))?;
+    let mut out = stream.try_clone()?;
+    let mut input = BufReader::new(stream);
+    loop {
+        let mut line = String::new();
+        if (&mut input).take(LINE_LIMIT).read_line(&mut line)? == 0 {
+            return Ok(());
+        }
+        let answer = match serde_json::from_str(&line) {
+            Ok(request) => answer(request, source),
+            Err(error) => Answer::Error { message: format!("the request makes no sense: {error}") },
+        };
+        let mut line = serde_json::to_vec(&answer)?;
+        line.push(b'\n');
+        out.write_all(&line)?;
+    }
+}
+
+fn answer(request: Request, source: &StatusSource) -> Answer {
+    let refused = |message: String| Answer::Error { message };
+    match request {
+        Request::Status => Answer::Status(Box::new(source.status())),
+        Request::Swap { .. } if source.follows_a_store() => {
+            refused("this mount follows its link in the store: move the link instead".to_owned())
+        }
+        Request::Swap { layers } => {
+            let known = source.vfs.active().layers.clone();
+            let swapped = set::open_directories(&layers, &known)
+                .map_err(|error| error.to_string())
+                .and_then(|layers| {
+                    let swapped = source.vfs.swap(layers, SetInfo::default());
+                    swapped.map_err(|errno| errno.to_string())
+                });
+            match swapped {
+                Ok(done) => Answer::Swapped { names: done.names, directories: done.directories },
+                Err(error) => {
+                    source.note_error(&error);
+                    refused(error)
+                }
+            }
+        }
+        Request::Revert { path } => {
+            let root = Caller { uid: 0, gid: 0, umask: 0 };
+            match source.vfs.revert(&path, &root) {
+                Ok(what) => Answer::Reverted { what: reverted(what).to_owned() },
+                Err(errno) => refused(revert_error(errno)),
+            }
+        }
+    }
+}
+
+/// What a revert did, for people.
+pub fn reverted(what: Reverted) -> &'static str {
+    match what {
+        Reverted::Copy => "the private copy was dropped",
+        Reverted::Whiteout => "the white-out was dropped",
+        Reverted::Both => "the private file and the white-out were dropped",
+    }
+}
+
+/// Why a revert was refused, for people.
+pub fn revert_error(errno: rustix::io::Errno) -> String {
+    use rustix::io::Errno;
+    match errno {
+        Errno::NODATA => {
+            "it is unchanged, or no layer has it: there is no original to show".to_owned()
+        }
+        Errno::ISDIR => "a private directory stands there: remove it, then revert".to_owned(),
+        Errno::PERM => "only root and the file's owner may revert it".to_owned(),
+        other => other.to_string(),
+    }
+}

@@ -1,0 +1,170 @@
+//! Following the VA's link in the store: look, compose aside, swap, report (§4.4, §5.5).
+//!
+//! The link is the order, the report is the answer. A generation that cannot be
+//! composed leaves the one that is served, and the report says why.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use strata_core::report::{Report, ServingState, VERSION};
+use strata_core::{GenerationId, MacAddr};
+use strata_store::Store;
+
+use crate::set;
+use crate::vfs::Vfs;
+
+/// A generation that was refused is tried again this often: its store may be mended.
+const TRY_AGAIN: Duration = Duration::from_secs(2);
+
+/// What is known of following, for `status` and the report.
+#[derive(Debug, Clone, Default)]
+pub struct Progress {
+    pub desired: Option<GenerationId>,
+    /// Why the last composition was refused.
+    pub error: Option<String>,
+}
+
+#[derive(Debug)]
+pub struct Follower {
+    pub store: Store,
+    pub mac: MacAddr,
+    pub reports: PathBuf,
+    pub mount_point: PathBuf,
+    pub report_interval: Duration,
+    pub started: SystemTime,
+    pub progress: Arc<Mutex<Progress>>,
+}
+
+impl Follower {
+    /// Polls until `stop`, then writes the last report.
+    pub fn run(&self, vfs: &Vfs, poll: Duration, stop: &crate::stop::Stop) {
+        let mut reported: Option<(Instant, Report)> = None;
+        let mut refused: Option<(Instant, GenerationId)> = None;
+        loop {
+            self.step(vfs, &mut refused);
+            let report = self.report(vfs, ServingState::Serving);
+            let due = reported.as_ref().is_none_or(|(at, last)| {
+                at.elapsed() >= self.report_interval || !same_state(last, &report)
+            });
+            if due && self.write(&report) {
+                reported = Some((Instant::now(), report));
+            }
+            if stop.wait(poll) {
+                break;
+            }
+        }
+        self.write(&self.report(vfs, ServingState::Stopped));
+    }
+
+    /// One look at the link, with the swap that it asks for.
+    fn step(&self, vfs: &Vfs, refused: &mut Option<(Instant, GenerationId)>) {
+        let desired = match self.store.desired(self.mac) {
+            Ok(Some(desired)) => desired,
+            Ok(None) => return self.note(None, Some("the VA has no link in the store".to_owned())),
+            Err(error) => return self.note(None, Some(error.to_string())),
+        };
+        let active = vfs.active();
+        if active.info.generation == Some(desired) {
+            *refused = None;
+            return self.note(Some(desired), None);
+        }
+        let again =
+            |(at, id): &(Instant, GenerationId)| *id != desired || at.elapsed() >= TRY_AGAIN;
+        if !refused.as_ref().is_none_or(again) {
+            return;
+        }
+        let swapped = set::open_generation(&self.store, &desired, &active.layers)
+            .map_err(|error| error.to_string())
+            .and_then(|(layers, info)| vfs.swap(layers, info).map_err(|errno| errno.to_string()));
+        match swapped {
+            Ok(outcome) => {
+                tracing::info!(
+                    generation = %desired.short(), names = outcome.names,
+                    directories = outcome.directories, "swapped"
+                );
+                *refused = None;
+                self.note(Some(desired), None);
+            }
+            Err(error) => {
+                if refused.as_ref().is_none_or(|(_, id)| *id != desired) {
+                    tracing::error!(generation = %desired.short(), %error, "the generation is refused");
+                }
+                *refused = Some((Instant::now(), desired));
+                self.note(Some(desired), Some(error));
+            }
+        }
+    }
+
+    fn note(&self, desired: Option<GenerationId>, error: Option<String>) {
+        let mut progress = self.progress.lock().expect("no panic while held");
+        *progress = Progress { desired: desired.or(progress.desired), error };
+    }
+
+    fn report(&self, vfs: &Vfs, state: ServingState) -> Report {
+        let active = vfs.active();
+        let progress = self.progress.lock().expect("no panic while held").clone();
+        let composition = active.info.composition.as_ref();
+        Report {
+            version: VERSION,
+            mac: self.mac,
+            state,
+            generation: active.info.generation,
+            composition: composition.and_then(|name| name.parse().ok()),
+            layers: u32::try_from(active.layers.len()).unwrap_or(u32::MAX),
+            desired: progress.desired,
+            error: progress.error,
+            pid: std::process::id(),
+            host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+            mount_point: self.mount_point.display().to_string(),
+            swaps: vfs.swap_count(),
+            started_at_ms: milliseconds(self.started),
+            written_at_ms: milliseconds(SystemTime::now()),
+            interval_s: u32::try_from(self.report_interval.as_secs()).unwrap_or(u32::MAX),
+        }
+    }
+
+    /// Says that the VA could not be mounted at all.
+    pub fn report_failure(&self, error: &str) {
+        let now = milliseconds(SystemTime::now());
+        self.write(&Report {
+            version: VERSION,
+            mac: self.mac,
+            state: ServingState::Failed,
+            generation: None,
+            composition: None,
+            layers: 0,
+            desired: self.progress.lock().expect("no panic while held").desired,
+            error: Some(error.to_owned()),
+            pid: std::process::id(),
+            host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+            mount_point: self.mount_point.display().to_string(),
+            swaps: 0,
+            started_at_ms: milliseconds(self.started),
+            written_at_ms: now,
+            interval_s: u32::try_from(self.report_interval.as_secs()).unwrap_or(u32::MAX),
+        });
+    }
+
+    fn write(&self, report: &Report) -> bool {
+        match strata_store::write_report(&self.reports, report) {
+            Ok(()) => true,
+            Err(error) => {
+                tracing::warn!(%error, "the report cannot be written");
+                false
+            }
+        }
+    }
+}
+
+fn milliseconds(time: SystemTime) -> u64 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Whether two reports differ in nothing but their time.
+fn same_state(a: &Report, b: &Report) -> bool {
+    let mut b = b.clone();
+    b.written_at_ms = a.written_at_ms;
+    *a == b
+}

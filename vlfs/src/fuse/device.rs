@@ -1,0 +1,158 @@
+//! `/dev/fuse`: mounting, notifications, registered files.
+
+use std::ffi::{CString, OsStr};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::mount::{MountFlags, UnmountFlags};
+
+use super::ioctl;
+use super::wire::Writer;
+use crate::vfs::{Notice, Passthrough};
+
+/// Name of the file system type, as `/proc/mounts` shows it after `fuse.`.
+const SUBTYPE: &str = "strata";
+
+#[derive(Debug, thiserror::Error)]
+pub enum MountError {
+    #[error("/dev/fuse cannot be opened: {0}")]
+    Device(Errno),
+    #[error("{path} is no mount point: {errno}")]
+    MountPoint { path: PathBuf, errno: Errno },
+    #[error("{path} cannot be mounted on: {errno}")]
+    Mount { path: PathBuf, errno: Errno },
+}
+
+/// A connection to the kernel.
+#[derive(Debug)]
+pub struct Device {
+    fd: OwnedFd,
+}
+
+impl AsFd for Device {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl Device {
+    /// Opens the device and mounts on `mount_point`. Until the first request is
+    /// answered, whoever touches the mount waits.
+    pub fn mount(
+        mount_point: &Path,
+        source: &str,
+        read_only: bool,
+    ) -> Result<Arc<Device>, MountError> {
+        let flags = OFlags::RDWR | OFlags::CLOEXEC;
+        let fd = rustix::fs::open("/dev/fuse", flags, Mode::empty()).map_err(MountError::Device)?;
+        let path = mount_point.to_owned();
+        let stat = rustix::fs::stat(mount_point)
+            .map_err(|errno| MountError::MountPoint { path: path.clone(), errno })?;
+        if stat.st_mode & 0o170_000 != 0o040_000 {
+            return Err(MountError::MountPoint { path, errno: Errno::NOTDIR });
+        }
+        let data = format!(
+            "fd={},rootmode=40000,user_id=0,group_id=0,default_permissions,allow_other",
+            fd.as_raw_fd()
+        );
+        let data = CString::new(data).expect("no NUL in numbers");
+        let mut flags = MountFlags::empty();
+        if read_only {
+            flags |= MountFlags::RDONLY;
+        }
+        let kind = format!("fuse.{SUBTYPE}");
+        rustix::mount::mount(source, mount_point, kind.as_str(), flags, data.as_c_str())
+            .map_err(|errno| MountError::Mount { path, errno })?;
+        Ok(Arc::new(Device { fd }))
+    }
+
+    /// Tells the kernel that something changed. What it does not know is no error.
+    ///
+    /// Must not be called while answering a request, nor with a lock held that
+    /// answering one needs: the kernel waits for requests under way.
+    pub fn notify(&self, notice: &Notice, expire_only: bool) -> Result<(), Errno> {
+        const INVALIDATE_INODE: i32 = 2;
+        const INVALIDATE_ENTRY: i32 = 3;
+        const EXPIRE_ONLY: u32 = 1;
+        let mut body = Writer::default();
+        let code = match notice {
+            Notice::Expire { parent, name } => {
+                body.u64(*parent).u32(u32::try_from(name.len()).unwrap_or(u32::MAX));
+                body.u32(if expire_only { EXPIRE_ONLY } else { 0 }).bytes(name).bytes(&[0]);
+                INVALIDATE_ENTRY
+            }
+            Notice::Invalidate { node } => {
+                body.u64(*node).u64(0).u64(0);
+                INVALIDATE_INODE
+            }
+        };
+        match self.send(0, code, body.as_bytes()) {
+            Err(Errno::NOENT) => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Sends one message: a reply (`unique` of the request, error negated) or a notification.
+    pub fn send(&self, unique: u64, error: i32, body: &[u8]) -> Result<(), Errno> {
+        let mut header = Writer::default();
+        let length = u32::try_from(16 + body.len()).map_err(|_| Errno::TOOBIG)?;
+        header.u32(length).i32(error).u64(unique);
+        let parts = [std::io::IoSlice::new(header.as_bytes()), std::io::IoSlice::new(body)];
+        loop {
+            match rustix::io::writev(&self.fd, &parts) {
+                Err(Errno::INTR) => {}
+                other => return other.map(drop),
+            }
+        }
+    }
+}
+
+impl Passthrough for Device {
+    fn open(&self, file: BorrowedFd<'_>) -> Result<i32, Errno> {
+        ioctl::backing_open(self.fd.as_fd(), file)
+    }
+
+    fn close(&self, backing_id: i32) -> Result<(), Errno> {
+        ioctl::backing_close(self.fd.as_fd(), backing_id)
+    }
+}
+
+/// Takes the mount away from `mount_point`; `detach` even while it is in use.
+pub fn unmount(mount_point: &Path, detach: bool) -> Result<(), Errno> {
+    let mut flags = UnmountFlags::NOFOLLOW;
+    if detach {
+        flags |= UnmountFlags::DETACH;
+    }
+    rustix::mount::unmount(mount_point, flags)
+}
+
+/// Major and minor number of the file system mounted at `mount_point`, read
+/// from the mount table so that the mount itself is not touched.
+pub fn device_number(mount_point: &Path) -> Option<(u32, u32)> {
+    let table = std::fs::read("/proc/self/mountinfo").ok()?;
+    let wanted = escape(mount_point.as_os_str());
+    let line = table
+        .split(|b| *b == b'\n')
+        .rfind(|line| line.split(|b| *b == b' ').nth(4).is_some_and(|point| point == wanted))?;
+    let field = std::str::from_utf8(line.split(|b| *b == b' ').nth(2)?).ok()?;
+    let (major, minor) = field.split_once(':')?;
+    Some((major.parse().ok()?, minor.parse().ok()?))
+}
+
+/// A path as the mount table writes it.
+fn escape(path: &OsStr) -> Vec<u8> {
+    let mut escaped = Vec::new();
+    for byte in path.as_bytes() {
+        match byte {
+            b' ' | b'\t' | b'\n' | b'\\' => {
+                escaped.extend_from_slice(format!("\\{byte:03o}").as_bytes());
+            }
+            other => escaped.push(*other),
+        }
+    }
+    escaped
+}

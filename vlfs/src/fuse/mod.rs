@@ -1,0 +1,15 @@
+//! The kernel's side: FUSE protocol 7.31 and later, spoken on `/dev/fuse` itself.
+//!
+//! A small protocol layer of our own, because the design needs what the `fuser`
+//! crate (0.18) cannot say: a node number that differs from `st_ino` (the
+//! private copy of a file that is open through the kernel), names that expire
+//! without detaching what is mounted on them, and the flags of `OPEN`,
+//! `SETATTR` and `SETXATTR` that take setuid away. No file system logic here.
+//!
+//! `device` opens and mounts, `ioctl` hands files to the kernel, `wire` reads
+//! and writes the messages' fields, `session` answers requests.
+
+pub mod device;
+mod ioctl;
+pub mod session;
+pub mod wire;

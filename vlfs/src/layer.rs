@@ -1,0 +1,193 @@
+//! An opened read-only layer: its root directory, its tree, its place for white-outs.
+//!
+//! Shared by `Arc`: whoever holds a file of a layer open holds the layer, which
+//! is the paper's "unlinked" layer (§5.5) once no layer set names it any more.
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::{FileType, Mode, OFlags};
+use rustix::io::Errno;
+
+use crate::backing;
+use crate::private::{self, UnitKey, markers};
+use crate::tree::{Attributes, Content, Kind, Tree, TreeBuilder};
+use crate::whiteout::WhiteoutTree;
+
+/// Bytes of a path inside a layer (`PATH_MAX` less the NUL).
+const PATH_BYTES: usize = strata_core::limits::PATH_BYTES;
+
+#[derive(Debug, thiserror::Error)]
+pub enum LayerError {
+    #[error("the layer directory {path} cannot be opened: {errno}")]
+    Open { path: PathBuf, errno: Errno },
+    #[error("{path} in the layer {layer} cannot be read: {errno}")]
+    Scan { layer: PathBuf, path: PathBuf, errno: Errno },
+    #[error("{path} in the layer {layer} is longer than {PATH_BYTES} bytes")]
+    PathTooLong { layer: PathBuf, path: PathBuf },
+    #[error("the white-outs of the former private directory {path} cannot be read: {errno}")]
+    Whiteouts { path: PathBuf, errno: Errno },
+}
+
+/// A layer of the active set, or one that only open files still hold.
+#[derive(Debug)]
+pub struct Layer {
+    /// How people call it: `repo/layer version`, or the directory's path.
+    pub name: String,
+    /// Where its white-outs are kept in a private directory.
+    pub unit: UnitKey,
+    /// Digest of its manifest, for units of a store.
+    pub digest: Option<strata_core::Digest>,
+    /// What it hides in all layers below: the white-outs of a former private layer.
+    pub hides_below: Option<WhiteoutTree>,
+    pub tree: Arc<Tree>,
+    root: OwnedFd,
+}
+
+impl Layer {
+    /// A layer unit of a store: `root` is its `filesystem` directory.
+    pub fn unit(
+        name: String,
+        unit: UnitKey,
+        digest: strata_core::Digest,
+        tree: Tree,
+        root: OwnedFd,
+    ) -> Layer {
+        Layer { name, unit, digest: Some(digest), hides_below: None, tree: Arc::new(tree), root }
+    }
+
+    /// A plain directory, or a former private directory, read into a tree now;
+    /// later changes of it by others are not seen.
+    ///
+    /// # Errors
+    /// The directory or anything in it cannot be read.
+    pub fn scan(path: &Path) -> Result<Layer, LayerError> {
+        let open_error = |errno| LayerError::Open { path: path.to_owned(), errno };
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let top = rustix::fs::open(path, flags, Mode::empty()).map_err(open_error)?;
+        let stat = rustix::fs::fstat(&top).map_err(open_error)?;
+        let unit = UnitKey::plain(path, stat.st_dev, stat.st_ino);
+        let former = private::is_private_directory(&top).map_err(open_error)?;
+        let (root, hides_below) = if former {
+            let error = |errno| LayerError::Whiteouts { path: path.to_owned(), errno };
+            let mut all = WhiteoutTree::default();
+            for tree in markers::load_all(&top).map_err(error)?.values() {
+                all.merge(tree);
+            }
+            let upper = backing::open_directory(&top, private::UPPER).map_err(open_error)?;
+            (upper, Some(all))
+        } else {
+            (top, None)
+        };
+        let tree = Scan::run(path, &root)?;
+        let name = path.display().to_string();
+        Ok(Layer { name, unit, digest: None, hides_below, tree: Arc::new(tree), root })
+    }
+
+    /// Opens the regular file at an entry for reading.
+    pub fn open(&self, entry: u32) -> Result<OwnedFd, Errno> {
+        let path = self.tree.path(entry);
+        backing::open_beneath(&self.root, &path, OFlags::RDONLY | OFlags::NOATIME, Mode::empty())
+    }
+}
+
+/// One walk over a directory.
+struct Scan<'a> {
+    layer: &'a Path,
+    builder: TreeBuilder,
+    /// First entry of each file with several links, by device and inode.
+    linked: HashMap<(u64, u64), u32>,
+}
+
+impl Scan<'_> {
+    fn run(layer: &Path, root: &OwnedFd) -> Result<Tree, LayerError> {
+        let mut scan = Scan { layer, builder: TreeBuilder::new(), linked: HashMap::new() };
+        let mut path = Vec::new();
+        let stat = rustix::fs::fstat(root).map_err(|errno| scan.error(&path, errno))?;
+        let xattrs = backing::xattrs(crate::proc::path_in(root, b".").as_slice())
+            .map_err(|errno| scan.error(&path, errno))?;
+        let attributes = Attributes { xattrs, ..attributes(&stat) };
+        let kind = Kind::Directory { children: Vec::new() };
+        scan.builder.push(b"", kind, attributes, &Content::None, None);
+        scan.directory(root, &mut path)?;
+        Ok(scan.builder.finish())
+    }
+
+    fn error(&self, path: &[u8], errno: Errno) -> LayerError {
+        let path = PathBuf::from(String::from_utf8_lossy(path).into_owned());
+        LayerError::Scan { layer: self.layer.to_owned(), path, errno }
+    }
+
+    fn directory(&mut self, directory: &OwnedFd, path: &mut Vec<u8>) -> Result<(), LayerError> {
+        let mut names = backing::list(directory).map_err(|errno| self.error(path, errno))?;
+        names.sort_by(|a, b| a.name.cmp(&b.name));
+        for name in names {
+            let length = path.len();
+            if !path.is_empty() {
+                path.push(b'/');
+            }
+            path.extend_from_slice(&name.name);
+            if path.len() > PATH_BYTES {
+                let path = PathBuf::from(String::from_utf8_lossy(path).into_owned());
+                return Err(LayerError::PathTooLong { layer: self.layer.to_owned(), path });
+            }
+            let is_directory = self
+                .object(directory, &name.name, path)
+                .map_err(|errno| self.error(path, errno))?;
+            if is_directory {
+                let below = backing::open_directory(directory, &name.name)
+                    .map_err(|errno| self.error(path, errno))?;
+                self.directory(&below, path)?;
+            }
+            path.truncate(length);
+        }
+        Ok(())
+    }
+
+    /// Adds one object. Returns whether it is a directory.
+    fn object(&mut self, directory: impl AsFd, name: &[u8], path: &[u8]) -> Result<bool, Errno> {
+        let stat = backing::stat_at(&directory, name)?;
+        let kind = match FileType::from_raw_mode(stat.st_mode) {
+            FileType::Directory => Kind::Directory { children: Vec::new() },
+            FileType::RegularFile => Kind::Regular { digest: None },
+            FileType::Symlink => {
+                Kind::Symlink { target: backing::read_link(&directory, name)?.into() }
+            }
+            FileType::CharacterDevice => Kind::CharacterDevice,
+            FileType::BlockDevice => Kind::BlockDevice,
+            FileType::Fifo => Kind::Fifo,
+            FileType::Socket => Kind::Socket,
+            FileType::Unknown => return Err(Errno::IO),
+        };
+        let is_directory = matches!(kind, Kind::Directory { .. });
+        let xattrs = backing::xattrs(&backing::path_of(&directory, name))?;
+        let attributes = Attributes { xattrs, ..attributes(&stat) };
+        let key = (stat.st_dev, stat.st_ino);
+        let group = self.linked.get(&key).copied();
+        if let Some(first) = group {
+            self.builder.join_group(first);
+        }
+        let content =
+            if is_directory { Content::None } else { Content::Backing(stat.st_dev, stat.st_ino) };
+        let index = self.builder.push(path, kind, attributes, &content, group);
+        if !is_directory && stat.st_nlink > 1 && group.is_none() {
+            self.linked.insert(key, index);
+        }
+        Ok(is_directory)
+    }
+}
+
+fn attributes(stat: &rustix::fs::Stat) -> Attributes {
+    Attributes {
+        mode: stat.st_mode & 0o7777,
+        uid: stat.st_uid,
+        gid: stat.st_gid,
+        mtime: backing::timestamp(stat.st_mtime, stat.st_mtime_nsec),
+        size: u64::try_from(stat.st_size).unwrap_or(0),
+        blocks: u64::try_from(stat.st_blocks).unwrap_or(0),
+        device: (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev)),
+        xattrs: std::collections::BTreeMap::new(),
+    }
+}

@@ -1,0 +1,70 @@
+//! The thread that tells the kernel what changed.
+//!
+//! The kernel takes a notification only when no request on that directory is
+//! under way, so telling it from a request would deadlock: requests put notices
+//! into a queue, and this thread, which holds no lock, sends them. After a swap
+//! it sends them once more when everything that was being answered has been, and
+//! then lets the file system settle.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::{Duration, Instant};
+
+use crate::fuse::device::Device;
+use crate::fuse::session::Session;
+use crate::vfs::{GRACE, Notice, Notify, Vfs};
+
+/// How often the queue is looked after while something is unsettled.
+const TICK: Duration = Duration::from_millis(50);
+
+/// A queue for notices, to hand to [`Vfs::set_notify`], and its other end.
+pub fn queue() -> (Notify, Receiver<Vec<Notice>>) {
+    let (sender, receiver): (Sender<Vec<Notice>>, _) = channel();
+    let send = move |notices| {
+        if sender.send(notices).is_err() {
+            tracing::debug!("nobody is left to notify: the mount is going away");
+        }
+    };
+    (Box::new(send), receiver)
+}
+
+/// Sends notices until the queue's other end is dropped or `stop` says so.
+pub fn run(
+    session: &Session,
+    vfs: &Arc<Vfs>,
+    device: &Device,
+    queue: &Receiver<Vec<Notice>>,
+    stop: impl Fn() -> bool,
+) {
+    let mut again: VecDeque<(Instant, Vec<Notice>)> = VecDeque::new();
+    while !stop() {
+        let expire_only = session.agreed().is_some_and(|agreed| agreed.expire_only);
+        match queue.recv_timeout(TICK) {
+            Ok(notices) => {
+                send(device, &notices, expire_only);
+                if !vfs.is_settled() {
+                    again.push_back((Instant::now(), notices));
+                }
+            }
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return,
+        }
+        while again.front().is_some_and(|(sent, _)| sent.elapsed() >= GRACE) {
+            if let Some((_, notices)) = again.pop_front() {
+                send(device, &notices, expire_only);
+            }
+        }
+        if again.is_empty() && !vfs.is_settled() {
+            vfs.settle();
+        }
+    }
+}
+
+fn send(device: &Device, notices: &[Notice], expire_only: bool) {
+    for notice in notices {
+        if let Err(error) = device.notify(notice, expire_only) {
+            tracing::debug!(?notice, %error, "the kernel did not take a notice");
+        }
+    }
+}

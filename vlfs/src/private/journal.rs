@@ -1,0 +1,168 @@
+//! Steps on `upper/` that must not be seen apart after a crash.
+//!
+//! Almost every change is made safe by its order alone (see `vfs/`): copy in
+//! place, hide what is obscured anyway, then one rename. What is left is the
+//! copy of an object with several hard links, all whose names must follow.
+//!
+//! `journal/<n>` is written and flushed before the first step and removed after
+//! the last. Every step can be repeated: what is done already is left as it is.
+//! Format: a header line, one step a line (a word, then two paths relative to
+//! the private directory with every byte outside `[A-Za-z0-9._/-]` as `%xx`), then `end`.
+
+use std::fmt::Write as _;
+use std::os::fd::OwnedFd;
+
+use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::io::Errno;
+
+use super::{JOURNAL, Private, os, write_all};
+use crate::backing;
+
+const HEADER: &str = "strata-journal 1\n";
+const END: &str = "end\n";
+/// Bytes of one journal entry that are read back.
+const LIMIT: usize = 64 << 20;
+
+/// Paths are relative to the private directory, for example `work/7` or `upper/etc/motd`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step {
+    Rename { from: Vec<u8>, to: Vec<u8> },
+    Link { from: Vec<u8>, to: Vec<u8> },
+}
+
+/// Performs one step, or finds it done.
+pub fn perform(private: &Private, step: &Step) -> Result<(), Errno> {
+    let (Step::Rename { from, to } | Step::Link { from, to }) = step;
+    let root = private.root();
+    let (from_directory, from_name) = backing::open_parent(root, from)?;
+    let (to_directory, to_name) = backing::open_parent(root, to)?;
+    let (from, to) = (os(from_name), os(to_name));
+    let done = match step {
+        Step::Rename { .. } => rustix::fs::renameat(&from_directory, from, &to_directory, to),
+        Step::Link { .. } => {
+            rustix::fs::linkat(&from_directory, from, &to_directory, to, AtFlags::empty())
+        }
+    };
+    match done {
+        Ok(()) | Err(Errno::NOENT | Errno::EXIST) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Writes the entry `name` and flushes it with its name.
+pub fn write(root: &OwnedFd, name: &[u8], steps: &[Step]) -> Result<Vec<u8>, Errno> {
+    let directory =
+        backing::open_beneath(root, JOURNAL, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty())?;
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC;
+    let fd = backing::open_beneath(&directory, name, flags, Mode::from_raw_mode(0o600))?;
+    write_all(&fd, print(steps).as_bytes())?;
+    rustix::fs::fsync(&fd)?;
+    rustix::fs::fsync(&directory)?;
+    Ok(name.to_vec())
+}
+
+pub fn remove(root: &OwnedFd, name: &[u8]) -> Result<(), Errno> {
+    let directory = backing::open_directory(root, JOURNAL)?;
+    rustix::fs::unlinkat(directory, os(name), AtFlags::empty())
+}
+
+/// The entries under way, oldest first.
+pub fn pending(root: &OwnedFd) -> Result<Vec<Vec<u8>>, Errno> {
+    let names = backing::list(backing::open_directory(root, JOURNAL)?)?;
+    let mut names: Vec<_> = names.into_iter().map(|entry| entry.name.into_vec()).collect();
+    names.sort_by_key(|name| (name.len(), name.clone()));
+    Ok(names)
+}
+
+/// Reads an entry. One that was cut short was never begun and has no steps;
+/// `None` is one that is damaged otherwise.
+pub fn read(root: &OwnedFd, name: &[u8]) -> Result<Option<Vec<Step>>, Errno> {
+    let directory = backing::open_directory(root, JOURNAL)?;
+    let fd = backing::open_beneath(&directory, name, OFlags::RDONLY, Mode::empty())?;
+    let mut bytes = Vec::new();
+    let mut buffer = vec![0; 64 << 10];
+    loop {
+        match rustix::io::read(&fd, &mut buffer)? {
+            0 => break,
+            length => bytes.extend_from_slice(&buffer[..length]),
+        }
+        if bytes.len() > LIMIT {
+            return Ok(None);
+        }
+    }
+    if !bytes.ends_with(END.as_bytes()) {
+        return Ok(Some(Vec::new()));
+    }
+    Ok(std::str::from_utf8(&bytes).ok().and_then(parse))
+}
+
+fn print(steps: &[Step]) -> String {
+    let mut text = HEADER.to_owned();
+    for step in steps {
+        let (word, from, to) = match step {
+            Step::Rename { from, to } => ("rename", from, to),
+            Step::Link { from, to } => ("link", from, to),
+        };
+        text.push_str(word);
+        for path in [from, to] {
+            text.push(' ');
+            for byte in path {
+                if byte.is_ascii_alphanumeric() || b"._/-".contains(byte) {
+                    text.push(char::from(*byte));
+                } else {
+                    let _infallible = write!(text, "%{byte:02x}");
+                }
+            }
+        }
+        text.push('\n');
+    }
+    text + END
+}
+
+fn parse(text: &str) -> Option<Vec<Step>> {
+    let body = text.strip_prefix(HEADER)?.strip_suffix(END)?;
+    body.lines()
+        .map(|line| {
+            let mut fields = line.split(' ');
+            let (word, from, to) = (fields.next()?, fields.next()?, fields.next()?);
+            let (from, to) = (unescape(from)?, unescape(to)?);
+            match (word, fields.next()) {
+                ("rename", None) => Some(Step::Rename { from, to }),
+                ("link", None) => Some(Step::Link { from, to }),
+                _ => None,
+            }
+        })
+        .collect()
+}
+
+fn unescape(field: &str) -> Option<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let mut rest = field.as_bytes();
+    while let Some((first, tail)) = rest.split_first() {
+        rest = tail;
+        if *first != b'%' {
+            bytes.push(*first);
+            continue;
+        }
+        let digits = std::str::from_utf8(rest.get(..2)?).ok()?;
+        bytes.push(u8::from_str_radix(digits, 16).ok()?);
+        rest = &rest[2..];
+    }
+    Some(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_printed_is_read_back() {
+        let steps = vec![
+            Step::Rename { from: b"work/7".to_vec(), to: b"upper/a b%\n\xff/c".to_vec() },
+            Step::Link { from: b"upper/x".to_vec(), to: b"upper/y".to_vec() },
+        ];
+        assert_eq!(parse(&print(&steps)), Some(steps));
+        assert_eq!(parse("strata-journal 1\nrename a\nend\n"), None);
+        assert_eq!(parse("strata-journal 2\nend\n"), None);
+    }
+}

@@ -1,0 +1,122 @@
+//! White-out layers on disk: `whiteouts/<repo>/<unit>/<path>`, a plain file a hidden path.
+//!
+//! A marker has the very name that it hides, so names of 255 bytes work. What
+//! hides a directory takes the place of the directory with deeper markers, in
+//! one exchange.
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags};
+use rustix::io::Errno;
+
+use super::{Private, UnitKey, WHITEOUTS, os};
+use crate::backing;
+use crate::whiteout::WhiteoutTree;
+
+/// Writes the marker of a path; one that exists is left.
+pub fn mark(private: &Private, unit: &UnitKey, path: &[u8]) -> Result<(), Errno> {
+    let mut directory = make_directory(private.whiteouts(), unit.repository.as_bytes())?;
+    directory = make_directory(&directory, unit.unit.as_bytes())?;
+    let mut names = path.split(|b| *b == b'/').peekable();
+    while let Some(name) = names.next() {
+        if names.peek().is_none() {
+            return mark_name(private, &directory, name);
+        }
+        directory = match make_directory(&directory, name) {
+            // A directory above is hidden: so is the path.
+            Err(Errno::NOTDIR) => return Ok(()),
+            other => other?,
+        };
+    }
+    Ok(())
+}
+
+fn mark_name(private: &Private, directory: &OwnedFd, name: &[u8]) -> Result<(), Errno> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL;
+    let mode = Mode::from_raw_mode(0o600);
+    match backing::open_beneath(directory, name, flags, mode) {
+        Ok(_) => return Ok(()),
+        Err(Errno::EXIST) => {}
+        Err(error) => return Err(error),
+    }
+    let found = backing::stat_at(directory, name)?;
+    if FileType::from_raw_mode(found.st_mode) != FileType::Directory {
+        return Ok(());
+    }
+    let aside = private.next_name();
+    backing::open_beneath(&private.work, &aside, flags, mode)?;
+    let exchange = RenameFlags::EXCHANGE;
+    rustix::fs::renameat_with(&private.work, os(&aside), directory, os(name), exchange)?;
+    backing::remove_tree(&private.work, &aside)
+}
+
+fn make_directory(parent: impl AsFd, name: &[u8]) -> Result<OwnedFd, Errno> {
+    match backing::open_directory(&parent, name) {
+        Err(Errno::NOENT) => {}
+        other => return other,
+    }
+    match rustix::fs::mkdirat(&parent, os(name), Mode::from_raw_mode(0o755)) {
+        Ok(()) | Err(Errno::EXIST) => backing::open_directory(&parent, name),
+        Err(error) => Err(error),
+    }
+}
+
+/// Removes the marker of a path, and directories that only led to it.
+pub fn unmark(whiteouts: &OwnedFd, unit: &UnitKey, path: &[u8]) -> Result<(), Errno> {
+    let repository = backing::open_directory(whiteouts, unit.repository.as_bytes())?;
+    let mut directories = vec![backing::open_directory(repository, unit.unit.as_bytes())?];
+    let names: Vec<&[u8]> = path.split(|b| *b == b'/').collect();
+    for name in &names[..names.len() - 1] {
+        let last = directories.last().expect("starts with one");
+        directories.push(backing::open_directory(last, name)?);
+    }
+    let mut flags = AtFlags::empty();
+    for (directory, name) in directories.iter().zip(&names).rev() {
+        match rustix::fs::unlinkat(directory, os(name), flags) {
+            Ok(()) | Err(Errno::NOENT) => flags = AtFlags::REMOVEDIR,
+            Err(Errno::NOTEMPTY) if flags == AtFlags::REMOVEDIR => break,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// The white-outs of all units of a private directory.
+pub fn load_all(private_root: &OwnedFd) -> Result<BTreeMap<UnitKey, WhiteoutTree>, Errno> {
+    let mut units = BTreeMap::new();
+    let whiteouts = match backing::open_directory(private_root, WHITEOUTS) {
+        Err(Errno::NOENT) => return Ok(units),
+        other => other?,
+    };
+    for repository in backing::list(&whiteouts)? {
+        let directory = backing::open_directory(&whiteouts, &repository.name)?;
+        for unit in backing::list(&directory)? {
+            let text = |name: &[u8]| String::from_utf8(name.to_vec()).map_err(|_| Errno::ILSEQ);
+            let key = UnitKey { repository: text(&repository.name)?, unit: text(&unit.name)? };
+            let mut tree = WhiteoutTree::default();
+            let below = backing::open_directory(&directory, &unit.name)?;
+            load(&below, &mut Vec::new(), &mut tree)?;
+            units.insert(key, tree);
+        }
+    }
+    Ok(units)
+}
+
+fn load(directory: &OwnedFd, path: &mut Vec<u8>, tree: &mut WhiteoutTree) -> Result<(), Errno> {
+    for entry in backing::list(directory)? {
+        let length = path.len();
+        if !path.is_empty() {
+            path.push(b'/');
+        }
+        path.extend_from_slice(&entry.name);
+        let found = backing::stat_at(directory, &entry.name)?;
+        if FileType::from_raw_mode(found.st_mode) == FileType::Directory {
+            load(&backing::open_directory(directory, &entry.name)?, path, tree)?;
+        } else {
+            tree.hide(path);
+        }
+        path.truncate(length);
+    }
+    Ok(())
+}

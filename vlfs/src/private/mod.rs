@@ -1,0 +1,406 @@
+//! The private layer on disk: the one read-write directory of a mounted VLFS (§5.5).
+//!
+//! ```text
+//! PRIVATE/format                         "strata-private 1\n"
+//! PRIVATE/owner                          the VA's MAC address, or "ad-hoc"
+//! PRIVATE/lock                           held exclusively (flock) while mounted
+//! PRIVATE/upper/…                        the private files, at their paths
+//! PRIVATE/whiteouts/<repo>/<unit>/…      what is hidden in that layer unit: the tree of a
+//!                                        path's directories, and a plain file for the path
+//! PRIVATE/work/                          half-made objects; emptied at every mount
+//! PRIVATE/journal/<n>                    steps that belong together and are under way
+//! ```
+//!
+//! Guarantees: an object appears in `upper/` by one rename, complete; steps
+//! that must not be seen apart are journaled and finished at the next mount.
+//! Order relies on a journaled backing file system; data is flushed
+//! (`fdatasync`) before a copied file appears, names are not (as on any file
+//! system: `fsync` the directory).
+//!
+//! Private files carry attributes of Strata's own, `trusted.strata.*`, which the
+//! mounted file system never shows: `ino`, the `st_ino` that a copied object
+//! keeps, and `origin`, what it was copied from (see [`origin`]).
+
+pub mod copy_up;
+pub mod journal;
+pub mod markers;
+pub mod origin;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rustix::fs::{FlockOperation, Mode, OFlags, XattrFlags};
+use rustix::io::Errno;
+use strata_core::MacAddr;
+
+use crate::backing;
+use crate::whiteout::WhiteoutTree;
+
+pub const FORMAT: &str = "strata-private 1\n";
+pub const UPPER: &[u8] = b"upper";
+pub const WORK: &[u8] = b"work";
+pub const WHITEOUTS: &[u8] = b"whiteouts";
+pub const JOURNAL: &[u8] = b"journal";
+/// Extended attribute that keeps `st_ino` on a private copy: 16 hexadecimal digits.
+pub const INO_XATTR: &[u8] = b"trusted.strata.ino";
+/// Extended attribute with what a private copy was made from.
+pub const ORIGIN_XATTR: &[u8] = b"trusted.strata.origin";
+
+/// The directory of a layer unit's white-outs below `whiteouts/`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct UnitKey {
+    pub repository: String,
+    pub unit: String,
+}
+
+impl UnitKey {
+    pub fn new(repository: &str, unit: &str) -> UnitKey {
+        UnitKey { repository: repository.to_owned(), unit: unit.to_owned() }
+    }
+
+    /// The unit of a plain directory: its path and inode number. The device
+    /// number is left out, because it may change at every boot.
+    pub fn plain(path: &Path, _device: u64, inode: u64) -> UnitKey {
+        use std::os::unix::ffi::OsStrExt;
+        let bytes = path.as_os_str().as_bytes();
+        let mut escaped = String::new();
+        for byte in bytes {
+            match byte {
+                b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'.' | b'-' | b'_' => {
+                    escaped.push(char::from(*byte));
+                }
+                other => escaped.push_str(&format!("%{other:02x}")),
+            }
+        }
+        if escaped.len() > 160 {
+            let hash = strata_core::Digest::of(bytes).short();
+            escaped = format!("{hash}%{}", &escaped[escaped.len() - 140..]);
+        }
+        UnitKey { repository: "@plain".to_owned(), unit: format!("{escaped}@{inode:x}") }
+    }
+}
+
+impl fmt::Display for UnitKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.repository, self.unit)
+    }
+}
+
+/// Whose private directory it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Owner {
+    Va(MacAddr),
+    AdHoc,
+}
+
+impl fmt::Display for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Owner::Va(mac) => write!(f, "{mac}"),
+            Owner::AdHoc => f.write_str("ad-hoc"),
+        }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum PrivateError {
+    #[error("the private directory {path}: {what}: {errno}")]
+    Io { path: PathBuf, what: &'static str, errno: Errno },
+    #[error("{0} holds other files and is no private directory of Strata")]
+    Foreign(PathBuf),
+    #[error("the private directory {path} has the format {found:?}; this program knows {FORMAT:?}")]
+    Format { path: PathBuf, found: String },
+    #[error("the private directory {path} belongs to {found}, not to {expected}")]
+    Owner { path: PathBuf, found: String, expected: Owner },
+    #[error("the private directory {0} is in use by another mount")]
+    Locked(PathBuf),
+    #[error("the file system of {path} cannot hold trusted extended attributes: {errno}")]
+    Xattrs { path: PathBuf, errno: Errno },
+    #[error("the journal entry {name} in {path} is damaged")]
+    Journal { path: PathBuf, name: String },
+}
+
+/// White-outs in memory, and what was added while an index is being built aside.
+#[derive(Debug, Default)]
+struct Hidden {
+    units: BTreeMap<UnitKey, WhiteoutTree>,
+    recording: Option<Vec<(UnitKey, Vec<u8>)>>,
+}
+
+/// An opened, locked private directory.
+#[derive(Debug)]
+pub struct Private {
+    path: PathBuf,
+    root: OwnedFd,
+    pub upper: OwnedFd,
+    pub work: OwnedFd,
+    whiteouts: OwnedFd,
+    sequence: AtomicU64,
+    hidden: Mutex<Hidden>,
+    _lock: OwnedFd,
+}
+
+/// Whether an open directory is a private directory of Strata.
+pub fn is_private_directory(directory: &OwnedFd) -> Result<bool, Errno> {
+    match read_small(directory, b"format") {
+        Ok(format) => Ok(format == FORMAT.as_bytes()),
+        Err(Errno::NOENT | Errno::LOOP | Errno::ISDIR) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+fn read_small(directory: &OwnedFd, name: &[u8]) -> Result<Vec<u8>, Errno> {
+    let fd =
+        backing::open_beneath(directory, name, OFlags::RDONLY | OFlags::NONBLOCK, Mode::empty())?;
+    let mut buffer = [0; 256];
+    let length = rustix::io::pread(&fd, &mut buffer, 0)?;
+    Ok(buffer[..length].to_vec())
+}
+
+impl Private {
+    /// Opens a private directory, makes it when it is absent or empty, takes
+    /// its lock and finishes what a crash interrupted.
+    ///
+    /// # Errors
+    /// It belongs to another VA, is in use, is of another format, or no place
+    /// where private files can live.
+    pub fn open(path: &Path, owner: &Owner) -> Result<Private, PrivateError> {
+        let io = |what| move |errno| PrivateError::Io { path: path.to_owned(), what, errno };
+        std::fs::create_dir_all(path).map_err(|error| {
+            io("cannot be made")(Errno::from_io_error(&error).unwrap_or(Errno::IO))
+        })?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = rustix::fs::open(path, flags, Mode::empty()).map_err(io("cannot be opened"))?;
+        let lock = Self::lock(path, &root)?;
+        Self::check_format(path, &root, owner)?;
+        for name in [UPPER, WORK, WHITEOUTS, JOURNAL] {
+            match rustix::fs::mkdirat(&root, os(name), Mode::from_raw_mode(0o755)) {
+                Ok(()) | Err(Errno::EXIST) => {}
+                Err(errno) => return Err(io("cannot be filled")(errno)),
+            }
+        }
+        let open = |name| backing::open_directory(&root, name).map_err(io("cannot be opened"));
+        let private = Private {
+            path: path.to_owned(),
+            upper: open(UPPER)?,
+            work: open(WORK)?,
+            whiteouts: open(WHITEOUTS)?,
+            root,
+            sequence: AtomicU64::new(1),
+            hidden: Mutex::default(),
+            _lock: lock,
+        };
+        private.probe_xattrs()?;
+        private.recover()?;
+        let units = markers::load_all(&private.root).map_err(io("white-outs cannot be read"))?;
+        private.hidden.lock().expect("no panic while held").units = units;
+        Ok(private)
+    }
+
+    fn lock(path: &Path, root: &OwnedFd) -> Result<OwnedFd, PrivateError> {
+        let io =
+            |errno| PrivateError::Io { path: path.to_owned(), what: "cannot be locked", errno };
+        let names = backing::list(root).map_err(io)?;
+        let known = |name: &[u8]| {
+            matches!(name, b"format" | b"owner" | b"lock" | b"vlfs.log" | b"lost+found")
+                || [UPPER, WORK, WHITEOUTS, JOURNAL].contains(&name)
+        };
+        let has_format = names.iter().any(|name| &*name.name == b"format");
+        if !has_format && names.iter().any(|name| !known(&name.name)) {
+            return Err(PrivateError::Foreign(path.to_owned()));
+        }
+        let flags = OFlags::RDWR | OFlags::CREATE;
+        let lock =
+            backing::open_beneath(root, b"lock", flags, Mode::from_raw_mode(0o600)).map_err(io)?;
+        match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(lock),
+            Err(Errno::WOULDBLOCK) => Err(PrivateError::Locked(path.to_owned())),
+            Err(errno) => Err(io(errno)),
+        }
+    }
+
+    fn check_format(path: &Path, root: &OwnedFd, owner: &Owner) -> Result<(), PrivateError> {
+        let io = |errno| PrivateError::Io { path: path.to_owned(), what: "format", errno };
+        let lossy = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        match read_small(root, b"format") {
+            Err(Errno::NOENT) => {
+                write_small(root, b"owner", format!("{owner}\n").as_bytes()).map_err(io)?;
+                write_small(root, b"format", FORMAT.as_bytes()).map_err(io)?;
+                rustix::fs::fsync(root).map_err(io)?;
+            }
+            Err(errno) => return Err(io(errno)),
+            Ok(found) if found != FORMAT.as_bytes() => {
+                return Err(PrivateError::Format { path: path.to_owned(), found: lossy(&found) });
+            }
+            Ok(_) => {}
+        }
+        let found = lossy(&read_small(root, b"owner").map_err(io)?);
+        if found.trim_end() != owner.to_string() {
+            let (path, found) = (path.to_owned(), found.trim_end().to_owned());
+            return Err(PrivateError::Owner { path, found, expected: owner.clone() });
+        }
+        Ok(())
+    }
+
+    fn probe_xattrs(&self) -> Result<(), PrivateError> {
+        let path = backing::path_of(&self.root, WORK);
+        backing::set_xattr(&path, INO_XATTR, b"0", XattrFlags::empty())
+            .map_err(|errno| PrivateError::Xattrs { path: self.path.clone(), errno })
+    }
+
+    /// Finishes journaled steps and throws away half-made objects.
+    fn recover(&self) -> Result<(), PrivateError> {
+        let io = |errno| PrivateError::Io {
+            path: self.path.clone(),
+            what: "an interrupted change cannot be finished",
+            errno,
+        };
+        for name in journal::pending(&self.root).map_err(io)? {
+            let steps = journal::read(&self.root, &name).map_err(io)?;
+            let Some(steps) = steps else {
+                let name = String::from_utf8_lossy(&name).into_owned();
+                return Err(PrivateError::Journal { path: self.path.clone(), name });
+            };
+            tracing::info!(steps = steps.len(), "finishing a change that a crash interrupted");
+            for step in &steps {
+                journal::perform(self, step).map_err(io)?;
+            }
+            journal::remove(&self.root, &name).map_err(io)?;
+        }
+        for entry in backing::list(&self.work).map_err(io)? {
+            backing::remove_tree(&self.work, &entry.name).map_err(io)?;
+        }
+        Ok(())
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(crate) fn root(&self) -> &OwnedFd {
+        &self.root
+    }
+
+    /// A name in `work/` (and in `journal/`) that nobody else uses.
+    pub fn next_name(&self) -> Vec<u8> {
+        self.sequence.fetch_add(1, Ordering::Relaxed).to_string().into_bytes()
+    }
+
+    /// Performs steps that belong together: after a crash, none or all are done.
+    pub fn transact(&self, steps: &[journal::Step]) -> Result<(), Errno> {
+        let entry = match steps {
+            [] | [_] => None,
+            _ => Some(journal::write(&self.root, &self.next_name(), steps)?),
+        };
+        for step in steps {
+            journal::perform(self, step)?;
+        }
+        entry.map_or(Ok(()), |name| journal::remove(&self.root, &name))
+    }
+
+    /// Hides a path in a layer unit, on disk and in memory.
+    pub fn hide(&self, unit: &UnitKey, path: &[u8]) -> Result<(), Errno> {
+        markers::mark(self, unit, path)?;
+        let mut hidden = self.hidden.lock().expect("no panic while held");
+        hidden.units.entry(unit.clone()).or_default().hide(path);
+        if let Some(recording) = &mut hidden.recording {
+            recording.push((unit.clone(), path.to_vec()));
+        }
+        Ok(())
+    }
+
+    /// Shows a path of a layer unit again. Returns whether it was hidden.
+    pub fn show(&self, unit: &UnitKey, path: &[u8]) -> Result<bool, Errno> {
+        let mut hidden = self.hidden.lock().expect("no panic while held");
+        let shown = hidden.units.get_mut(unit).is_some_and(|tree| tree.show(path));
+        drop(hidden);
+        if shown {
+            markers::unmark(&self.whiteouts, unit, path)?;
+        }
+        Ok(shown)
+    }
+
+    pub(crate) fn whiteouts(&self) -> &OwnedFd {
+        &self.whiteouts
+    }
+
+    /// The white-outs of all units, as they are now.
+    pub fn hidden(&self) -> BTreeMap<UnitKey, WhiteoutTree> {
+        self.hidden.lock().expect("no panic while held").units.clone()
+    }
+
+    /// Starts to note what gets hidden from now on, and gives what is hidden already.
+    pub fn start_recording(&self) -> BTreeMap<UnitKey, WhiteoutTree> {
+        let mut hidden = self.hidden.lock().expect("no panic while held");
+        hidden.recording = Some(Vec::new());
+        hidden.units.clone()
+    }
+
+    /// What got hidden since [`Private::start_recording`].
+    pub fn stop_recording(&self) -> Vec<(UnitKey, Vec<u8>)> {
+        self.hidden.lock().expect("no panic while held").recording.take().unwrap_or_default()
+    }
+
+    /// Forgets the white-outs of every unit that `keep` refuses: the unit was
+    /// replaced, and a replacement starts with an empty white-out layer (§5.5).
+    /// Returns what [`Private::drop_pairs`] should remove on disk.
+    pub fn forget_pairs(&self, keep: impl Fn(&UnitKey) -> bool) -> Vec<UnitKey> {
+        let mut hidden = self.hidden.lock().expect("no panic while held");
+        let gone: Vec<_> = hidden.units.keys().filter(|unit| !keep(unit)).cloned().collect();
+        for unit in &gone {
+            hidden.units.remove(unit);
+        }
+        gone
+    }
+
+    /// Removes white-out layers on disk, durably: first their names, then their content.
+    pub fn drop_pairs(&self, units: &[UnitKey]) -> Result<(), Errno> {
+        for unit in units {
+            let repository =
+                match backing::open_directory(&self.whiteouts, unit.repository.as_bytes()) {
+                    Err(Errno::NOENT) => continue,
+                    other => other?,
+                };
+            let aside = self.next_name();
+            match rustix::fs::renameat(&repository, unit.unit.as_str(), &self.work, os(&aside)) {
+                Ok(()) => backing::remove_tree(&self.work, &aside)?,
+                Err(Errno::NOENT) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        if units.is_empty() { Ok(()) } else { rustix::fs::syncfs(&self.root) }
+    }
+
+    /// Flushes everything of the private layer to its disk.
+    pub fn sync(&self) -> Result<(), Errno> {
+        rustix::fs::syncfs(&self.root)
+    }
+}
+
+pub(crate) fn os(name: &[u8]) -> &std::ffi::OsStr {
+    std::os::unix::ffi::OsStrExt::from_bytes(name)
+}
+
+fn write_small(directory: &OwnedFd, name: &[u8], content: &[u8]) -> Result<(), Errno> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC;
+    let fd = backing::open_beneath(directory, name, flags, Mode::from_raw_mode(0o644))?;
+    write_all(&fd, content)?;
+    rustix::fs::fsync(&fd)
+}
+
+pub(crate) fn write_all(fd: &OwnedFd, content: &[u8]) -> Result<(), Errno> {
+    let mut rest = content;
+    while !rest.is_empty() {
+        match rustix::io::write(fd, rest) {
+            Ok(0) => return Err(Errno::IO),
+            Ok(written) => rest = &rest[written..],
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,113 @@
+//! What a mounted file system says of itself.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+
+use crate::follow::Progress;
+use crate::fuse::session::Session;
+use crate::vfs::Vfs;
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct LayerStatus {
+    /// `repo/layer version`, or the directory.
+    pub name: String,
+    pub digest: Option<String>,
+    pub paths: usize,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct HeldLayer {
+    pub name: String,
+    pub open_files: usize,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Status {
+    pub mount_point: PathBuf,
+    pub pid: u32,
+    pub mac: Option<String>,
+    pub generation: Option<String>,
+    pub composition: Option<String>,
+    pub desired: Option<String>,
+    /// Why the last swap was refused.
+    pub error: Option<String>,
+    /// Topmost first.
+    pub layers: Vec<LayerStatus>,
+    /// Layers of former sets that open files still hold.
+    pub held_layers: Vec<HeldLayer>,
+    /// `on`, or why not.
+    pub passthrough: String,
+    pub private: PathBuf,
+    pub paths: usize,
+    pub nodes: usize,
+    pub open_files: usize,
+    pub open_directories: usize,
+    pub swaps: u64,
+    pub uptime_s: u64,
+    pub started_at_ms: u64,
+}
+
+/// Where a status comes from.
+#[derive(Debug)]
+pub struct StatusSource {
+    pub vfs: Arc<Vfs>,
+    pub session: Arc<Session>,
+    pub mount_point: PathBuf,
+    pub mac: Option<strata_core::MacAddr>,
+    pub wanted_passthrough: bool,
+    pub started: SystemTime,
+    pub since: Instant,
+    pub progress: Arc<Mutex<Progress>>,
+}
+
+impl StatusSource {
+    pub fn follows_a_store(&self) -> bool {
+        self.mac.is_some()
+    }
+
+    pub fn note_error(&self, error: &str) {
+        self.progress.lock().expect("no panic while held").error = Some(error.to_owned());
+    }
+
+    pub fn status(&self) -> Status {
+        let active = self.vfs.active();
+        let progress = self.progress.lock().expect("no panic while held").clone();
+        let (nodes, open_files, open_directories) = self.vfs.counts();
+        let layers = active.layers.iter().map(|layer| LayerStatus {
+            name: layer.name.clone(),
+            digest: layer.digest.map(|digest| digest.to_string()),
+            paths: layer.tree.entries().len(),
+        });
+        let held = self.vfs.held_layers().into_iter();
+        let held = held.map(|(name, open_files)| HeldLayer { name, open_files });
+        let passthrough = match (self.wanted_passthrough, self.vfs.has_passthrough()) {
+            (false, _) => "off: switched off",
+            (true, false) => "off: this kernel has none",
+            (true, true) => "on",
+        };
+        let started = self.started.duration_since(UNIX_EPOCH).unwrap_or_default();
+        Status {
+            mount_point: self.mount_point.clone(),
+            pid: std::process::id(),
+            mac: self.mac.map(|mac| mac.to_string()),
+            generation: active.info.generation.map(|id| id.to_string()),
+            composition: active.info.composition.clone(),
+            desired: progress.desired.map(|id| id.to_string()),
+            error: progress.error,
+            layers: layers.collect(),
+            held_layers: held.collect(),
+            passthrough: passthrough.to_owned(),
+            private: self.vfs.private().path().to_owned(),
+            paths: active.union.node_count(),
+            nodes,
+            open_files,
+            open_directories,
+            swaps: self.vfs.swap_count(),
+            uptime_s: self.since.elapsed().as_secs(),
+            started_at_ms: u64::try_from(started.as_millis()).unwrap_or(u64::MAX),
+        }
+    }
+}

@@ -1,0 +1,388 @@
+//! Regular files: opening, data, and the files below that serve them.
+//!
+//! Every open of a node shares one [`Backing`]: the open file below and the
+//! kernel's number for it. The kernel allows one backing file a node at a time,
+//! so when a file is copied to the private layer while it is open through the
+//! kernel, the copy gets a *successor* node of the same `st_ino`; an `OPEN` of
+//! the old node answers `ESTALE`, and the kernel walks the path again.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex, Weak};
+
+use rustix::fs::{FallocateFlags, FileType, Mode, OFlags, SeekFrom};
+
+use super::node::{Node, Upper};
+use super::{ActiveSet, Caller, Errno, Found, KEPT_BACKINGS, Passthrough, Result, Vfs};
+use crate::backing;
+use crate::layer::Layer;
+use crate::private::copy_up::Data;
+
+/// An open file below the union.
+#[derive(Debug)]
+pub struct Backing {
+    fd: OwnedFd,
+    /// The kernel's number, when data goes through the kernel.
+    pub id: Option<i32>,
+    /// The layer that the file belongs to; none for a private one.
+    pub layer: Option<Arc<Layer>>,
+    passthrough: Option<Arc<dyn Passthrough>>,
+}
+
+impl AsFd for Backing {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl Drop for Backing {
+    fn drop(&mut self) {
+        if let (Some(id), Some(passthrough)) = (self.id, &self.passthrough)
+            && let Err(error) = passthrough.close(id)
+        {
+            tracing::debug!(%error, "the kernel no longer knew a backing file");
+        }
+    }
+}
+
+/// One open file of a process.
+#[derive(Debug)]
+pub struct FileHandle {
+    pub node: Arc<Node>,
+    backing: Mutex<Arc<Backing>>,
+}
+
+impl FileHandle {
+    pub fn file(&self) -> Arc<Backing> {
+        self.backing.lock().expect("no panic while held").clone()
+    }
+
+    /// Whether the handle's file is the private one of `node`.
+    pub(super) fn writes_to(&self, node: &Arc<Node>) -> bool {
+        self.node.id == node.id && self.file().layer.is_none()
+    }
+}
+
+/// The answer to an open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Opened {
+    pub handle: u64,
+    /// The kernel's number of the backing file, when data goes through the kernel.
+    pub backing_id: Option<i32>,
+}
+
+/// How a file is opened.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct OpenMode {
+    pub write: bool,
+    pub truncate: bool,
+    /// Truncation takes setuid and setgid away.
+    pub kill_privileges: bool,
+}
+
+/// Takes setuid away, and setgid from what a group may execute.
+pub(super) fn kill_privileges(file: impl AsFd) -> Result<()> {
+    let mode = rustix::fs::fstat(&file)?.st_mode & 0o7777;
+    let mut kept = mode & !0o4000;
+    if mode & 0o010 != 0 {
+        kept &= !0o2000;
+    }
+    if kept == mode { Ok(()) } else { rustix::fs::fchmod(&file, Mode::from_raw_mode(kept)) }
+}
+
+impl Vfs {
+    pub(super) fn file(&self, handle: u64) -> Result<Arc<FileHandle>> {
+        let files = self.files.read().expect("no panic while held");
+        files.get(&handle).cloned().ok_or(Errno::BADF)
+    }
+
+    /// Opens a regular file. Opening for writing copies it to the private layer.
+    ///
+    /// # Errors
+    /// `ESTALE` when the name must be looked up again.
+    pub fn open(&self, id: u64, mode: OpenMode) -> Result<Opened> {
+        let node = self.table.get(id).ok_or(Errno::STALE)?;
+        if node.kind != FileType::RegularFile {
+            return Err(Errno::NXIO);
+        }
+        let guard = if mode.write || mode.truncate {
+            self.private_copy(&node, if mode.truncate { Data::None } else { Data::All })?
+        } else {
+            self.shared()
+        };
+        if node.successor().is_some() {
+            return Err(Errno::STALE);
+        }
+        let active = self.active();
+        let backing = self.backing(&active, &node)?;
+        if mode.truncate {
+            rustix::fs::ftruncate(&*backing, 0)?;
+            if mode.kill_privileges {
+                kill_privileges(&*backing)?;
+            }
+        }
+        let opened = self.add_handle(&node, backing);
+        drop(guard);
+        Ok(opened)
+    }
+
+    fn add_handle(&self, node: &Arc<Node>, backing: Arc<Backing>) -> Opened {
+        let backing_id = backing.id;
+        let handle = Arc::new(FileHandle { node: node.clone(), backing: Mutex::new(backing) });
+        node.files.lock().expect("no panic while held").open.push(Arc::downgrade(&handle));
+        let number = self.next_handle.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        self.files.write().expect("no panic while held").insert(number, handle);
+        Opened { handle: number, backing_id }
+    }
+
+    /// The open file below a node, shared by all its handles.
+    pub(super) fn backing(
+        &self,
+        active: &Arc<ActiveSet>,
+        node: &Arc<Node>,
+    ) -> Result<Arc<Backing>> {
+        let mut files = node.files.lock().expect("no panic while held");
+        if let Some(backing) = files.backing.clone() {
+            if files.is_open() || self.still_serves(active, node, &backing) {
+                return Ok(backing);
+            }
+            files.backing = None;
+        }
+        let (fd, layer) = self.open_below(active, node)?;
+        let passthrough = self.passthrough.get().cloned();
+        let id = passthrough.as_ref().and_then(|passthrough| match passthrough.open(fd.as_fd()) {
+            Ok(id) => Some(id),
+            Err(error) => {
+                tracing::debug!(%error, "the kernel does not take this file: data passes through the daemon");
+                None
+            }
+        });
+        let backing = Arc::new(Backing { fd, id, layer, passthrough });
+        files.backing = Some(backing.clone());
+        drop(files);
+        self.keep(node);
+        Ok(backing)
+    }
+
+    fn still_serves(&self, active: &Arc<ActiveSet>, node: &Arc<Node>, backing: &Backing) -> bool {
+        match &backing.layer {
+            None => node.is_private(),
+            Some(layer) => {
+                let at = self.lower(active, node);
+                let top = at.and_then(|at| active.union.top(at));
+                !node.is_private()
+                    && top.is_some_and(|top| Arc::ptr_eq(&active.layers[top.layer as usize], layer))
+            }
+        }
+    }
+
+    fn open_below(
+        &self,
+        active: &Arc<ActiveSet>,
+        node: &Arc<Node>,
+    ) -> Result<(OwnedFd, Option<Arc<Layer>>)> {
+        let place = node.place.read().expect("no panic while held");
+        let write = OFlags::RDWR | OFlags::NOATIME;
+        match &place.upper {
+            Upper::File { inode } => {
+                let (parent, name) = place.names.last().ok_or(Errno::STALE)?;
+                let directory = parent.directory().ok_or(Errno::STALE)?;
+                let fd = match backing::open_beneath(&directory, name, write, Mode::empty()) {
+                    Err(Errno::ROFS | Errno::PERM | Errno::ACCESS | Errno::TXTBSY) => {
+                        backing::open_beneath(&directory, name, OFlags::RDONLY, Mode::empty())?
+                    }
+                    other => other?,
+                };
+                if rustix::fs::fstat(&fd)?.st_ino == *inode {
+                    return Ok((fd, None));
+                }
+                tracing::error!(node = node.id, "a private file changed behind the mount");
+                Err(Errno::STALE)
+            }
+            Upper::Orphan(fd) => {
+                let path = crate::proc::path(&**fd);
+                Ok((rustix::fs::open(path, write | OFlags::CLOEXEC, Mode::empty())?, None))
+            }
+            Upper::Directory(_) => Err(Errno::ISDIR),
+            Upper::None => {
+                drop(place);
+                let (set, at) = self.lower_or_retired(active, node).ok_or(Errno::STALE)?;
+                let top = set.union.top(at).ok_or(Errno::STALE)?;
+                let layer = set.layers[top.layer as usize].clone();
+                Ok((layer.open(top.entry)?, Some(layer)))
+            }
+        }
+    }
+
+    /// Keeps the backing file of a node open after its last handle, for the
+    /// next open, as long as it is among the most recent ones.
+    fn keep(&self, node: &Arc<Node>) {
+        let mut kept = self.kept.lock().expect("no panic while held");
+        kept.push_back(Arc::downgrade(node));
+        let oldest = if kept.len() > KEPT_BACKINGS { kept.pop_front() } else { None };
+        drop(kept);
+        if let Some(node) = oldest.as_ref().and_then(Weak::upgrade) {
+            let mut files = node.files.lock().expect("no panic while held");
+            if !files.is_open() {
+                files.backing = None;
+            }
+        }
+    }
+
+    /// Lets go of kept backing files that `stays` refuses and nobody has open.
+    pub(super) fn drop_kept(&self, stays: impl Fn(&Backing) -> bool) {
+        let kept: Vec<_> = self.kept.lock().expect("no panic while held").iter().cloned().collect();
+        for node in kept.iter().filter_map(Weak::upgrade) {
+            let mut files = node.files.lock().expect("no panic while held");
+            if files.backing.as_ref().is_some_and(|backing| !stays(backing)) && !files.is_open() {
+                files.backing = None;
+            }
+        }
+    }
+
+    /// Makes a regular file and opens it.
+    ///
+    /// # Errors
+    /// `EEXIST`, and what the private layer's disk answers.
+    pub fn create(
+        &self,
+        parent: u64,
+        name: &[u8],
+        mode: u32,
+        caller: &Caller,
+    ) -> Result<(Found, Opened)> {
+        let _shared = self.shared();
+        let active = self.active();
+        let parent = self.directory_node(parent)?;
+        let fd = self.make_file(&active, &parent, name, mode, caller)?;
+        drop(fd);
+        let object = self.find(&active, &parent, name)?;
+        let node = self.intern(&active, &parent, name, &object)?;
+        let opened = self.open_found(&active, &node)?;
+        let found = self.found(&active, node)?;
+        Ok((found, opened))
+    }
+
+    pub(super) fn open_found(&self, active: &Arc<ActiveSet>, node: &Arc<Node>) -> Result<Opened> {
+        let backing = self.backing(active, node)?;
+        Ok(self.add_handle(node, backing))
+    }
+
+    /// Reads up to `buffer.len()` bytes. Only for handles whose data passes through here.
+    pub fn read(&self, handle: u64, offset: u64, buffer: &mut [u8]) -> Result<usize> {
+        let handle = self.file(handle)?;
+        let file = self.latest(&handle)?;
+        let mut read = 0;
+        while read < buffer.len() {
+            match rustix::io::pread(&*file, &mut buffer[read..], offset + read as u64) {
+                Ok(0) => break,
+                Ok(length) => read += length,
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(read)
+    }
+
+    /// The handle's file, or the private copy that was made since it was opened.
+    fn latest(&self, handle: &Arc<FileHandle>) -> Result<Arc<Backing>> {
+        let file = handle.file();
+        if file.layer.is_none() || !handle.node.is_private() || file.id.is_some() {
+            return Ok(file);
+        }
+        let _shared = self.shared();
+        let newer = self.backing_of_copy(&handle.node)?;
+        *handle.backing.lock().expect("no panic while held") = newer.clone();
+        Ok(newer)
+    }
+
+    fn backing_of_copy(&self, node: &Arc<Node>) -> Result<Arc<Backing>> {
+        {
+            let mut files = node.files.lock().expect("no panic while held");
+            if files.backing.as_ref().is_some_and(|backing| backing.layer.is_some()) {
+                files.backing = None;
+            }
+        }
+        self.backing(&self.active(), node)
+    }
+
+    /// Writes all of `data`.
+    pub fn write(&self, handle: u64, offset: u64, data: &[u8], kill: bool) -> Result<usize> {
+        let handle = self.file(handle)?;
+        let file = handle.file();
+        if file.layer.is_some() {
+            return Err(Errno::BADF);
+        }
+        let mut written = 0;
+        while written < data.len() {
+            match rustix::io::pwrite(&*file, &data[written..], offset + written as u64) {
+                Ok(length) => written += length,
+                Err(Errno::INTR) => {}
+                Err(_) if written > 0 => break,
+                Err(error) => return Err(error),
+            }
+        }
+        if kill {
+            kill_privileges(&*file)?;
+        }
+        Ok(written)
+    }
+
+    pub fn release(&self, handle: u64) {
+        let removed = self.files.write().expect("no panic while held").remove(&handle);
+        let Some(removed) = removed else { return };
+        let node = removed.node.clone();
+        drop(removed);
+        let mut files = node.files.lock().expect("no panic while held");
+        // What nothing can open again is let go with the last handle.
+        if !files.is_open() && (files.successor.is_some() || node.name().is_none()) {
+            files.backing = None;
+        }
+    }
+
+    pub fn fsync(&self, handle: u64, data_only: bool) -> Result<()> {
+        let file = self.file(handle)?.file();
+        if data_only { rustix::fs::fdatasync(&*file) } else { rustix::fs::fsync(&*file) }
+    }
+
+    pub fn fallocate(&self, handle: u64, mode: u32, offset: u64, length: u64) -> Result<()> {
+        let file = self.file(handle)?.file();
+        if file.layer.is_some() {
+            return Err(Errno::BADF);
+        }
+        rustix::fs::fallocate(&*file, FallocateFlags::from_bits_retain(mode), offset, length)
+    }
+
+    /// `SEEK_DATA` and `SEEK_HOLE`.
+    pub fn seek(&self, handle: u64, from: SeekFrom) -> Result<u64> {
+        rustix::fs::seek(&*self.file(handle)?.file(), from)
+    }
+
+    pub fn copy_range(
+        &self,
+        (source, mut from): (u64, u64),
+        (target, mut to): (u64, u64),
+        length: usize,
+    ) -> Result<usize> {
+        let (source, target) = (self.file(source)?, self.file(target)?);
+        let (source, target) = (self.latest(&source)?, target.file());
+        if target.layer.is_some() {
+            return Err(Errno::BADF);
+        }
+        rustix::fs::copy_file_range(&*source, Some(&mut from), &*target, Some(&mut to), length)
+    }
+
+    /// The layers of former sets that open files still hold, with how many files.
+    pub fn held_layers(&self) -> Vec<(String, usize)> {
+        let active = self.active();
+        let files = self.files.read().expect("no panic while held");
+        let mut held = std::collections::BTreeMap::new();
+        for handle in files.values() {
+            if let Some(layer) = &handle.file().layer
+                && !active.layers.iter().any(|current| Arc::ptr_eq(current, layer))
+            {
+                *held.entry(layer.name.clone()).or_insert(0) += 1;
+            }
+        }
+        held.into_iter().collect()
+    }
+}

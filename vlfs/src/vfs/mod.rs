@@ -1,0 +1,521 @@
+//! The file system proper: every operation as a plain function with an errno.
+//!
+//! No FUSE here: `fuse/` calls these functions, and so do the tests. A node is
+//! looked up, then acted upon by number, as the FUSE protocol has it.
+//!
+//! Locks, in this order: `namespace`, a node's `copying`, a node's `place`, then
+//! the short ones (`lower`, `files`, the table). `namespace` is held shared by
+//! every operation on names, for a few system calls on metadata, and
+//! exclusively by what moves whole trees: the rename of a directory, the pointer
+//! exchange of a swap, a revert. No lock is held while file data is copied, read
+//! or written, nor while the kernel is notified.
+//!
+//! The order of steps makes a crash harmless: (1) an object is copied to the
+//! private layer in place, by one rename, which changes nothing that is seen;
+//! (2) white-outs are written where a private object obscures the path already;
+//! (3) one rename or unlink in the private layer is the change itself. Where
+//! nothing obscures it, the lowest layer is hidden first and the top one last.
+
+mod attr;
+mod copy_up;
+mod directory;
+pub mod file;
+mod namespace;
+pub mod node;
+pub mod rename;
+mod revert;
+mod swap;
+mod xattr;
+
+use std::collections::{HashMap, VecDeque};
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, RwLock, RwLockReadGuard, Weak};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use rustix::fs::{FileType, Stat};
+pub use rustix::io::Errno;
+
+pub use attr::{Attr, SetAttr, SetTime};
+pub use directory::{DirectoryHandle, Listed};
+pub use file::{FileHandle, Opened};
+pub use revert::Reverted;
+pub use swap::{SetInfo, SwapOutcome};
+
+use crate::backing;
+use crate::layer::Layer;
+use crate::private::{self, Private};
+use crate::tree::{self, Kind, PRIVATE_TAG};
+use crate::union::{self, Input, Union};
+use node::{Node, ROOT_ID, Table, Upper};
+
+pub type Result<T> = std::result::Result<T, Errno>;
+
+/// How long the kernel may keep a name or attributes without asking: a day.
+/// Whatever changes them otherwise tells the kernel.
+const LONG: Duration = Duration::from_secs(86_400);
+/// How long a request that began before a swap may take to be answered with
+/// the old set; for so long that set is kept.
+pub const GRACE: Duration = Duration::from_millis(250);
+/// Backing files kept open without a handle, most recent ones.
+const KEPT_BACKINGS: usize = 1024;
+
+/// One layer set with its merged index. Immutable but for hidden paths.
+#[derive(Debug)]
+pub struct ActiveSet {
+    /// Topmost first.
+    pub layers: Vec<Arc<Layer>>,
+    pub union: Union,
+    pub info: SetInfo,
+}
+
+impl ActiveSet {
+    /// Merges layers (topmost first) with what the private layer hides in them.
+    pub fn build(
+        layers: Vec<Arc<Layer>>,
+        hidden: &std::collections::BTreeMap<private::UnitKey, crate::whiteout::WhiteoutTree>,
+        info: SetInfo,
+    ) -> ActiveSet {
+        let inputs: Vec<_> = layers
+            .iter()
+            .map(|layer| Input {
+                tree: layer.tree.clone(),
+                hidden: hidden.get(&layer.unit),
+                hides_below: layer.hides_below.as_ref(),
+            })
+            .collect();
+        let union = Union::build(&inputs);
+        ActiveSet { layers, union, info }
+    }
+}
+
+/// Who asks. `umask` applies to new objects.
+#[derive(Debug, Clone, Copy)]
+pub struct Caller {
+    pub uid: u32,
+    pub gid: u32,
+    pub umask: u32,
+}
+
+/// The answer to a lookup and to everything that makes a name.
+#[derive(Debug, Clone)]
+pub struct Found {
+    pub id: u64,
+    pub attr: Attr,
+    pub entry_valid: Duration,
+    pub attr_valid: Duration,
+}
+
+/// Handing files to the kernel, so that data does not pass through the daemon.
+pub trait Passthrough: Send + Sync + std::fmt::Debug {
+    /// Registers an open file. Returns the kernel's number for it.
+    fn open(&self, file: BorrowedFd<'_>) -> Result<i32>;
+    fn close(&self, backing_id: i32) -> Result<()>;
+}
+
+/// What the kernel should be told. Sent to a thread of its own (`notify.rs`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Notice {
+    /// A name must be looked up again at its next use; what is mounted there stays.
+    Expire { parent: u64, name: Box<[u8]> },
+    /// Attributes, pages and listings of a node are not to be trusted.
+    Invalidate { node: u64 },
+}
+
+/// Receives notices. Must not block and must not call back.
+pub type Notify = Box<dyn Fn(Vec<Notice>) + Send + Sync>;
+
+/// A mounted virtual layered file system.
+pub struct Vfs {
+    active: ArcSwap<ActiveSet>,
+    /// Counts changes of what directories are merged from: swaps and directory renames.
+    epoch: AtomicU64,
+    /// While set, the kernel is told to keep nothing: a swap is under way.
+    unsettled: AtomicBool,
+    table: Table,
+    private: Private,
+    namespace: RwLock<()>,
+    swapping: Mutex<()>,
+    passthrough: OnceLock<Arc<dyn Passthrough>>,
+    notify: OnceLock<Notify>,
+    /// Path of the control socket, for who finds the mount and wants to talk.
+    control: OnceLock<std::path::PathBuf>,
+    files: RwLock<HashMap<u64, Arc<FileHandle>>>,
+    directories: RwLock<HashMap<u64, Arc<DirectoryHandle>>>,
+    next_handle: AtomicU64,
+    kept: Mutex<VecDeque<Weak<Node>>>,
+    /// Sets that were swapped away, with their layers, for as long as requests
+    /// that began before the swap may still be under way.
+    retired: Mutex<Vec<(Instant, Arc<ActiveSet>)>>,
+    /// Layers of former sets: alive while something holds them.
+    unlinked: Mutex<Vec<Weak<Layer>>>,
+    swaps: AtomicU64,
+}
+
+impl std::fmt::Debug for Vfs {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Vfs").field("private", &self.private.path()).finish_non_exhaustive()
+    }
+}
+
+/// An object as a lookup finds it.
+enum Object {
+    Private { stat: Stat, ino: u64 },
+    Layer { at: u32 },
+}
+
+impl Vfs {
+    /// The file system of these layers (topmost first) and this private layer.
+    /// White-outs of units that are not in the set are dropped: those units
+    /// were swapped away while nothing was mounted (§5.5).
+    pub fn new(private: Private, layers: Vec<Arc<Layer>>, info: SetInfo) -> Result<Vfs> {
+        let gone = private.forget_pairs(|unit| layers.iter().any(|layer| layer.unit == *unit));
+        private.drop_pairs(&gone)?;
+        let active = ActiveSet::build(layers, &private.hidden(), info);
+        let upper = backing::open_directory(&private.upper, b"")?;
+        let root = Arc::new(Node::new(
+            ROOT_ID,
+            tree::ROOT_IDENTITY,
+            FileType::Directory,
+            Upper::Directory(Arc::new(upper)),
+        ));
+        let vfs = Vfs {
+            active: ArcSwap::from_pointee(active),
+            epoch: AtomicU64::new(1),
+            unsettled: AtomicBool::new(false),
+            table: Table::new(root),
+            private,
+            namespace: RwLock::new(()),
+            swapping: Mutex::new(()),
+            passthrough: OnceLock::new(),
+            notify: OnceLock::new(),
+            control: OnceLock::new(),
+            files: RwLock::default(),
+            directories: RwLock::default(),
+            next_handle: AtomicU64::new(1),
+            kept: Mutex::default(),
+            retired: Mutex::default(),
+            unlinked: Mutex::default(),
+            swaps: AtomicU64::new(0),
+        };
+        vfs.adopt_root_attributes()?;
+        Ok(vfs)
+    }
+
+    /// Lets file data go through the kernel from now on. Call before any open.
+    pub fn set_passthrough(&self, passthrough: Arc<dyn Passthrough>) {
+        let _kept_the_first = self.passthrough.set(passthrough);
+    }
+
+    pub fn set_notify(&self, notify: Notify) {
+        let _kept_the_first = self.notify.set(notify);
+    }
+
+    pub fn set_control(&self, path: std::path::PathBuf) {
+        let _kept_the_first = self.control.set(path);
+    }
+
+    pub fn private(&self) -> &Private {
+        &self.private
+    }
+
+    pub fn active(&self) -> Arc<ActiveSet> {
+        self.active.load_full()
+    }
+
+    fn notify(&self, notices: Vec<Notice>) {
+        if let Some(notify) = self.notify.get() {
+            notify(notices);
+        }
+    }
+
+    fn shared(&self) -> RwLockReadGuard<'_, ()> {
+        self.namespace.read().expect("no panic while held")
+    }
+
+    fn node(&self, id: u64) -> Result<Arc<Node>> {
+        self.table.get(id).map(node::current).ok_or(Errno::STALE)
+    }
+
+    fn directory_node(&self, id: u64) -> Result<Arc<Node>> {
+        let node = self.node(id)?;
+        if node.kind == FileType::Directory { Ok(node) } else { Err(Errno::NOTDIR) }
+    }
+
+    /// Where the active set shows a node's object: by its names, from the root.
+    fn lower(&self, active: &Arc<ActiveSet>, node: &Node) -> Option<u32> {
+        if node.id == ROOT_ID {
+            return Some(union::ROOT);
+        }
+        let epoch = self.epoch.load(Ordering::Acquire);
+        {
+            let lower = node.lower.lock().expect("no panic while held");
+            if lower.epoch == epoch {
+                return lower.at;
+            }
+        }
+        let names = node.place.read().expect("no panic while held").names.clone();
+        let at = names.iter().find_map(|(parent, name)| {
+            let at = active.union.child(self.lower(active, parent)?, name)?;
+            let entry = active.union.entry(at)?;
+            let same = match node.kind {
+                FileType::Directory => entry.is_directory(),
+                _ => entry.identity == node.ino && file_type(&entry.kind) == node.kind,
+            };
+            same.then_some(at)
+        });
+        let mut lower = node.lower.lock().expect("no panic while held");
+        lower.epoch = epoch;
+        lower.at = at;
+        if let Some(at) = at {
+            lower.last = Some((Arc::downgrade(active), at));
+        }
+        at
+    }
+
+    /// The set and node that show an object: the active one, or one that was
+    /// swapped away a moment ago, for a request that began before.
+    fn lower_or_retired(
+        &self,
+        active: &Arc<ActiveSet>,
+        node: &Node,
+    ) -> Option<(Arc<ActiveSet>, u32)> {
+        if let Some(at) = self.lower(active, node) {
+            return Some((active.clone(), at));
+        }
+        node.name()?;
+        let lower = node.lower.lock().expect("no panic while held");
+        let (set, at) = lower.last.as_ref()?;
+        Some((set.upgrade()?, *at))
+    }
+
+    /// Finds a name in a directory: in the private layer first.
+    fn find(&self, active: &Arc<ActiveSet>, parent: &Arc<Node>, name: &[u8]) -> Result<Object> {
+        if name.len() > 255 {
+            return Err(Errno::NAMETOOLONG);
+        }
+        if let Some(directory) = parent.directory() {
+            match backing::stat_at(&directory, name) {
+                Ok(stat) => {
+                    let ino = self.private_ino(parent, &directory, name, &stat)?;
+                    return Ok(Object::Private { stat, ino });
+                }
+                Err(Errno::NOENT) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let at = self.lower(active, parent).and_then(|at| active.union.child(at, name));
+        at.map(|at| Object::Layer { at }).ok_or(Errno::NOENT)
+    }
+
+    /// `st_ino` of a private object: what its copy kept, or its own number, tagged.
+    fn private_ino(
+        &self,
+        parent: &Arc<Node>,
+        directory: &OwnedFd,
+        name: &[u8],
+        stat: &Stat,
+    ) -> Result<u64> {
+        if let Some(known) = self.table.child(parent.id, name) {
+            let place = known.place.read().expect("no panic while held");
+            match &place.upper {
+                Upper::File { inode } if *inode == stat.st_ino => return Ok(known.ino),
+                Upper::Directory(_) if known.kind == FileType::from_raw_mode(stat.st_mode) => {
+                    return Ok(known.ino);
+                }
+                Upper::File { .. } | Upper::Directory(_) | Upper::None | Upper::Orphan(_) => {}
+            }
+        }
+        match backing::xattr(&backing::path_of(directory, name), private::INO_XATTR) {
+            Ok(value) => {
+                let text = std::str::from_utf8(&value).map_err(|_| Errno::IO)?;
+                u64::from_str_radix(text, 16).map_err(|_| Errno::IO)
+            }
+            Err(Errno::NODATA | Errno::NOTSUP) => Ok(PRIVATE_TAG | stat.st_ino),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The node of an object found at a name; makes one when the kernel knows none.
+    fn intern(
+        &self,
+        active: &Arc<ActiveSet>,
+        parent: &Arc<Node>,
+        name: &[u8],
+        object: &Object,
+    ) -> Result<Arc<Node>> {
+        let (ino, kind, several) = match object {
+            Object::Private { stat, ino } => {
+                let kind = FileType::from_raw_mode(stat.st_mode);
+                (*ino, kind, kind != FileType::Directory && stat.st_nlink > 1)
+            }
+            Object::Layer { at } => {
+                let entry = active.union.entry(*at).ok_or(Errno::IO)?;
+                (entry.identity, file_type(&entry.kind), entry.link_group.is_some())
+            }
+        };
+        let fits = |node: &Arc<Node>| {
+            if node.kind != kind || node.ino != ino {
+                return false;
+            }
+            if kind == FileType::Directory {
+                return true;
+            }
+            let place = node.place.read().expect("no panic while held");
+            match (&place.upper, object) {
+                (Upper::File { inode }, Object::Private { stat, .. }) => *inode == stat.st_ino,
+                // Or it was copied while this lookup was under way.
+                (Upper::None | Upper::File { .. }, Object::Layer { .. }) => true,
+                (Upper::None | Upper::Orphan(_) | Upper::Directory(_), _) => false,
+            }
+        };
+        if let Some(known) = self.table.child(parent.id, name).map(node::current)
+            && fits(&known)
+        {
+            adopt_directory(&known, parent, name, object)?;
+            return Ok(known);
+        }
+        let known = if several { self.table.linked(ino).map(node::current) } else { None };
+        let node = match known.filter(fits) {
+            Some(node) => node,
+            None => self.make_node(parent, name, object, ino, kind)?,
+        };
+        {
+            let mut place = node.place.write().expect("no panic while held");
+            let is_name = |(p, n): &(Arc<Node>, Box<[u8]>)| p.id == parent.id && **n == *name;
+            if !place.names.iter().any(is_name) {
+                place.names.push((parent.clone(), name.into()));
+            }
+            place.removed = None;
+        }
+        node.unresolve();
+        if several {
+            self.table.set_linked(&node);
+        }
+        self.replace_child(parent, name, &node);
+        Ok(node)
+    }
+
+    fn make_node(
+        &self,
+        parent: &Arc<Node>,
+        name: &[u8],
+        object: &Object,
+        ino: u64,
+        kind: FileType,
+    ) -> Result<Arc<Node>> {
+        let upper = match object {
+            Object::Layer { .. } => Upper::None,
+            Object::Private { .. } if kind == FileType::Directory => {
+                let above = parent.directory().ok_or(Errno::STALE)?;
+                Upper::Directory(Arc::new(backing::open_directory(&above, name)?))
+            }
+            Object::Private { stat, .. } => Upper::File { inode: stat.st_ino },
+        };
+        Ok(self.table.new_node(ino, kind, upper))
+    }
+
+    /// Gives a name to a node; the node that had it loses it.
+    fn replace_child(&self, parent: &Arc<Node>, name: &[u8], node: &Arc<Node>) {
+        if let Some(before) = self.table.set_child(parent.id, name, node) {
+            let mut place = before.place.write().expect("no panic while held");
+            place.names.retain(|(p, n)| p.id != parent.id || **n != *name);
+            drop(place);
+            before.unresolve();
+        }
+    }
+
+    /// Looks a name up, and counts one reference of the kernel's.
+    ///
+    /// # Errors
+    /// `ENOENT`, and `ESTALE` for a directory that is no longer there.
+    pub fn lookup(&self, parent: u64, name: &[u8]) -> Result<Found> {
+        let _shared = self.shared();
+        let active = self.active();
+        let parent = self.directory_node(parent)?;
+        self.lookup_in(&active, &parent, name)
+    }
+
+    fn lookup_in(&self, active: &Arc<ActiveSet>, parent: &Arc<Node>, name: &[u8]) -> Result<Found> {
+        if name == b"." {
+            return self.found(active, parent.clone());
+        }
+        if name == b".." {
+            let above = parent.name().map_or_else(|| parent.clone(), |(above, _)| above);
+            return self.found(active, above);
+        }
+        let object = self.find(active, parent, name)?;
+        let node = self.intern(active, parent, name, &object)?;
+        self.found(active, node)
+    }
+
+    fn found(&self, active: &Arc<ActiveSet>, node: Arc<Node>) -> Result<Found> {
+        let attr = self.attr_of(active, &node)?;
+        self.table.reference(&node);
+        let valid = self.valid();
+        Ok(Found { id: node.id, attr, entry_valid: valid, attr_valid: valid })
+    }
+
+    /// How long an answer given now may be kept.
+    pub fn valid(&self) -> Duration {
+        if self.unsettled.load(Ordering::Acquire) { Duration::ZERO } else { LONG }
+    }
+
+    /// The kernel gives references back.
+    pub fn forget(&self, id: u64, count: u64) {
+        self.table.forget(id, count);
+    }
+
+    /// Space of the private layer's disk.
+    pub fn statfs(&self) -> Result<rustix::fs::StatVfs> {
+        rustix::fs::fstatvfs(self.private.root())
+    }
+
+    /// Numbers for `status`: nodes the kernel knows, open files, open directories.
+    pub fn counts(&self) -> (usize, usize, usize) {
+        let files = self.files.read().expect("no panic while held").len();
+        let directories = self.directories.read().expect("no panic while held").len();
+        (self.table.count(), files, directories)
+    }
+
+    pub fn has_passthrough(&self) -> bool {
+        self.passthrough.get().is_some()
+    }
+
+    pub fn swap_count(&self) -> u64 {
+        self.swaps.load(Ordering::Relaxed)
+    }
+}
+
+/// A directory that the kernel knows became private while it was looked up.
+fn adopt_directory(
+    node: &Arc<Node>,
+    parent: &Arc<Node>,
+    name: &[u8],
+    object: &Object,
+) -> Result<()> {
+    let found = matches!(object, Object::Private { .. });
+    if node.kind != FileType::Directory || !found || node.is_private() {
+        return Ok(());
+    }
+    let above = parent.directory().ok_or(Errno::STALE)?;
+    let directory = backing::open_directory(&above, name)?;
+    let mut place = node.place.write().expect("no panic while held");
+    if matches!(place.upper, Upper::None) {
+        place.upper = Upper::Directory(Arc::new(directory));
+    }
+    Ok(())
+}
+
+fn file_type(kind: &Kind) -> FileType {
+    match kind {
+        Kind::Directory { .. } => FileType::Directory,
+        Kind::Regular { .. } => FileType::RegularFile,
+        Kind::Symlink { .. } => FileType::Symlink,
+        Kind::CharacterDevice => FileType::CharacterDevice,
+        Kind::BlockDevice => FileType::BlockDevice,
+        Kind::Fifo => FileType::Fifo,
+        Kind::Socket => FileType::Socket,
+    }
+}

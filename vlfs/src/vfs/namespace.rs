@@ -1,0 +1,341 @@
+//! Making and removing names.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid};
+
+use super::node::{Node, Upper};
+use super::{ActiveSet, Caller, Errno, Found, Object, Result, Vfs};
+use crate::backing;
+use crate::private::copy_up::Data;
+use crate::private::os;
+
+const DEFAULT_ACL: &[u8] = b"system.posix_acl_default";
+
+impl Vfs {
+    /// Whether a name stands in a directory.
+    pub(super) fn exists(
+        &self,
+        active: &Arc<ActiveSet>,
+        parent: &Arc<Node>,
+        name: &[u8],
+    ) -> Result<bool> {
+        match self.find(active, parent, name) {
+            Ok(_) => Ok(true),
+            Err(Errno::NOENT) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The private directory for a new name, checked to be free.
+    fn place_for(
+        &self,
+        active: &Arc<ActiveSet>,
+        parent: &Arc<Node>,
+        name: &[u8],
+    ) -> Result<Arc<OwnedFd>> {
+        if parent.name().is_none() && parent.id != super::ROOT_ID {
+            return Err(Errno::NOENT);
+        }
+        if self.exists(active, parent, name)? {
+            return Err(Errno::EXIST);
+        }
+        self.private_directory(active, parent)
+    }
+
+    /// The mode and owner of a new object (setgid directories pass their group on).
+    fn attributes_for(
+        &self,
+        directory: &OwnedFd,
+        mode: u32,
+        caller: &Caller,
+        kind: FileType,
+    ) -> Result<(u32, Uid, Gid)> {
+        let parent = rustix::fs::fstat(directory)?;
+        let inherits = parent.st_mode & 0o2000 != 0;
+        let gid = if inherits { parent.st_gid } else { caller.gid };
+        let mut mode = mode & 0o7777;
+        // A default ACL takes the umask's place; the private disk applies it.
+        let path = backing::path_of(directory, b".");
+        let has_default_acl = match backing::xattr(&path, DEFAULT_ACL) {
+            Ok(_) => true,
+            Err(Errno::NODATA | Errno::NOTSUP) => false,
+            Err(error) => return Err(error),
+        };
+        if !has_default_acl {
+            mode &= !caller.umask;
+        }
+        if inherits && kind == FileType::Directory {
+            mode |= 0o2000;
+        }
+        Ok((mode, Uid::from_raw(caller.uid), Gid::from_raw(gid)))
+    }
+
+    fn own(
+        &self,
+        directory: &OwnedFd,
+        name: &[u8],
+        mode: u32,
+        (uid, gid): (Uid, Gid),
+    ) -> Result<()> {
+        if (uid.as_raw(), gid.as_raw()) == (0, 0) && mode & 0o6000 == 0 {
+            return Ok(());
+        }
+        let flags = AtFlags::SYMLINK_NOFOLLOW;
+        rustix::fs::chownat(directory, os(name), Some(uid), Some(gid), flags)?;
+        if mode & 0o7000 != 0 {
+            // A change of owner took these bits away.
+            let now = backing::stat_at(directory, name)?.st_mode & 0o777;
+            let mode = Mode::from_raw_mode(mode & 0o7000 | now);
+            rustix::fs::chmodat(directory, os(name), mode, AtFlags::empty())?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn make_file(
+        &self,
+        active: &Arc<ActiveSet>,
+        parent: &Arc<Node>,
+        name: &[u8],
+        mode: u32,
+        caller: &Caller,
+    ) -> Result<OwnedFd> {
+        let directory = self.place_for(active, parent, name)?;
+        let kind = FileType::RegularFile;
+        let (mode, uid, gid) = self.attributes_for(&directory, mode, caller, kind)?;
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
+        let fd = backing::open_beneath(&directory, name, flags, Mode::from_raw_mode(mode))?;
+        self.own(&directory, name, mode, (uid, gid))?;
+        Ok(fd)
+    }
+
+    fn made(&self, active: &Arc<ActiveSet>, parent: &Arc<Node>, name: &[u8]) -> Result<Found> {
+        let object = self.find(active, parent, name)?;
+        let node = self.intern(active, parent, name, &object)?;
+        self.found(active, node)
+    }
+
+    /// Makes a file, FIFO, socket or device. `mode` has the type's bits.
+    pub fn mknod(
+        &self,
+        parent: u64,
+        name: &[u8],
+        mode: u32,
+        device: (u32, u32),
+        caller: &Caller,
+    ) -> Result<Found> {
+        let _shared = self.shared();
+        let active = self.active();
+        let parent = self.directory_node(parent)?;
+        let kind = FileType::from_raw_mode(mode);
+        if kind == FileType::RegularFile {
+            self.make_file(&active, &parent, name, mode, caller)?;
+            return self.made(&active, &parent, name);
+        }
+        let directory = self.place_for(&active, &parent, name)?;
+        let (mode, uid, gid) = self.attributes_for(&directory, mode, caller, kind)?;
+        let device = rustix::fs::makedev(device.0, device.1);
+        rustix::fs::mknodat(&directory, os(name), kind, Mode::from_raw_mode(mode), device)?;
+        self.own(&directory, name, mode, (uid, gid))?;
+        self.made(&active, &parent, name)
+    }
+
+    pub fn mkdir(&self, parent: u64, name: &[u8], mode: u32, caller: &Caller) -> Result<Found> {
+        let _shared = self.shared();
+        let active = self.active();
+        let parent = self.directory_node(parent)?;
+        let directory = self.place_for(&active, &parent, name)?;
+        let kind = FileType::Directory;
+        let (mode, uid, gid) = self.attributes_for(&directory, mode, caller, kind)?;
+        rustix::fs::mkdirat(&directory, os(name), Mode::from_raw_mode(mode & 0o1777))?;
+        self.own(&directory, name, mode, (uid, gid))?;
+        self.made(&active, &parent, name)
+    }
+
+    pub fn symlink(
+        &self,
+        parent: u64,
+        name: &[u8],
+        target: &[u8],
+        caller: &Caller,
+    ) -> Result<Found> {
+        let _shared = self.shared();
+        let active = self.active();
+        let parent = self.directory_node(parent)?;
+        let directory = self.place_for(&active, &parent, name)?;
+        let kind = FileType::Symlink;
+        let (_, uid, gid) = self.attributes_for(&directory, 0o777, caller, kind)?;
+        rustix::fs::symlinkat(os(target), &directory, os(name))?;
+        self.own(&directory, name, 0, (uid, gid))?;
+        self.made(&active, &parent, name)
+    }
+
+    /// Gives an object another name; one of a layer is copied first.
+    pub fn link(&self, id: u64, parent: u64, name: &[u8]) -> Result<Found> {
+        let node = self.node(id)?;
+        if node.kind == FileType::Directory {
+            return Err(Errno::PERM);
+        }
+        let _shared = self.private_copy(&node, Data::All)?;
+        let node = super::node::current(node);
+        let active = self.active();
+        let parent = self.directory_node(parent)?;
+        let directory = self.place_for(&active, &parent, name)?;
+        let mut place = node.place.write().expect("no panic while held");
+        match (&place.upper, place.names.last()) {
+            (Upper::File { .. }, Some((above, own))) => {
+                let above = above.directory().ok_or(Errno::STALE)?;
+                let flags = AtFlags::empty();
+                rustix::fs::linkat(&above, os(own), &directory, os(name), flags)?;
+            }
+            // Made without a name (O_TMPFILE): this is its first.
+            (Upper::Orphan(fd), _) => {
+                let path = crate::proc::path(&**fd);
+                let flags = AtFlags::SYMLINK_FOLLOW;
+                rustix::fs::linkat(rustix::fs::CWD, path, &directory, os(name), flags)?;
+                let inode = rustix::fs::fstat(fd)?.st_ino;
+                place.upper = Upper::File { inode };
+            }
+            (Upper::None | Upper::Directory(_) | Upper::File { .. }, _) => {
+                return Err(Errno::STALE);
+            }
+        }
+        place.names.push((parent.clone(), name.into()));
+        drop(place);
+        self.table.set_linked(&node);
+        self.replace_child(&parent, name, &node);
+        self.found(&active, node)
+    }
+
+    /// Hides what the layers show at a name of a directory: a white-out for
+    /// every unit that contributes there, the lowest first.
+    pub(super) fn hide(
+        &self,
+        active: &Arc<ActiveSet>,
+        parent: &Arc<Node>,
+        name: &[u8],
+    ) -> Result<()> {
+        let Some(above) = self.lower(active, parent) else { return Ok(()) };
+        let Some(at) = active.union.child(above, name) else { return Ok(()) };
+        let path = active.union.path(at);
+        for contribution in active.union.contributions(at).iter().rev() {
+            let layer = &active.layers[contribution.layer as usize];
+            self.private.hide(&layer.unit, &path)?;
+        }
+        active.union.hide(at);
+        Ok(())
+    }
+
+    /// Removes a name that is no directory.
+    pub fn unlink(&self, parent: u64, name: &[u8]) -> Result<()> {
+        let _shared = self.shared();
+        let active = self.active();
+        let parent = self.directory_node(parent)?;
+        let object = self.find(&active, &parent, name)?;
+        let node = self.intern(&active, &parent, name, &object)?;
+        if node.kind == FileType::Directory {
+            return Err(Errno::ISDIR);
+        }
+        let attr = self.attr_of(&active, &node)?;
+        let mut place = node.place.write().expect("no panic while held");
+        let orphan = match (&object, place.names.len()) {
+            (Object::Private { stat, .. }, _) if stat.st_nlink == 1 => {
+                Some(self.open_orphan(&parent, name)?)
+            }
+            _ => None,
+        };
+        self.hide(&active, &parent, name)?;
+        if let Object::Private { .. } = object {
+            let directory = parent.directory().ok_or(Errno::STALE)?;
+            rustix::fs::unlinkat(&directory, os(name), AtFlags::empty())?;
+        }
+        place.names.retain(|(p, n)| p.id != parent.id || **n != *name);
+        if let Some(orphan) = orphan {
+            place.upper = Upper::Orphan(Arc::new(orphan));
+        } else if place.names.is_empty() {
+            place.removed = Some(super::Attr { nlink: attr.nlink.saturating_sub(1), ..attr });
+        }
+        drop(place);
+        node.unresolve();
+        self.table.remove_child(parent.id, name);
+        Ok(())
+    }
+
+    fn open_orphan(&self, parent: &Arc<Node>, name: &[u8]) -> Result<OwnedFd> {
+        let directory = parent.directory().ok_or(Errno::STALE)?;
+        backing::open_beneath(&directory, name, OFlags::PATH, Mode::empty())
+    }
+
+    /// Removes an empty directory.
+    pub fn rmdir(&self, parent: u64, name: &[u8]) -> Result<()> {
+        let _shared = self.shared();
+        let active = self.active();
+        let parent = self.directory_node(parent)?;
+        let object = self.find(&active, &parent, name)?;
+        let node = self.intern(&active, &parent, name, &object)?;
+        if node.kind != FileType::Directory {
+            return Err(Errno::NOTDIR);
+        }
+        if !self.names(&active, &node)?.is_empty() {
+            return Err(Errno::NOTEMPTY);
+        }
+        let attr = self.attr_of(&active, &node)?;
+        self.hide(&active, &parent, name)?;
+        if let Object::Private { .. } = object {
+            let directory = parent.directory().ok_or(Errno::STALE)?;
+            rustix::fs::unlinkat(&directory, os(name), AtFlags::REMOVEDIR)?;
+        }
+        self.forget_directory(&parent, name, &node, attr);
+        Ok(())
+    }
+
+    /// The directory node has no name any more.
+    pub(super) fn forget_directory(
+        &self,
+        parent: &Arc<Node>,
+        name: &[u8],
+        node: &Arc<Node>,
+        attr: super::Attr,
+    ) {
+        let mut place = node.place.write().expect("no panic while held");
+        place.names.clear();
+        if matches!(place.upper, Upper::None) {
+            place.removed = Some(super::Attr { nlink: 0, ..attr });
+        }
+        drop(place);
+        node.unresolve();
+        self.table.remove_child(parent.id, name);
+    }
+
+    /// A file without a name, open for reading and writing (`O_TMPFILE`).
+    pub fn tmpfile(
+        &self,
+        parent: u64,
+        mode: u32,
+        caller: &Caller,
+    ) -> Result<(Found, super::Opened)> {
+        let _shared = self.shared();
+        let active = self.active();
+        let parent = self.directory_node(parent)?;
+        let directory = self.private_directory(&active, &parent)?;
+        let kind = FileType::RegularFile;
+        let (mode, uid, gid) = self.attributes_for(&directory, mode, caller, kind)?;
+        let inside = backing::open_beneath(
+            &directory,
+            b"",
+            OFlags::RDONLY | OFlags::DIRECTORY,
+            Mode::empty(),
+        )?;
+        let flags = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC;
+        let fd = rustix::fs::openat(&inside, ".", flags, Mode::from_raw_mode(mode))?;
+        rustix::fs::fchown(&fd, Some(uid), Some(gid))?;
+        rustix::fs::fchmod(&fd, Mode::from_raw_mode(mode))?;
+        let inode = rustix::fs::fstat(fd.as_fd())?.st_ino;
+        let upper = Upper::Orphan(Arc::new(fd));
+        let node = self.table.new_node(crate::tree::PRIVATE_TAG | inode, kind, upper);
+        let found = self.found(&active, node.clone())?;
+        let opened = self.open_found(&active, &node)?;
+        Ok((found, opened))
+    }
+}

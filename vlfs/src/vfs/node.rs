@@ -1,0 +1,280 @@
+//! Nodes: the objects that the kernel knows by number, and the table of them.
+//!
+//! A node's number is a key of this table alone. What people see as `st_ino`
+//! ([`Node::ino`]) is the object's identity, which two nodes share for a while
+//! when a file is copied while the kernel reads the original through (see
+//! `file.rs`, *successor*).
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, RwLock, Weak};
+
+use rustix::fs::FileType;
+
+use super::file::{Backing, FileHandle};
+use super::{ActiveSet, Attr};
+
+/// Number of the root node, as FUSE has it.
+pub const ROOT_ID: u64 = 1;
+
+/// Where the private layer holds an object.
+#[derive(Debug, Clone)]
+pub enum Upper {
+    None,
+    /// A file or link at the node's names; `inode` of the backing file system.
+    File {
+        inode: u64,
+    },
+    /// A directory, held for walking. It stays after the directory is removed.
+    Directory(Arc<OwnedFd>),
+    /// A file whose last name is gone.
+    Orphan(Arc<OwnedFd>),
+}
+
+/// Names of an object and its private copy, kept in step.
+#[derive(Debug)]
+pub struct Place {
+    /// Known names: a directory has one, a file may have hard links.
+    pub names: Vec<(Arc<Node>, Box<[u8]>)>,
+    pub upper: Upper,
+    /// Last attributes of an object of a layer whose last name is gone.
+    pub removed: Option<Attr>,
+}
+
+/// Where the active set shows an object, as of an epoch.
+#[derive(Debug, Default)]
+pub struct Lower {
+    pub epoch: u64,
+    pub at: Option<u32>,
+    /// The last set that showed it, while somebody keeps that set.
+    pub last: Option<(Weak<ActiveSet>, u32)>,
+}
+
+/// What is open of a file.
+#[derive(Debug, Default)]
+pub struct Files {
+    pub backing: Option<Arc<Backing>>,
+    pub open: Vec<Weak<FileHandle>>,
+    /// The node that stands for the private copy, when this one's open files
+    /// still read the original.
+    pub successor: Option<Arc<Node>>,
+}
+
+impl Files {
+    pub fn is_open(&mut self) -> bool {
+        self.open.retain(|handle| handle.strong_count() > 0);
+        !self.open.is_empty()
+    }
+}
+
+#[derive(Debug)]
+pub struct Node {
+    pub id: u64,
+    pub ino: u64,
+    pub kind: FileType,
+    pub place: RwLock<Place>,
+    pub lower: Mutex<Lower>,
+    pub files: Mutex<Files>,
+    /// Held while the object is copied to the private layer.
+    pub copying: Mutex<()>,
+    /// Set by a removal of the listing's validity: see `directory.rs`.
+    pub listing_epoch: AtomicU64,
+}
+
+impl Node {
+    /// The private directory of a directory node.
+    pub fn directory(&self) -> Option<Arc<OwnedFd>> {
+        match &self.place.read().expect("no panic while held").upper {
+            Upper::Directory(fd) => Some(fd.clone()),
+            Upper::None | Upper::File { .. } | Upper::Orphan(_) => None,
+        }
+    }
+
+    pub fn is_private(&self) -> bool {
+        !matches!(self.place.read().expect("no panic while held").upper, Upper::None)
+    }
+
+    /// A name of the object; `None` once the last is gone, and for the root.
+    pub fn name(&self) -> Option<(Arc<Node>, Box<[u8]>)> {
+        self.place.read().expect("no panic while held").names.last().cloned()
+    }
+
+    pub fn successor(&self) -> Option<Arc<Node>> {
+        self.files.lock().expect("no panic while held").successor.clone()
+    }
+
+    /// Forgets where the active set shows the object, so that it is looked for again.
+    pub fn unresolve(&self) {
+        self.lower.lock().expect("no panic while held").epoch = 0;
+    }
+}
+
+/// The node that stands for an object now.
+pub fn current(mut node: Arc<Node>) -> Arc<Node> {
+    while let Some(next) = node.successor() {
+        node = next;
+    }
+    node
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    nodes: HashMap<u64, (Arc<Node>, u64)>,
+    children: HashMap<u64, HashMap<Box<[u8]>, Arc<Node>>>,
+    /// Files with several names, by identity.
+    linked: HashMap<u64, Arc<Node>>,
+}
+
+/// All nodes that the kernel holds, with the names they were found by.
+#[derive(Debug)]
+pub struct Table {
+    inner: Mutex<Inner>,
+    next: AtomicU64,
+}
+
+impl Table {
+    pub fn new(root: Arc<Node>) -> Table {
+        let mut inner = Inner::default();
+        inner.nodes.insert(ROOT_ID, (root, 1));
+        Table { inner: Mutex::new(inner), next: AtomicU64::new(ROOT_ID + 1) }
+    }
+
+    fn inner(&self) -> std::sync::MutexGuard<'_, Inner> {
+        self.inner.lock().expect("no panic while held")
+    }
+
+    pub fn new_node(&self, ino: u64, kind: FileType, upper: Upper) -> Arc<Node> {
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        Arc::new(Node::new(id, ino, kind, upper))
+    }
+
+    pub fn get(&self, id: u64) -> Option<Arc<Node>> {
+        self.inner().nodes.get(&id).map(|(node, _)| node.clone())
+    }
+
+    pub fn child(&self, parent: u64, name: &[u8]) -> Option<Arc<Node>> {
+        self.inner().children.get(&parent)?.get(name).cloned()
+    }
+
+    pub fn linked(&self, ino: u64) -> Option<Arc<Node>> {
+        self.inner().linked.get(&ino).cloned()
+    }
+
+    pub fn set_linked(&self, node: &Arc<Node>) {
+        self.inner().linked.insert(node.ino, node.clone());
+    }
+
+    /// Notes that `node` was found at a name. Returns the node that had it before.
+    pub fn set_child(&self, parent: u64, name: &[u8], node: &Arc<Node>) -> Option<Arc<Node>> {
+        let mut inner = self.inner();
+        let before = inner.children.entry(parent).or_default().insert(name.into(), node.clone());
+        before.filter(|before| before.id != node.id)
+    }
+
+    pub fn remove_child(&self, parent: u64, name: &[u8]) -> Option<Arc<Node>> {
+        let mut inner = self.inner();
+        let children = inner.children.get_mut(&parent)?;
+        let removed = children.remove(name);
+        if children.is_empty() {
+            inner.children.remove(&parent);
+        }
+        removed
+    }
+
+    /// Counts one reference that the kernel holds.
+    pub fn reference(&self, node: &Arc<Node>) {
+        let mut inner = self.inner();
+        inner.nodes.entry(node.id).or_insert_with(|| (node.clone(), 0)).1 += 1;
+    }
+
+    /// Takes references back; with the last the node leaves the table.
+    pub fn forget(&self, id: u64, count: u64) {
+        let mut inner = self.inner();
+        let Some((node, references)) = inner.nodes.get_mut(&id) else { return };
+        *references = references.saturating_sub(count);
+        if *references > 0 || id == ROOT_ID {
+            return;
+        }
+        let node = node.clone();
+        inner.nodes.remove(&id);
+        inner.drop_names(&node);
+        drop(inner);
+        // A successor that the kernel never looked up goes with its predecessor.
+        if let Some(successor) = node.successor() {
+            let mut inner = self.inner();
+            if !inner.nodes.contains_key(&successor.id) {
+                inner.drop_names(&successor);
+            }
+        }
+        let mut files = node.files.lock().expect("no panic while held");
+        files.backing = None;
+    }
+
+    /// Drops the names of a node that the kernel holds no reference to.
+    pub fn release(&self, node: &Arc<Node>) {
+        let mut inner = self.inner();
+        if !inner.nodes.contains_key(&node.id) {
+            inner.drop_names(node);
+        }
+    }
+
+    /// Number of nodes that the kernel holds.
+    pub fn count(&self) -> usize {
+        self.inner().nodes.len()
+    }
+
+    /// The nodes that the kernel knows below a directory, by name.
+    pub fn children(&self, parent: u64) -> Vec<(Box<[u8]>, Arc<Node>)> {
+        let inner = self.inner();
+        let children = inner.children.get(&parent);
+        children.into_iter().flatten().map(|(name, node)| (name.clone(), node.clone())).collect()
+    }
+
+    /// The node that the kernel knows at a path.
+    pub fn find(&self, path: &[u8]) -> Option<Arc<Node>> {
+        let inner = self.inner();
+        let mut node = inner.nodes.get(&ROOT_ID)?.0.clone();
+        if path.is_empty() {
+            return Some(node);
+        }
+        for name in path.split(|b| *b == b'/') {
+            node = inner.children.get(&node.id)?.get(name)?.clone();
+        }
+        Some(node)
+    }
+}
+
+impl Inner {
+    fn drop_names(&mut self, node: &Arc<Node>) {
+        let names = node.place.read().expect("no panic while held").names.clone();
+        for (parent, name) in &names {
+            if let Some(children) = self.children.get_mut(&parent.id) {
+                if children.get(&**name).is_some_and(|found| found.id == node.id) {
+                    children.remove(&**name);
+                }
+                if children.is_empty() {
+                    self.children.remove(&parent.id);
+                }
+            }
+        }
+        if self.linked.get(&node.ino).is_some_and(|found| found.id == node.id) {
+            self.linked.remove(&node.ino);
+        }
+    }
+}
+
+impl Node {
+    pub fn new(id: u64, ino: u64, kind: FileType, upper: Upper) -> Node {
+        Node {
+            id,
+            ino,
+            kind,
+            place: RwLock::new(Place { names: Vec::new(), upper, removed: None }),
+            lower: Mutex::default(),
+            files: Mutex::default(),
+            copying: Mutex::new(()),
+            listing_epoch: AtomicU64::new(0),
+        }
+    }
+}

@@ -1,0 +1,134 @@
+//! Revert: drop the private copy or the white-out, show the original again (§5.5).
+//!
+//! The original is that of the layer set that is active now.
+
+use std::sync::Arc;
+
+use rustix::fs::{AtFlags, FileType};
+
+use super::node::{Node, Upper};
+use super::{ActiveSet, Caller, Errno, Notice, Object, Result, SwapOutcome, Vfs};
+use crate::backing;
+use crate::private::os;
+
+/// What a revert did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reverted {
+    /// A private copy was dropped.
+    Copy,
+    /// A white-out was dropped.
+    Whiteout,
+    /// Both: the file had been replaced.
+    Both,
+}
+
+impl Vfs {
+    /// Reverts a path, relative to the root.
+    ///
+    /// # Errors
+    /// `ENODATA`: no layer of the active set has the path, or it is unchanged;
+    /// `EISDIR`: a private directory stands there; `EPERM`: neither root nor owner.
+    pub fn revert(&self, path: &[u8], caller: &Caller) -> Result<Reverted> {
+        let _swapping = self.swapping.lock().expect("no panic while held");
+        let (reverted, rebuild, parent) = {
+            let _exclusive = self.namespace.write().expect("no panic while held");
+            self.revert_locked(path, caller)?
+        };
+        if rebuild {
+            let active = self.active();
+            let outcome = self.swap_locked(active.layers.clone(), active.info.clone())?;
+            debug_assert!(matches!(outcome, SwapOutcome { .. }));
+        }
+        if let Some(parent) = parent {
+            let name = strata_core::manifest::file_name(path).into();
+            self.notify(vec![Notice::Expire { parent, name }, Notice::Invalidate { node: parent }]);
+        }
+        Ok(reverted)
+    }
+
+    /// Reverts a name in a directory that the kernel knows.
+    pub(super) fn revert_in(&self, id: u64, name: &[u8], caller: &Caller) -> Result<Reverted> {
+        if name.is_empty() || name.contains(&b'/') || matches!(name, b"." | b"..") {
+            return Err(Errno::INVAL);
+        }
+        let mut path = name.to_vec();
+        let mut node = self.directory_node(id)?;
+        while let Some((parent, above)) = node.name() {
+            path = [&above, &b"/"[..], &path].concat();
+            node = parent;
+        }
+        self.revert(&path, caller)
+    }
+
+    fn revert_locked(&self, path: &[u8], caller: &Caller) -> Result<(Reverted, bool, Option<u64>)> {
+        let active = self.active();
+        let contributes = |layer: &Arc<crate::layer::Layer>| layer.tree.find(path);
+        let original = active.layers.iter().find_map(|layer| {
+            contributes(layer).map(|entry| layer.tree.entry(entry).attributes.uid)
+        });
+        let original_owner = original.ok_or(Errno::NODATA)?;
+        let parent_path = strata_core::manifest::parent_path(path).ok_or(Errno::INVAL)?;
+        let name = strata_core::manifest::file_name(path);
+        let known = self.table.find(parent_path);
+        let directory = match backing::open_directory(&self.private.upper, parent_path) {
+            Ok(directory) => Some(directory),
+            Err(Errno::NOENT | Errno::NOTDIR) => None,
+            Err(error) => return Err(error),
+        };
+        let copy = match directory.as_ref().map(|directory| backing::stat_at(directory, name)) {
+            None | Some(Err(Errno::NOENT)) => None,
+            Some(stat) => Some(stat?),
+        };
+        let owner = copy.as_ref().map_or(original_owner, |stat| stat.st_uid);
+        if caller.uid != 0 && caller.uid != owner {
+            return Err(Errno::PERM);
+        }
+        if copy
+            .as_ref()
+            .is_some_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory)
+        {
+            return Err(Errno::ISDIR);
+        }
+        // First the white-out, which the private copy obscures; then the copy.
+        let mut shown = false;
+        for layer in &active.layers {
+            shown |= contributes(layer).is_some() && self.private.show(&layer.unit, path)?;
+        }
+        if let (Some(directory), Some(_)) = (&directory, &copy) {
+            self.drop_copy(&active, known.as_ref(), directory, name)?;
+        }
+        let reverted = match (copy.is_some(), shown) {
+            (true, true) => Reverted::Both,
+            (true, false) => Reverted::Copy,
+            (false, true) => Reverted::Whiteout,
+            (false, false) => return Err(Errno::NODATA),
+        };
+        Ok((reverted, shown, known.map(|node| node.id)))
+    }
+
+    fn drop_copy(
+        &self,
+        active: &Arc<ActiveSet>,
+        parent: Option<&Arc<Node>>,
+        directory: &std::os::fd::OwnedFd,
+        name: &[u8],
+    ) -> Result<()> {
+        if let Some(parent) = parent {
+            let object = self.find(active, parent, name)?;
+            let Object::Private { stat, .. } = &object else { return Err(Errno::STALE) };
+            let last = stat.st_nlink == 1;
+            let node = self.intern(active, parent, name, &object)?;
+            let flags = rustix::fs::OFlags::PATH;
+            let fd = backing::open_beneath(directory, name, flags, rustix::fs::Mode::empty())?;
+            let mut place = node.place.write().expect("no panic while held");
+            place.names.retain(|(p, n)| p.id != parent.id || **n != *name);
+            if last {
+                place.upper = Upper::Orphan(Arc::new(fd));
+            }
+            drop(place);
+            node.unresolve();
+            self.table.remove_child(parent.id, name);
+        }
+        rustix::fs::unlinkat(directory, os(name), AtFlags::empty())
+    }
+}

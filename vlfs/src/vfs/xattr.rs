@@ -1,0 +1,178 @@
+//! Extended attributes: of private objects, of the layers' objects, and the
+//! file system's own at its root.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
+
+use rustix::fs::XattrFlags;
+
+use super::attr::{Reach, reach};
+use super::node::{self, Node, ROOT_ID};
+use super::{Caller, Errno, Result, Vfs};
+use crate::private::copy_up::Data;
+use crate::{backing, proc};
+
+/// Attributes of the root that answer what is mounted; never listed.
+const ROOT_PREFIX: &[u8] = b"user.strata.";
+/// Setting one of these on a directory, to a name in it, reverts that name.
+const REVERT: [&[u8]; 2] = [b"trusted.strata.revert", b"user.strata.revert"];
+/// Bytes of an attribute's value that the kernel passes on (`XATTR_SIZE_MAX`).
+const VALUE_LIMIT: usize = 64 << 10;
+
+impl Reach {
+    fn get(&self, name: &[u8]) -> Result<Vec<u8>> {
+        match self {
+            Reach::Name(directory, own) => backing::xattr(&backing::path_of(directory, own), name),
+            Reach::Open(fd) => {
+                let mut buffer = vec![0; VALUE_LIMIT];
+                let name = OsStr::from_bytes(name);
+                let length = rustix::fs::getxattr(proc::path(fd), name, &mut buffer[..])?;
+                buffer.truncate(length);
+                Ok(buffer)
+            }
+        }
+    }
+
+    fn list(&self) -> Result<Vec<Vec<u8>>> {
+        match self {
+            Reach::Name(directory, own) => backing::xattr_names(&backing::path_of(directory, own)),
+            Reach::Open(fd) => {
+                let mut buffer = vec![0_u8; VALUE_LIMIT];
+                let length = match rustix::fs::listxattr(proc::path(fd), &mut buffer[..]) {
+                    Err(Errno::NOTSUP) => 0,
+                    other => other?,
+                };
+                let names = buffer[..length].split(|b| *b == 0).filter(|name| !name.is_empty());
+                Ok(names.map(<[u8]>::to_vec).collect())
+            }
+        }
+    }
+
+    fn set(&self, name: &[u8], value: &[u8], flags: XattrFlags) -> Result<()> {
+        match self {
+            Reach::Name(directory, own) => {
+                backing::set_xattr(&backing::path_of(directory, own), name, value, flags)
+            }
+            Reach::Open(fd) => {
+                rustix::fs::setxattr(proc::path(fd), OsStr::from_bytes(name), value, flags)
+            }
+        }
+    }
+
+    fn remove(&self, name: &[u8]) -> Result<()> {
+        let name = OsStr::from_bytes(name);
+        match self {
+            Reach::Name(directory, own) => {
+                let path = backing::path_of(directory, own);
+                rustix::fs::lremovexattr(OsStr::from_bytes(&path), name)
+            }
+            Reach::Open(fd) => rustix::fs::removexattr(proc::path(fd), name),
+        }
+    }
+}
+
+impl Vfs {
+    pub fn getxattr(&self, id: u64, name: &[u8]) -> Result<Vec<u8>> {
+        if name.starts_with(backing::OWN_XATTRS) {
+            return Err(Errno::NODATA);
+        }
+        let node = self.node(id)?;
+        let _shared = self.shared();
+        let active = self.active();
+        if id == ROOT_ID && name.starts_with(ROOT_PREFIX) {
+            let value = match &name[ROOT_PREFIX.len()..] {
+                b"control" => self.control.get().map(|path| path.as_os_str().as_bytes().to_vec()),
+                other => active.info.attribute(&active, other),
+            };
+            let value = value.ok_or(Errno::NODATA)?;
+            return if value.len() > VALUE_LIMIT { Err(Errno::TOOBIG) } else { Ok(value) };
+        }
+        if let Some(reach) = self.reach_of(&node)? {
+            return reach.get(name);
+        }
+        let (set, at) = self.lower_or_retired(&active, &node).ok_or(Errno::STALE)?;
+        let entry = set.union.entry(at).ok_or(Errno::IO)?;
+        entry.attributes.xattrs.get(name).cloned().ok_or(Errno::NODATA)
+    }
+
+    pub fn listxattr(&self, id: u64) -> Result<Vec<Vec<u8>>> {
+        let node = self.node(id)?;
+        let _shared = self.shared();
+        let active = self.active();
+        let mut names = match self.reach_of(&node)? {
+            Some(reach) => reach.list()?,
+            None => {
+                let (set, at) = self.lower_or_retired(&active, &node).ok_or(Errno::STALE)?;
+                let entry = set.union.entry(at).ok_or(Errno::IO)?;
+                entry.attributes.xattrs.keys().cloned().collect()
+            }
+        };
+        names.retain(|name| !name.starts_with(backing::OWN_XATTRS));
+        Ok(names)
+    }
+
+    fn reach_of(&self, node: &Arc<Node>) -> Result<Option<Reach>> {
+        let place = node.place.read().expect("no panic while held");
+        reach(&place.upper, &place.names)
+    }
+
+    /// Sets an attribute; `flags` as `setxattr(2)`. `kill_setgid`: the attribute
+    /// is an ACL that takes the setgid bit away.
+    pub fn setxattr(
+        &self,
+        id: u64,
+        name: &[u8],
+        value: &[u8],
+        flags: u32,
+        kill_setgid: bool,
+        caller: &Caller,
+    ) -> Result<()> {
+        if REVERT.contains(&name) {
+            return self.revert_in(id, value, caller).map(drop);
+        }
+        if name.starts_with(backing::OWN_XATTRS) || (id == ROOT_ID && name.starts_with(ROOT_PREFIX))
+        {
+            return Err(Errno::PERM);
+        }
+        let node = self.node(id)?;
+        let _shared = self.private_copy(&node, Data::All)?;
+        let node = node::current(node);
+        let reach = self.reach_of(&node)?.ok_or(Errno::STALE)?;
+        reach.set(name, value, XattrFlags::from_bits_retain(flags))?;
+        if kill_setgid {
+            let mode = reach.stat()?.st_mode & 0o7777;
+            let set = super::SetAttr { mode: Some(mode & !0o2000), ..super::SetAttr::default() };
+            super::attr::apply(&reach, &set)?;
+        }
+        Ok(())
+    }
+
+    pub fn removexattr(&self, id: u64, name: &[u8]) -> Result<()> {
+        if name.starts_with(backing::OWN_XATTRS) {
+            return Err(Errno::NODATA);
+        }
+        let node = self.node(id)?;
+        let _shared = self.private_copy(&node, Data::All)?;
+        let node = node::current(node);
+        self.reach_of(&node)?.ok_or(Errno::STALE)?.remove(name)
+    }
+
+    /// The target of a symbolic link.
+    pub fn readlink(&self, id: u64) -> Result<Vec<u8>> {
+        let node = self.node(id)?;
+        let _shared = self.shared();
+        match self.reach_of(&node)? {
+            Some(Reach::Name(directory, name)) => return backing::read_link(&directory, &name),
+            Some(Reach::Open(fd)) => {
+                return Ok(rustix::fs::readlinkat(&fd, "", Vec::new())?.into_bytes());
+            }
+            None => {}
+        }
+        let (set, at) = self.lower_or_retired(&self.active(), &node).ok_or(Errno::STALE)?;
+        match &set.union.entry(at).ok_or(Errno::IO)?.kind {
+            crate::tree::Kind::Symlink { target } => Ok(target.to_vec()),
+            _ => Err(Errno::INVAL),
+        }
+    }
+}
