@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use strata_core::links::VaTarget;
-use strata_core::status::{ObservedVa, ReportView, RunState};
+use strata_core::report::ServingState;
+use strata_core::status::{ObservedVa, ReportView, RunState, VaStatus, is_fresh, va_status};
 use strata_core::{CompositionName, GenerationId, MacAddr, RingName, VaName};
+use strata_machine::{MachineError, Machines};
 use strata_store::{ObservedReport, Store, StoreError};
 
 /// What this host's machines say of a VA.
@@ -13,6 +15,61 @@ use strata_store::{ObservedReport, Store, StoreError};
 pub struct MachineView {
     pub name: VaName,
     pub run_state: Option<RunState>,
+}
+
+/// All VAs of the store, in the order of their names; those without one last.
+///
+/// # Errors
+/// The store or its machines cannot be read.
+pub fn statuses(store: &Store) -> Result<Vec<VaStatus>, FleetError> {
+    let machines = machines(store)?;
+    let mut observer = Observer::new(store);
+    let mut statuses = Vec::new();
+    for (mac, target) in store.va_links()? {
+        let observed = observer.observe(mac, target, machines.get(&mac))?;
+        statuses.push(va_status(&observed));
+    }
+    statuses.sort_by(|a, b| {
+        let key = |status: &VaStatus| (status.name.is_none(), status.name.clone(), status.mac);
+        key(a).cmp(&key(b))
+    });
+    Ok(statuses)
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum FleetError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+}
+
+/// The machines of the store by MAC address. One that cannot be read is told and
+/// leaves its VA without a run state, never the others.
+///
+/// # Errors
+/// The machines cannot be listed.
+pub fn machines(store: &Store) -> Result<BTreeMap<MacAddr, MachineView>, MachineError> {
+    let machines = Machines::open(store)?;
+    let mut views = BTreeMap::new();
+    for record in machines.records()? {
+        let record = match record {
+            Ok(record) => record,
+            Err(error) => {
+                tracing::warn!(%error, "the record of a VA cannot be read");
+                continue;
+            }
+        };
+        let run_state = match machines.run_state(&record) {
+            Ok(state) => Some(state),
+            Err(error) => {
+                tracing::warn!(va = %record.name, %error, "the run state cannot be told");
+                None
+            }
+        };
+        views.insert(record.mac, MachineView { name: record.name, run_state });
+    }
+    Ok(views)
 }
 
 /// A ring's generation and when its link was moved.
@@ -24,11 +81,13 @@ pub struct Observer<'s> {
     store: &'s Store,
     rings: BTreeMap<(CompositionName, RingName), RingView>,
     now: SystemTime,
+    /// This host, as reports name theirs.
+    host: String,
 }
 
 impl<'s> Observer<'s> {
     pub fn new(store: &'s Store) -> Self {
-        Observer { store, rings: BTreeMap::new(), now: SystemTime::now() }
+        Observer { store, rings: BTreeMap::new(), now: SystemTime::now(), host: host_name() }
     }
 
     /// All that is known of one VA.
@@ -45,15 +104,30 @@ impl<'s> Observer<'s> {
             VaTarget::Pinned { generation, .. } => (Some(*generation), None),
             VaTarget::Ring { composition, ring } => self.ring(composition, ring)?,
         };
+        let report = report_view(self.store, mac, self.now);
+        let run_state = machine.and_then(|machine| machine.run_state);
         Ok(ObservedVa {
             name: machine.map(|machine| machine.name.clone()),
             mac,
             target,
             desired,
             ring_age_ms: moved.map(|moved| age_ms(self.now, moved)),
-            report: report_view(self.store, mac, self.now),
-            run_state: machine.and_then(|machine| machine.run_state),
+            run_state: run_state.filter(|state| !self.runs_elsewhere(*state, &report)),
+            report,
         })
+    }
+
+    /// A VA that is stopped on this host may be running on another one of the
+    /// same store: then a report that is renewed comes from there.
+    fn runs_elsewhere(&self, state: RunState, report: &ReportView) -> bool {
+        match (state, report) {
+            (RunState::Stopped, ReportView::Read { report, age_ms }) => {
+                report.state == ServingState::Serving
+                    && report.host != self.host
+                    && is_fresh(report, *age_ms)
+            }
+            _ => false,
+        }
     }
 
     fn ring(
@@ -91,4 +165,8 @@ pub fn report_view(store: &Store, mac: MacAddr, now: SystemTime) -> ReportView {
 fn age_ms(now: SystemTime, then: SystemTime) -> u64 {
     let age = now.duration_since(then).unwrap_or_default();
     u64::try_from(age.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn host_name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
 }

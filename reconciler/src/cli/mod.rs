@@ -12,6 +12,7 @@ mod layer;
 mod output;
 mod reconcile;
 mod repo;
+mod status;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -42,6 +43,7 @@ enum Command {
     Layer(layer::LayerArgs),
     Reconcile(reconcile::ReconcileArgs),
     Repo(repo::RepoArgs),
+    Status(status::StatusArgs),
 }
 
 /// Print a completion script for a shell.
@@ -97,6 +99,7 @@ pub fn main() -> ExitCode {
 fn run(command: Command) -> Result<Outcome, Failure> {
     match command {
         Command::Check(args) => check::run(&args),
+        Command::Status(args) => status::run(&args),
         Command::Reconcile(args) => reconcile::run(&args),
         Command::Completions(args) => {
             let mut script = Vec::new();

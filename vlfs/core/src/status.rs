@@ -148,8 +148,8 @@ impl fmt::Display for Reason {
     }
 }
 
-/// Milliseconds, for people: the largest unit only.
-struct Age(u64);
+/// A time in milliseconds, for people: in one unit only.
+pub struct Age(pub u64);
 
 impl fmt::Display for Age {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -247,8 +247,7 @@ fn running(
     report: &Report,
     age_ms: u64,
 ) -> (SyncState, Option<Reason>) {
-    let interval_s = report.interval_s.clamp(1, LONGEST_INTERVAL_S);
-    if age_ms > STALE_INTERVALS * u64::from(interval_s) * 1000 {
+    if !is_fresh(report, age_ms) {
         return (SyncState::Unknown, Some(Reason::Stale { age_ms }));
     }
     let serves = report.state == ServingState::Serving && report.generation == Some(desired);
@@ -271,9 +270,14 @@ fn running(
     }
 }
 
+/// Whether a report of a running VA may be believed `age_ms` after it was written.
+pub fn is_fresh(report: &Report, age_ms: u64) -> bool {
+    let interval_s = report.interval_s.clamp(1, LONGEST_INTERVAL_S);
+    age_ms <= STALE_INTERVALS * u64::from(interval_s) * 1000
+}
+
 /// How many VAs are in each state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
-#[serde(rename_all = "kebab-case")]
 pub struct Summary {
     pub total: u64,
     pub in_sync: u64,
@@ -300,6 +304,16 @@ impl Summary {
             SyncState::Drifted => self.drifted += 1,
             SyncState::Failed => self.failed += 1,
             SyncState::Unknown => self.unknown += 1,
+        }
+    }
+
+    pub fn count(&self, state: SyncState) -> u64 {
+        match state {
+            SyncState::InSync => self.in_sync,
+            SyncState::Pending => self.pending,
+            SyncState::Drifted => self.drifted,
+            SyncState::Failed => self.failed,
+            SyncState::Unknown => self.unknown,
         }
     }
 

@@ -1,0 +1,187 @@
+//! `strata status`: what every VA should run, runs, and why not.
+
+use std::fmt::Write as _;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use clap::Args;
+use serde::Serialize;
+use strata_core::status::{Age, Summary, SyncState, VaStatus};
+use strata_core::{CompositionName, GenerationId, RingName};
+
+use super::{Failure, Outcome, OutputArgs, OutputFormat, StoreArgs, print_bytes, print_json};
+use crate::fleet::{self, FleetError};
+use crate::state::{Condition, ReconcileState, StateError};
+
+/// The version of the JSON form.
+const VERSION: u32 = 1;
+/// VAs that the table shows unless told otherwise.
+const ROWS: usize = 200;
+
+/// Show which VAs serve what they should, and why the others do not
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  strata status --store /srv/strata
+  strata status --template web-server --output json | jq .summary
+
+Everything is read from the store; no daemon is asked.
+Exit status: 0 all VAs shown are in sync, 1 some are not, 2 an error.")]
+pub struct StatusArgs {
+    #[command(flatten)]
+    store: StoreArgs,
+    /// Only VAs of this template.
+    #[arg(long, value_name = "NAME")]
+    template: Option<CompositionName>,
+    /// Only VAs of this ring.
+    #[arg(long, value_name = "NAME")]
+    ring: Option<RingName>,
+    /// Show at most this many VAs, those that are not in sync first; 0 shows all
+    /// [default: 200; as JSON: all].
+    #[arg(long, value_name = "NUMBER")]
+    limit: Option<usize>,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+/// Specified in `docs/formats.md`, "Status".
+#[derive(Serialize)]
+struct Report {
+    version: u32,
+    reconciler: Option<ReconcileState>,
+    conditions: Vec<Condition>,
+    summary: Summary,
+    vas: Vec<VaStatus>,
+    /// How many VAs the limit left out of `vas`.
+    omitted: usize,
+}
+
+/// # Errors
+/// The store cannot be read.
+pub fn run(args: &StatusArgs) -> Result<Outcome, Failure> {
+    let store = args.store.open()?;
+    let reconciler = ReconcileState::read(&store)?;
+    let mut vas = fleet::statuses(&store)?;
+    vas.retain(|va| {
+        args.template.as_ref().is_none_or(|template| va.composition == *template)
+            && args.ring.as_ref().is_none_or(|ring| va.ring.as_ref() == Some(ring))
+    });
+    let summary = Summary::of(&vas);
+    let limit = match (args.limit, args.output.output) {
+        (Some(0), _) | (None, OutputFormat::Json) => usize::MAX,
+        (Some(limit), _) => limit,
+        (None, OutputFormat::Text) => ROWS,
+    };
+    let omitted = vas.len().saturating_sub(limit);
+    if omitted > 0 {
+        vas.sort_by_key(|va| va.state == SyncState::InSync);
+        vas.truncate(limit);
+    }
+    let conditions = reconciler.iter().flat_map(ReconcileState::conditions).collect();
+    let report = Report { version: VERSION, reconciler, conditions, summary, vas, omitted };
+    match args.output.output {
+        OutputFormat::Json => print_json(&report)?,
+        OutputFormat::Text => print_bytes(text(&report).as_bytes())?,
+    }
+    Ok(if report.summary.all_in_sync() { Outcome::Done } else { Outcome::Difference })
+}
+
+fn text(report: &Report) -> String {
+    let mut text = reconciler_text(report.reconciler.as_ref());
+    let _infallible = writeln!(text, "{}", summary_text(&report.summary));
+    if !report.vas.is_empty() {
+        text.push('\n');
+        text.push_str(&table(&report.vas));
+    }
+    if report.omitted > 0 {
+        let _infallible = writeln!(text, "and {} more (--limit 0 shows all)", report.omitted);
+    }
+    text
+}
+
+/// What the reconciler saw and did last.
+pub(super) fn reconciler_text(state: Option<&ReconcileState>) -> String {
+    let mut text = String::new();
+    let Some(state) = state else {
+        return "no reconciler has run on this store\n".to_owned();
+    };
+    let _infallible = writeln!(text, "source   {}", state.source);
+    let _infallible = match &state.applied {
+        Some(applied) => writeln!(text, "applied  {} {} ago", applied.commit, ago(applied.at_ms)),
+        None => writeln!(text, "applied  no commit yet"),
+    };
+    if let Some(refused) = &state.refused {
+        let (commit, message) = (&refused.commit, &refused.message);
+        let _infallible = writeln!(text, "refused  {commit} {} ago: {message}", ago(refused.at_ms));
+        for problem in &refused.problems {
+            let _infallible = writeln!(text, "         {}", problem.replace('\n', "\n         "));
+        }
+    }
+    if let Some(failing) = &state.failing {
+        let _infallible =
+            writeln!(text, "failing  {} ago: {}", ago(failing.at_ms), failing.message);
+    }
+    text
+}
+
+pub(super) fn ago(at_ms: u64) -> Age {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let now_ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
+    Age(now_ms.saturating_sub(at_ms))
+}
+
+fn summary_text(summary: &Summary) -> String {
+    let counts: Vec<_> = SyncState::ALL
+        .into_iter()
+        .filter(|state| summary.count(*state) > 0)
+        .map(|state| format!("{} {state}", summary.count(state)))
+        .collect();
+    match counts.as_slice() {
+        [] => "no VAs".to_owned(),
+        counts => format!("{} VAs: {}", summary.total, counts.join(", ")),
+    }
+}
+
+fn table(vas: &[VaStatus]) -> String {
+    let short = |id: Option<GenerationId>| id.map_or_else(|| "-".to_owned(), |id| id.short());
+    let mut rows = vec![
+        ["NAME", "MAC", "TEMPLATE", "RING", "RUNS", "STATE", "DESIRED", "ACTIVE", "WHY"]
+            .map(str::to_owned),
+    ];
+    rows.extend(vas.iter().map(|va| {
+        [
+            va.name.as_ref().map_or_else(|| "-".to_owned(), ToString::to_string),
+            va.mac.to_string(),
+            va.composition.to_string(),
+            va.ring.as_ref().map_or_else(|| "(pinned)".to_owned(), ToString::to_string),
+            va.run_state.map_or_else(|| "-".to_owned(), |state| state.to_string()),
+            va.state.to_string(),
+            short(va.desired),
+            short(va.active),
+            va.reason.as_ref().map(ToString::to_string).unwrap_or_default(),
+        ]
+    }));
+    let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or(0);
+    let widths: Vec<_> = (0..9).map(width).collect();
+    let mut text = String::new();
+    for row in &rows {
+        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}"));
+        text.push_str(cells.collect::<Vec<_>>().join("  ").trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+impl From<StateError> for Failure {
+    fn from(error: StateError) -> Self {
+        Failure::new(&error)
+            .hint("the file is the reconciler's own; restore it, or remove it and reconcile again")
+    }
+}
+
+impl From<FleetError> for Failure {
+    fn from(error: FleetError) -> Self {
+        match error {
+            FleetError::Store(error) => error.into(),
+            FleetError::Machine(error) => Failure::new(error),
+        }
+    }
+}
