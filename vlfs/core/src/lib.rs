@@ -32,6 +32,7 @@ pub mod position;
 
 pub mod relation;
 pub mod report;
+pub mod resolver;
 pub mod shared_paths;
 pub mod source;
 pub mod status;

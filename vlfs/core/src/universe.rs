@@ -24,7 +24,6 @@ pub(crate) struct NameId(pub(crate) u32);
 #[derive(Debug, Clone)]
 struct UniverseUnit {
     repository: u32,
-    #[allow(dead_code, reason = "the resolver's, which comes next")]
     name: NameId,
     unit: Unit,
 }
@@ -225,7 +224,6 @@ impl Universe {
             || metadata.provides.iter().any(provided)
     }
 
-    #[allow(dead_code, reason = "the resolver's, which comes next")]
     pub(crate) fn name_of(&self, id: UnitId) -> NameId {
         self.units[id.0 as usize].name
     }
