@@ -12,6 +12,7 @@ mod layer;
 mod output;
 mod reconcile;
 mod repo;
+mod resolve;
 mod status;
 
 use std::io::IsTerminal;
@@ -44,6 +45,7 @@ enum Command {
     Reconcile(reconcile::ReconcileArgs),
     Repo(repo::RepoArgs),
     Status(status::StatusArgs),
+    Resolve(resolve::ResolveArgs),
 }
 
 /// Print a completion script for a shell.
@@ -110,6 +112,7 @@ fn run(command: Command) -> Result<Outcome, Failure> {
         Command::Init(args) => init::run(&args),
         Command::Layer(args) => layer::run(args),
         Command::Repo(args) => repo::run(&args),
+        Command::Resolve(args) => resolve::run(&args),
     }
 }
 
