@@ -94,8 +94,8 @@ pub struct Provisioned {
 }
 
 impl Machines<'_> {
-    /// Provisions VAs; all are durable when it returns. `progress` hears the
-    /// number of names done and then of links done.
+    /// Provisions VAs; all are durable when it returns. `progress` hears the steps
+    /// done and those there are, two for each VA.
     ///
     /// # Errors
     /// The template has no generation in the ring, a name or address is taken, or
@@ -104,7 +104,7 @@ impl Machines<'_> {
     pub fn provision(
         &self,
         request: &ProvisionRequest,
-        progress: &mut dyn FnMut(u64),
+        progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Vec<Provisioned>, ProvisionError> {
         let count = request.count.unwrap_or(1);
         if count > COUNT_LIMIT {
@@ -120,6 +120,11 @@ impl Machines<'_> {
         }
         let names = self.choose_names(request, count)?;
         let batch = names.len() >= BATCH;
+        let (mut done, steps) = (0, 2 * names.len() as u64);
+        let mut step = || {
+            done += 1;
+            progress(done, steps);
+        };
         let mut entropy = Entropy::open()?;
         let mut provisioned = Vec::with_capacity(names.len());
         for name in names {
@@ -136,12 +141,12 @@ impl Machines<'_> {
                 private: request.private.clone().unwrap_or_else(|| "private".into()),
             };
             provisioned.push(self.claim_name(record, batch)?);
-            progress(provisioned.len() as u64);
+            step();
         }
         self.settle(batch, &self.store().machines())?;
-        for (done, va) in provisioned.iter_mut().enumerate() {
+        for va in &mut provisioned {
             self.claim_address(va, &target, request.mac, &mut entropy)?;
-            progress(done as u64 + 1);
+            step();
         }
         self.settle(batch, &self.store().root().join("va"))?;
         Ok(provisioned)

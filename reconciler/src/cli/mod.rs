@@ -14,6 +14,7 @@ mod reconcile;
 mod repo;
 mod resolve;
 mod status;
+mod va;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -46,6 +47,7 @@ enum Command {
     Repo(repo::RepoArgs),
     Status(status::StatusArgs),
     Resolve(resolve::ResolveArgs),
+    Va(va::VaArgs),
 }
 
 /// Print a completion script for a shell.
@@ -113,6 +115,7 @@ fn run(command: Command) -> Result<Outcome, Failure> {
         Command::Layer(args) => layer::run(args),
         Command::Repo(args) => repo::run(&args),
         Command::Resolve(args) => resolve::run(&args),
+        Command::Va(args) => va::run(&args),
     }
 }
 

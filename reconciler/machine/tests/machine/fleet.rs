@@ -111,7 +111,7 @@ impl Fleet {
     }
 
     pub fn provision(&self, name: &str) {
-        self.machines().provision(&request(name), &mut |_| ()).expect("provisioned");
+        self.machines().provision(&request(name), &mut |_, _| ()).expect("provisioned");
     }
 
     pub fn start(&self, name: &str, command: &[&str]) {

@@ -15,17 +15,17 @@ fn a_record_and_a_link() {
     let fleet = Fleet::new();
     let mac: MacAddr = "52:54:00:12:34:56".parse().expect("valid");
     let wanted = ProvisionRequest { mac: Some(mac), ..request("web-0001") };
-    let made = fleet.machines().provision(&wanted, &mut |_| ()).expect("provisioned");
+    let made = fleet.machines().provision(&wanted, &mut |_, _| ()).expect("provisioned");
     assert_eq!(made[0].record.mac, mac);
     let link = fs::read_link(fleet.store.root().join("va/52:54:00:12:34:56")).expect("a link");
     assert_eq!(link.to_str(), Some("../rings/web-server/everyone/web-server.ldf"));
     let record = fleet.store.machines().join("web-0001/va.json");
     let golden = include_str!("../../golden/va.json");
     assert_eq!(fs::read_to_string(record).expect("a record"), golden);
-    let again = fleet.machines().provision(&wanted, &mut |_| ());
+    let again = fleet.machines().provision(&wanted, &mut |_, _| ());
     assert!(matches!(again, Err(ProvisionError::Exists(_))), "{again:?}");
     let other = ProvisionRequest { mac: Some(mac), ..request("other") };
-    let other = fleet.machines().provision(&other, &mut |_| ());
+    let other = fleet.machines().provision(&other, &mut |_, _| ());
     assert!(matches!(other, Err(ProvisionError::MacTaken { owner: Some(_), .. })), "{other:?}");
     assert!(!fleet.store.machines().join("other").exists());
 }
@@ -35,10 +35,10 @@ fn what_was_not_rolled_out_is_refused() {
     let fleet = Fleet::new();
     let unknown =
         ProvisionRequest { composition: "no-such".parse().expect("valid"), ..request("x") };
-    let refused = fleet.machines().provision(&unknown, &mut |_| ());
+    let refused = fleet.machines().provision(&unknown, &mut |_, _| ());
     assert!(matches!(refused, Err(ProvisionError::NoTemplate(_))), "{refused:?}");
     let ring = ProvisionRequest { ring: Some("canary".parse().expect("valid")), ..request("x") };
-    let refused = fleet.machines().provision(&ring, &mut |_| ());
+    let refused = fleet.machines().provision(&ring, &mut |_, _| ());
     assert!(matches!(refused, Err(ProvisionError::NoRing { .. })), "{refused:?}");
 }
 
@@ -53,7 +53,7 @@ fn a_half_is_completed() {
     let mac = fleet.machines().record(&va("c")).expect("there").mac;
     fleet.store.release_va(mac).expect("released");
     for name in ["a", "b", "c"] {
-        let made = fleet.machines().provision(&request(name), &mut |_| ()).expect(name);
+        let made = fleet.machines().provision(&request(name), &mut |_, _| ()).expect(name);
         assert!(made[0].completed);
         assert!(fleet.store.va_target(made[0].record.mac).expect("read").is_some());
     }
@@ -66,7 +66,7 @@ fn commands_at_once_never_collide() {
     let many = ProvisionRequest { count: Some(50), name: None, ..request("x") };
     std::thread::scope(|scope| {
         for _ in 0..4 {
-            scope.spawn(|| fleet.machines().provision(&many, &mut |_| ()).expect("provisioned"));
+            scope.spawn(|| fleet.machines().provision(&many, &mut |_, _| ()).expect("provisioned"));
         }
     });
     let names = fleet.machines().names().expect("listed");
@@ -79,7 +79,7 @@ fn commands_at_once_never_collide() {
     // One name, several commands: one wins.
     let results: Vec<_> = std::thread::scope(|scope| {
         let all: Vec<_> = (0..4)
-            .map(|_| scope.spawn(|| fleet.machines().provision(&request("one"), &mut |_| ())))
+            .map(|_| scope.spawn(|| fleet.machines().provision(&request("one"), &mut |_, _| ())))
             .collect();
         all.into_iter().map(|one| one.join().expect("no panic")).collect()
     });
@@ -93,7 +93,7 @@ fn destroying_leaves_nothing() {
     fleet.provision("web");
     let outside = fleet.fake().join("private");
     let elsewhere = ProvisionRequest { private: Some(outside.clone()), ..request("elsewhere") };
-    fleet.machines().provision(&elsewhere, &mut |_| ()).expect("provisioned");
+    fleet.machines().provision(&elsewhere, &mut |_, _| ()).expect("provisioned");
     for name in ["web", "elsewhere"] {
         fleet.start(name, &[]);
         let running = fleet.machines().destroy(&va(name));
@@ -112,7 +112,7 @@ fn ten_thousand_in_seconds() {
     let fleet = Fleet::within(Path::new("/dev/shm"));
     let many = ProvisionRequest { count: Some(10_000), ..request("web") };
     let began = Instant::now();
-    let made = fleet.machines().provision(&many, &mut |_| ()).expect("provisioned");
+    let made = fleet.machines().provision(&many, &mut |_, _| ()).expect("provisioned");
     let provisioned = began.elapsed();
     assert_eq!(made.len(), 10_000);
     let began = Instant::now();

@@ -1,0 +1,173 @@
+//! `strata va`: the machines that VAs run on.
+
+mod destroy;
+mod lifecycle;
+mod provision;
+mod show;
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+use strata_core::VaName;
+use strata_machine::{MachineError, Programs, ProvisionError};
+
+use super::{Failure, Outcome, StoreArgs};
+
+/// Provision, start, suspend, resume, stop and look at VAs
+#[derive(Debug, Args)]
+pub struct VaArgs {
+    #[command(subcommand)]
+    command: VaCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum VaCommand {
+    Provision(provision::ProvisionArgs),
+    Destroy(destroy::DestroyArgs),
+    Start(lifecycle::StartArgs),
+    Exec(lifecycle::ExecArgs),
+    Suspend(lifecycle::SuspendArgs),
+    Resume(lifecycle::ResumeArgs),
+    Stop(lifecycle::StopArgs),
+    List(show::ListArgs),
+    Status(show::StatusArgs),
+}
+
+/// # Errors
+/// What the command wanted does not hold; `exec` returns only then.
+pub fn run(args: &VaArgs) -> Result<Outcome, Failure> {
+    match &args.command {
+        VaCommand::Provision(args) => provision::run(args),
+        VaCommand::Destroy(args) => destroy::run(args),
+        VaCommand::Start(args) => lifecycle::start(args),
+        VaCommand::Exec(args) => lifecycle::exec(args),
+        VaCommand::Suspend(args) => lifecycle::suspend(args),
+        VaCommand::Resume(args) => lifecycle::resume(args),
+        VaCommand::Stop(args) => lifecycle::stop(args),
+        VaCommand::List(args) => show::list(args),
+        VaCommand::Status(args) => show::status(args),
+    }
+}
+
+/// The programs that a VA is made of: `STRATA_VLFS` and `STRATA_INIT`, or those
+/// beside this program. Never whichever the search path has.
+fn programs() -> Result<Programs, Failure> {
+    let find = |variable: &str, name: &str| -> Result<PathBuf, Failure> {
+        let (path, place) = match std::env::var_os(variable) {
+            Some(path) => (PathBuf::from(path), variable),
+            None => (
+                std::env::current_exe().map_err(Failure::new)?.with_file_name(name),
+                "the directory of strata",
+            ),
+        };
+        if path.is_file() {
+            return Ok(path);
+        }
+        let message = format!("there is no program {} ({place})", path.display());
+        Err(Failure::new(message)
+            .hint(format!("install {name} beside strata, or name it with {variable}")))
+    };
+    Ok(Programs {
+        vlfs: find("STRATA_VLFS", "strata-vlfs")?,
+        init: find("STRATA_INIT", "strata-init")?,
+    })
+}
+
+/// Adds what to do about it.
+fn machine_failure(error: MachineError) -> Failure {
+    let hint = match &error {
+        MachineError::NoVa(name) => {
+            Some(format!("see `strata va list`, or make it: strata va provision --template T {name}"))
+        }
+        MachineError::Incomplete(name) => {
+            Some(format!("complete it: strata va provision --template T {name}"))
+        }
+        MachineError::Busy { .. } => Some("wait for the other command, or end it".to_owned()),
+        MachineError::Running(name) => Some(format!("stop it first: strata va stop {name}")),
+        MachineError::Suspended(name) => Some(format!("resume it first: strata va resume {name}")),
+        MachineError::Stopped(name) => Some(format!("start it first: strata va start {name}")),
+        MachineError::NoCgroups => Some(
+            "mount it (mount -t cgroup2 cgroup2 /sys/fs/cgroup/unified), or boot with systemd.unified_cgroup_hierarchy=1"
+                .to_owned(),
+        ),
+        MachineError::NotMounted { name, .. } => Some(format!(
+            "see mount.log in machines/{name} of the store and the VLFS's log in its private layer"
+        )),
+        MachineError::NotStarted { name, .. } => {
+            Some(format!("see console.log in machines/{name} of the store"))
+        }
+        MachineError::Deadline { .. } => {
+            Some("give it longer with --timeout, or see what its processes wait for".to_owned())
+        }
+        MachineError::Unkillable { .. } => Some(
+            "they wait in the kernel, for a device or a dead file server; the next stop tries again"
+                .to_owned(),
+        ),
+        MachineError::Record { path, .. } => {
+            Some(format!("restore {} from a backup, or remove the VA's directory", path.display()))
+        }
+        MachineError::Io { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => {
+            Some("this needs root".to_owned())
+        }
+        MachineError::Io { source, .. }
+            if source.kind() == std::io::ErrorKind::ReadOnlyFilesystem =>
+        {
+            Some("the cgroup hierarchy or the store is read-only here".to_owned())
+        }
+        MachineError::Io { .. } | MachineError::Store(_) => None,
+    };
+    with_hint(error, hint)
+}
+
+fn provision_failure(error: ProvisionError) -> Failure {
+    let hint = match &error {
+        ProvisionError::Machine(_) | ProvisionError::Store(_) | ProvisionError::Record(_) => None,
+        ProvisionError::Exists(_) => {
+            Some("choose another name, or --count for the next free ones".to_owned())
+        }
+        ProvisionError::MacTaken { .. } => {
+            Some("choose another address, or none for a random one".to_owned())
+        }
+        ProvisionError::NoRing { .. } => Some("choose one of its rings with --ring".to_owned()),
+        ProvisionError::NoTemplate(name) => Some(format!(
+            "commit templates/{name}.ldf and let `strata reconcile` take it; see `strata status`"
+        )),
+        ProvisionError::WhichRing { .. } => Some("choose one with --ring".to_owned()),
+        ProvisionError::TooMany(_) => Some("use several commands".to_owned()),
+        ProvisionError::Name(..) => Some("choose a shorter name".to_owned()),
+        ProvisionError::Busy(_) => Some("wait for the other command, or end it".to_owned()),
+        ProvisionError::InUse(_) => Some("stop the VA on that host first".to_owned()),
+    };
+    match error {
+        ProvisionError::Machine(error) => machine_failure(error),
+        error => with_hint(error, hint),
+    }
+}
+
+fn with_hint(error: impl std::fmt::Display, hint: Option<String>) -> Failure {
+    let failure = Failure::new(error);
+    match hint {
+        Some(hint) => failure.hint(hint),
+        None => failure,
+    }
+}
+
+/// Does something to each of several VAs; one that fails does not keep the
+/// others from it. What failed before the last failure is told at once.
+fn each(
+    names: &[VaName],
+    store: &StoreArgs,
+    mut act: impl FnMut(&strata_machine::Machines<'_>, &VaName) -> Result<(), Failure>,
+) -> Result<Outcome, Failure> {
+    let store = store.open()?;
+    let machines = strata_machine::Machines::open(&store).map_err(machine_failure)?;
+    let mut last = None;
+    for name in names {
+        if let Err(failure) = act(&machines, name)
+            && let Some(earlier) = last.replace(failure)
+        {
+            earlier.print();
+        }
+    }
+    last.map_or(Ok(Outcome::Done), Err)
+}

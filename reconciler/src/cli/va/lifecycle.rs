@@ -1,0 +1,137 @@
+//! `strata va start`, `exec`, `suspend`, `resume` and `stop`.
+
+use std::ffi::OsString;
+use std::time::Duration;
+
+use clap::Args;
+use strata_core::VaName;
+use strata_machine::{Machines, StartRequest};
+
+use super::{each, machine_failure, programs};
+use crate::cli::{Failure, Outcome, StoreArgs, print_bytes};
+
+/// Start a stopped VA
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  strata va start web-03                                   # waits for `strata va exec`
+  strata va start web-03 -- apachectl -D FOREGROUND        # runs, and ends with, a command
+
+What the command prints goes to console.log beside the VA's record.")]
+pub struct StartArgs {
+    name: VaName,
+    /// The appliance's command; the VA ends when it does [default: none]
+    #[arg(last = true, value_name = "COMMAND")]
+    command: Vec<OsString>,
+    /// How long the VLFS and the first process may each take to come up
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    timeout: u64,
+    #[command(flatten)]
+    store: StoreArgs,
+}
+
+pub fn start(args: &StartArgs) -> Result<Outcome, Failure> {
+    let store = args.store.open()?;
+    let machines = Machines::open(&store).map_err(machine_failure)?;
+    let request =
+        StartRequest { command: args.command.clone(), deadline: Duration::from_secs(args.timeout) };
+    machines.start(&args.name, &request, &programs()?).map_err(machine_failure)?;
+    print_bytes(format!("{} is running\n", args.name).as_bytes())?;
+    Ok(Outcome::Done)
+}
+
+/// Run a command in a running VA
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  strata va exec web-03 cat /etc/hostname
+  strata va exec web-03 -- sh -c 'echo $0'
+
+Standard input and output are passed through. Exit code: the command's, 128 + signal,
+127 not found, 126 not executable, 125 the VA could not be entered, 2 it is not running.")]
+pub struct ExecArgs {
+    name: VaName,
+    #[arg(
+        required = true,
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        value_name = "COMMAND"
+    )]
+    command: Vec<OsString>,
+    #[command(flatten)]
+    store: StoreArgs,
+}
+
+/// Returns only when the command could not be run.
+pub fn exec(args: &ExecArgs) -> Result<Outcome, Failure> {
+    let store = args.store.open()?;
+    let machines = Machines::open(&store).map_err(machine_failure)?;
+    let command = machines.exec(&args.name, &args.command, &programs()?);
+    Err(Failure::new(command.map_err(machine_failure)?.replace_process()))
+}
+
+/// Suspend running VAs: nothing in them runs until they are resumed
+#[derive(Debug, Args)]
+#[command(after_help = "Example: strata va suspend web-03
+
+An update reaches a suspended VA's link at once, and the VA itself when it is resumed.")]
+pub struct SuspendArgs {
+    #[arg(required = true, value_name = "NAME")]
+    names: Vec<VaName>,
+    /// How long the VA may take to stand still; it goes on when it does not
+    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+    timeout: u64,
+    #[command(flatten)]
+    store: StoreArgs,
+}
+
+pub fn suspend(args: &SuspendArgs) -> Result<Outcome, Failure> {
+    each(&args.names, &args.store, |machines, name| {
+        machines.suspend(name, Duration::from_secs(args.timeout)).map_err(machine_failure)?;
+        print_bytes(format!("{name} is suspended\n").as_bytes())
+    })
+}
+
+/// Resume suspended VAs
+#[derive(Debug, Args)]
+#[command(after_help = "Example: strata va resume web-03
+
+The VA's file system takes what its link names by now before its processes go on.")]
+pub struct ResumeArgs {
+    #[arg(required = true, value_name = "NAME")]
+    names: Vec<VaName>,
+    /// How long the VA may take to go on
+    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+    timeout: u64,
+    #[command(flatten)]
+    store: StoreArgs,
+}
+
+pub fn resume(args: &ResumeArgs) -> Result<Outcome, Failure> {
+    each(&args.names, &args.store, |machines, name| {
+        machines.resume(name, Duration::from_secs(args.timeout)).map_err(machine_failure)?;
+        print_bytes(format!("{name} is running\n").as_bytes())
+    })
+}
+
+/// Stop VAs, and remove what is left of one that died
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  strata va stop web-03
+  strata va stop --timeout 0 web-03        # kills at once
+
+It is no error that a VA is stopped already.")]
+pub struct StopArgs {
+    #[arg(required = true, value_name = "NAME")]
+    names: Vec<VaName>,
+    /// How long the VA may take to end by itself before it is killed
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    timeout: u64,
+    #[command(flatten)]
+    store: StoreArgs,
+}
+
+pub fn stop(args: &StopArgs) -> Result<Outcome, Failure> {
+    each(&args.names, &args.store, |machines, name| {
+        machines.stop(name, Duration::from_secs(args.timeout)).map_err(machine_failure)?;
+        print_bytes(format!("{name} is stopped\n").as_bytes())
+    })
+}
