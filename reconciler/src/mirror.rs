@@ -23,6 +23,8 @@ use crate::source::{ALLOWED_PROTOCOLS, Source};
 
 /// Where a fetch puts the branch.
 const HEAD: &str = "refs/strata/head";
+/// The head for which the mirror was last made anew.
+const REBUILT: &str = "refs/strata/rebuilt";
 /// The name of the source in the mirror's configuration: URLs are no arguments.
 const REMOTE: &str = "source";
 const CONFIGURATION: &str = "git-config";
@@ -90,16 +92,38 @@ impl Mirror {
             source: source.clone(),
         };
         if mirror.repository().is_err() {
-            mirror.rebuild()?;
+            mirror.make_empty()?;
         }
         Ok(mirror)
     }
 
-    /// Throws the mirror away and makes an empty one.
+    /// Throws the mirror away and fetches it again.
     ///
     /// # Errors
-    /// A directory cannot be removed or made.
-    pub fn rebuild(&self) -> Result<(), MirrorError> {
+    /// As of [`Mirror::fetch`], or a directory cannot be removed or made.
+    pub fn fetch_anew(
+        &self,
+        deadline: Duration,
+        cancelled: &AtomicBool,
+    ) -> Result<Oid, MirrorError> {
+        self.make_empty()?;
+        let head = self.fetch(deadline, cancelled)?;
+        let repository = self.repository()?;
+        repository.reference(REBUILT, head, true, "made anew").map_err(|error| self.git(error))?;
+        Ok(head)
+    }
+
+    /// Whether the mirror was made anew for this head, so that what it lacks the
+    /// source lacks as well.
+    pub fn is_complete_for(&self, head: Oid) -> bool {
+        self.repository()
+            .and_then(|repository| {
+                repository.refname_to_id(REBUILT).map_err(|error| self.git(error))
+            })
+            .is_ok_and(|rebuilt| rebuilt == head)
+    }
+
+    fn make_empty(&self) -> Result<(), MirrorError> {
         match fs::remove_dir_all(&self.path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(self.io(error)),
             _ => {}

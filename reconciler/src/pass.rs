@@ -166,8 +166,6 @@ pub struct Reconciler {
     library: Library,
     checked: Option<Checked>,
     state: ReconcileState,
-    /// The head for which the mirror was made anew, so that it is done once.
-    refetched_for: Option<Oid>,
     _lock: StoreLock,
 }
 
@@ -204,7 +202,6 @@ impl Reconciler {
             library: Library::default(),
             checked: None,
             state,
-            refetched_for: None,
             _lock: lock,
         })
     }
@@ -291,19 +288,13 @@ impl Reconciler {
     }
 
     /// Why the commit may not follow the last one that was applied.
-    fn rewritten(
-        &mut self,
-        commit: Oid,
-        cancelled: &AtomicBool,
-    ) -> Result<Option<String>, PassError> {
+    fn rewritten(&self, commit: Oid, cancelled: &AtomicBool) -> Result<Option<String>, PassError> {
         let Some(applied) = &self.state.applied else { return Ok(None) };
         let former = Oid::from_str(&applied.commit).map_err(|_| StateError::Commit)?;
         let mut advance = self.mirror.advance(former, commit)?;
-        if advance == Advance::Unknown && self.refetched_for != Some(commit) {
+        if advance == Advance::Unknown && !self.mirror.is_complete_for(commit) {
             tracing::warn!(former = applied.commit, "the mirror is incomplete and made anew");
-            self.mirror.rebuild()?;
-            self.mirror.fetch(self.options.fetch_deadline, cancelled)?;
-            self.refetched_for = Some(commit);
+            self.mirror.fetch_anew(self.options.fetch_deadline, cancelled)?;
             advance = self.mirror.advance(former, commit)?;
         }
         match advance {
@@ -376,10 +367,11 @@ impl Reconciler {
                 .map_err(|source| PassError::Read { commit: commit.to_string(), source })
         };
         match read() {
-            Err(PassError::Read { source, .. }) if source.is_damage() => {
+            Err(PassError::Read { source, .. })
+                if source.is_damage() && !self.mirror.is_complete_for(commit) =>
+            {
                 tracing::warn!(error = %source, "the mirror is damaged and made anew");
-                self.mirror.rebuild()?;
-                self.mirror.fetch(self.options.fetch_deadline, cancelled)?;
+                self.mirror.fetch_anew(self.options.fetch_deadline, cancelled)?;
                 read()
             }
             other => other,

@@ -1,15 +1,18 @@
 //! The reconciler's main loop.
 //!
-//! One task owns the [`Reconciler`] and the [`Verifier`] and lends them to a
-//! blocking thread for each pass; events, the poll floor, the retry after an
-//! error and the end all meet in one `select!`. SIGTERM and SIGINT let the step
-//! under way end; a fetch is killed.
+//! One task owns the [`Reconciler`] and lends it to a blocking thread for each
+//! pass; events, the poll floor, the retry after an error and the end all meet in
+//! one `select!`. Another owns the [`Verifier`] and is told of rollouts by
+//! message, so that reading reports never delays a pass. SIGTERM and SIGINT let
+//! the step under way end; a fetch is killed.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use strata_core::plan::Action;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc::{Receiver, channel};
 use tokio::task::JoinError;
 use tokio::time::Instant;
 
@@ -20,6 +23,8 @@ use crate::watch::RefWatch;
 /// The wait after the first error; doubled after each further one.
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 const LONGEST_RETRY: Duration = Duration::from_secs(300);
+/// Rollouts that may wait for the verifier.
+const ROLLOUTS: usize = 64;
 
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
@@ -57,7 +62,6 @@ pub fn run(
 /// What made the loop go on.
 enum Wake {
     Pass,
-    Verify,
     End,
 }
 
@@ -86,17 +90,19 @@ async fn main_loop(
     mut tell: impl FnMut(&PassReport),
 ) -> Result<(), RunError> {
     let mut signals = Signals::new()?;
-    let mut verifier = Verifier::new(reconciler.store().clone());
+    let (rollouts, receiver) = channel(ROLLOUTS);
+    let verifier = Verifier::new(reconciler.store().clone());
+    let mut verification = tokio::spawn(verify(verifier, receiver));
     let mut watch = watch(&reconciler, schedule);
     let mut failures = 0;
-    let (mut next_pass, mut next_tick) = (Instant::now(), Instant::now());
+    let mut next_pass = Instant::now();
     loop {
         let wake = tokio::select! {
             biased;
             () = signals.end() => Wake::End,
             () = hint(&mut watch) => Wake::Pass,
             () = tokio::time::sleep_until(next_pass) => Wake::Pass,
-            () = tokio::time::sleep_until(next_tick) => Wake::Verify,
+            ended = &mut verification => return ended?,
         };
         match wake {
             Wake::End => {
@@ -111,8 +117,9 @@ async fn main_loop(
                         failures = 0;
                         if report.news {
                             tell(&report);
-                            follow(&mut verifier, &report);
-                            next_tick = Instant::now();
+                            if rollouts.try_send(report.actions).is_err() {
+                                tracing::warn!("too many rollouts wait for verification");
+                            }
                         }
                         schedule.poll
                     }
@@ -123,10 +130,6 @@ async fn main_loop(
                     return Ok(());
                 }
                 next_pass = Instant::now() + pause;
-            }
-            Wake::Verify => {
-                verifier = tick(verifier).await?;
-                next_tick = Instant::now() + verifier.pause();
             }
         }
     }
@@ -166,23 +169,30 @@ fn retry(error: PassError, failures: &mut u32) -> Result<Duration, RunError> {
     Ok(wait)
 }
 
-fn follow(verifier: &mut Verifier, report: &PassReport) {
-    if let Err(error) = verifier.follow(&report.actions) {
-        tracing::warn!(%error, "the rollout cannot be verified");
+/// Follows rollouts for ever, one blocking step at a time.
+async fn verify(
+    mut verifier: Verifier,
+    mut rollouts: Receiver<Vec<Action>>,
+) -> Result<(), RunError> {
+    let mut next_tick = Instant::now();
+    loop {
+        let moved = tokio::select! {
+            moved = rollouts.recv() => moved,
+            () = tokio::time::sleep_until(next_tick) => None,
+        };
+        let step = tokio::task::spawn_blocking(move || {
+            let followed = moved.map_or(Ok(()), |actions| verifier.follow(&actions));
+            let events = followed.and_then(|()| verifier.tick());
+            (verifier, events)
+        });
+        let (returned, events) = step.await?;
+        verifier = returned;
+        match events {
+            Ok(events) => events.iter().for_each(|event| event.log()),
+            Err(error) => tracing::warn!(%error, "the VAs cannot be verified"),
+        }
+        next_tick = Instant::now() + verifier.pause();
     }
-}
-
-async fn tick(mut verifier: Verifier) -> Result<Verifier, RunError> {
-    let (verifier, ticked) = tokio::task::spawn_blocking(move || {
-        let ticked = verifier.tick();
-        (verifier, ticked)
-    })
-    .await?;
-    match ticked {
-        Ok(events) => events.iter().for_each(|event| event.log()),
-        Err(error) => tracing::warn!(%error, "the VAs cannot be verified"),
-    }
-    Ok(verifier)
 }
 
 /// Starts to watch a local source. Without events the poll floor is left, which

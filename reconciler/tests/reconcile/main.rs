@@ -1,5 +1,7 @@
 //! The reconciler on a real store and real git repositories.
 
+mod daemon;
 mod passes;
-#[allow(dead_code)]
+mod refusals;
 mod support;
+mod verification;

@@ -35,7 +35,7 @@ fn the_same_commit_twice_writes_nothing_at_all() {
     let report = world.once();
     assert_eq!(report.result, PassResult::Unchanged);
     assert_eq!((report.actions.len(), report.renames, report.news), (0, 0, false));
-    assert_eq!(world.snapshot(), before);
+    world.assert_unchanged(&before);
 }
 
 #[test]
@@ -85,7 +85,7 @@ fn a_tree_in_git_becomes_a_configuration_layer() {
     assert_eq!((mode("etc/motd"), mode("usr/bin/hello")), (0o600, 0o755));
     let before = world.snapshot();
     assert_eq!(world.once().result, PassResult::Unchanged);
-    assert_eq!(world.snapshot(), before);
+    world.assert_unchanged(&before);
 }
 
 #[test]

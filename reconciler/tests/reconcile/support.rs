@@ -179,8 +179,15 @@ impl World {
         Source::parse(self.path("fleet.git").to_str().expect("UTF-8"), "main").expect("a source")
     }
 
+    /// A reconciler. A child that another test is just starting may hold this
+    /// store's lock for the moment between fork and exec.
     pub fn reconciler(&self) -> Reconciler {
-        self.reconciler_with(Options::default()).expect("a reconciler")
+        let mut opened = None;
+        wait_until("the lock is free", Duration::from_secs(10), || {
+            opened = self.reconciler_with(Options::default()).ok();
+            opened.is_some()
+        });
+        opened.expect("just opened")
     }
 
     pub fn reconciler_with(&self, options: Options) -> Result<Reconciler, PassError> {
@@ -210,6 +217,17 @@ impl World {
         for number in numbers {
             self.store.claim_va(mac(number), &target).expect("claimed");
         }
+    }
+
+    /// Fails where anything in the store is not as it was.
+    pub fn assert_unchanged(&self, before: &BTreeMap<PathBuf, String>) {
+        let after = self.snapshot();
+        let changed: Vec<_> = before
+            .iter()
+            .filter(|(path, text)| after.get(*path) != Some(text))
+            .chain(after.iter().filter(|(path, _)| !before.contains_key(*path)))
+            .collect();
+        assert!(changed.is_empty(), "{changed:#?}");
     }
 
     /// Path, type, time of change and link target of everything in the store.
