@@ -6,6 +6,7 @@
 //! variant of [`Command`] and an arm of [`run`].
 
 mod check;
+mod explain;
 mod failure;
 mod init;
 mod layer;

@@ -136,7 +136,10 @@ fn summary_text(summary: &Summary) -> String {
         .collect();
     match counts.as_slice() {
         [] => "no VAs".to_owned(),
-        counts => format!("{} VAs: {}", summary.total, counts.join(", ")),
+        counts => {
+            let unit = if summary.total == 1 { "VA" } else { "VAs" };
+            format!("{} {unit}: {}", summary.total, counts.join(", "))
+        }
     }
 }
 

@@ -31,6 +31,7 @@ enum VaCommand {
     Stop(lifecycle::StopArgs),
     List(show::ListArgs),
     Status(show::StatusArgs),
+    Explain(super::explain::ExplainArgs),
 }
 
 /// # Errors
@@ -46,6 +47,7 @@ pub fn run(args: &VaArgs) -> Result<Outcome, Failure> {
         VaCommand::Stop(args) => lifecycle::stop(args),
         VaCommand::List(args) => show::list(args),
         VaCommand::Status(args) => show::status(args),
+        VaCommand::Explain(args) => super::explain::run(args),
     }
 }
 

@@ -1,5 +1,6 @@
 //! The reconciler on a real store and real git repositories.
 
+mod cli;
 mod daemon;
 mod passes;
 mod refusals;

@@ -1,0 +1,186 @@
+//! `strata va explain`: why a VA is on its layer set, from the commit to the mount.
+
+use std::fmt::Write as _;
+use std::time::{Duration, Instant, SystemTime};
+
+use clap::Args;
+use serde::Serialize;
+use strata_core::generation::LayerSetEntry;
+use strata_core::status::{Age, ReportView, VaStatus, va_status};
+use strata_core::{GenerationId, VaName};
+use strata_machine::Machines;
+use strata_store::{Store, VaTarget};
+
+use super::status::reconciler_text;
+use super::{Failure, Outcome, OutputArgs, OutputFormat, StoreArgs, print_bytes, print_json};
+use crate::fleet::{MachineView, Observer, report_view};
+use crate::state::ReconcileState;
+
+/// How long a VLFS may take to say its generation.
+const ANSWER: Duration = Duration::from_secs(2);
+
+/// Explain why a VA is on its layer set, as a chain from the commit to the mount
+#[derive(Debug, Args)]
+#[command(after_help = "Example: strata va explain web-03
+
+Exit status: 0 the VA is in sync, 1 it is not, 2 an error.")]
+pub struct ExplainArgs {
+    name: VaName,
+    #[command(flatten)]
+    store: StoreArgs,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+/// Specified in `docs/formats.md`, "Explanation".
+#[derive(Serialize)]
+struct Explanation {
+    status: VaStatus,
+    reconciler: Option<ReconcileState>,
+    /// Text of the VA's link.
+    va_link: String,
+    /// Where the ring's link stands, and since when, in milliseconds.
+    ring_link: Option<String>,
+    ring_age_ms: Option<u64>,
+    generation: Option<SealedGeneration>,
+    /// What the mounted VLFS answered when asked just now.
+    asked: Answer,
+    /// Why the VA's last composition was refused.
+    report_error: Option<String>,
+}
+
+#[derive(Serialize)]
+struct SealedGeneration {
+    id: GenerationId,
+    /// The commit that first produced it.
+    commit: String,
+    layers: Vec<LayerSetEntry>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "kebab-case")]
+enum Answer {
+    Serves(String),
+    /// Why it could not be asked.
+    NotAsked(String),
+}
+
+/// # Errors
+/// There is no such VA, or the store cannot be read.
+pub fn run(args: &ExplainArgs) -> Result<Outcome, Failure> {
+    let store = args.store.open()?;
+    let explanation = explain(&store, &args.name)?;
+    match args.output.output {
+        OutputFormat::Json => print_json(&explanation)?,
+        OutputFormat::Text => print_bytes(text(&explanation).as_bytes())?,
+    }
+    let in_sync = explanation.status.state == strata_core::status::SyncState::InSync;
+    Ok(if in_sync { Outcome::Done } else { Outcome::Difference })
+}
+
+fn explain(store: &Store, name: &VaName) -> Result<Explanation, Failure> {
+    let machines = Machines::open(store).map_err(Failure::new)?;
+    let record = machines
+        .record(name)
+        .map_err(|error| Failure::new(error).hint("strata status lists all VAs"))?;
+    let target = store.va_target(record.mac)?.ok_or_else(|| {
+        Failure::new(format!("{name} has no link in the store")).hint(format!(
+            "provisioning was interrupted; run it again: strata va provision --template {} {name}",
+            record.composition
+        ))
+    })?;
+    let run_state = Some(machines.run_state(&record).map_err(Failure::new)?);
+    let machine = MachineView { name: name.clone(), run_state };
+    let observed = Observer::new(store).observe(record.mac, target.clone(), Some(&machine))?;
+    let generation = match observed.desired {
+        None => None,
+        Some(id) => Some(SealedGeneration {
+            id,
+            commit: store.generation_origin(&id)?,
+            layers: store.generation(&id)?.layers().to_vec(),
+        }),
+    };
+    let report_error = match report_view(store, record.mac, SystemTime::now()) {
+        ReportView::Read { report, .. } => report.error,
+        ReportView::Missing | ReportView::Unreadable(_) => None,
+    };
+    Ok(Explanation {
+        status: va_status(&observed),
+        reconciler: ReconcileState::read(store)?,
+        va_link: target.to_path().display().to_string(),
+        ring_link: match &target {
+            VaTarget::Ring { composition, ring } => Some(format!("rings/{composition}/{ring}")),
+            VaTarget::Pinned { .. } => None,
+        },
+        ring_age_ms: observed.ring_age_ms,
+        generation,
+        asked: match ask(&machines, &record) {
+            Ok(generation) => Answer::Serves(generation),
+            Err(why) => Answer::NotAsked(why),
+        },
+        report_error,
+    })
+}
+
+/// Asks the mounted file system itself.
+fn ask(machines: &Machines<'_>, record: &strata_machine::VaRecord) -> Result<String, String> {
+    let observed = machines.observe(record).map_err(|error| error.to_string())?;
+    let mount = observed.mount.ok_or("it is not mounted on this host")?;
+    if observed.daemon_frozen {
+        return Err("it is suspended".to_owned());
+    }
+    let answer = strata_machine::ask(mount.device, "status", Instant::now() + ANSWER)
+        .map_err(|error| error.to_string())?;
+    let generation = answer["generation"].as_str();
+    generation.map(str::to_owned).ok_or_else(|| "it names no generation".to_owned())
+}
+
+fn text(explanation: &Explanation) -> String {
+    let Explanation { status, va_link, generation, .. } = explanation;
+    let name = status.name.as_ref().map(ToString::to_string).unwrap_or_default();
+    let mut text = String::new();
+    let mut line = |label: &str, value: String| {
+        let _infallible = writeln!(text, "{label:<11} {value}");
+    };
+    let why = status.reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
+    line("VA", format!("{name} ({}) is {}{why}", status.mac, status.state));
+    if let Some(generation) = generation {
+        line("commit", format!("{} first produced the generation", generation.commit));
+        line("LDF", format!("{}.ldf, {} layers", status.composition, generation.layers.len()));
+        for layer in &generation.layers {
+            line("", format!("{:<13} {layer}", layer.kind.to_string()));
+        }
+        line("generation", generation.id.to_string());
+    }
+    if let Some(ring) = &explanation.ring_link {
+        let target = match (generation, explanation.ring_age_ms) {
+            (Some(generation), Some(age)) => {
+                format!("→ generations/{}, moved {} ago", generation.id.short(), Age(age))
+            }
+            _ => "does not exist: no commit brought the template".to_owned(),
+        };
+        line("ring link", format!("{ring} {target}"));
+    }
+    line("VA link", format!("va/{} → {va_link}", status.mac));
+    line(
+        "VLFS",
+        match &explanation.asked {
+            Answer::Serves(generation) => format!("serves {generation}, asked just now"),
+            Answer::NotAsked(why) => format!("could not be asked: {why}"),
+        },
+    );
+    let age = status.report_age_ms.map(|age| format!("{} ago", Age(age)));
+    line(
+        "report",
+        match (age, status.active) {
+            (Some(age), Some(active)) => format!("served {active}, {age}"),
+            (Some(age), None) => format!("served nothing, {age}"),
+            (None, _) => "none".to_owned(),
+        },
+    );
+    if let Some(error) = &explanation.report_error {
+        line("refused", error.clone());
+    }
+    text.push_str(&reconciler_text(explanation.reconciler.as_ref()));
+    text
+}
