@@ -18,15 +18,42 @@ use crate::vfs::{GRACE, Notice, Notify, Vfs};
 /// How often the queue is looked after while something is unsettled.
 const TICK: Duration = Duration::from_millis(50);
 
-/// A queue for notices, to hand to [`Vfs::set_notify`], and its other end.
-pub fn queue() -> (Notify, Receiver<Vec<Notice>>) {
-    let (sender, receiver): (Sender<Vec<Notice>>, _) = channel();
-    let send = move |notices| {
-        if sender.send(notices).is_err() {
+/// How long somebody waits for the kernel to take what is queued. It takes a
+/// notice once no request on that directory is under way.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What the thread is sent.
+#[derive(Debug)]
+pub enum Message {
+    Notices(Vec<Notice>),
+    /// Answered once all before it was sent.
+    Flush(Sender<()>),
+}
+
+struct Queue(Sender<Message>);
+
+impl Notify for Queue {
+    fn send(&self, notices: Vec<Notice>) {
+        if self.0.send(Message::Notices(notices)).is_err() {
             tracing::debug!("nobody is left to notify: the mount is going away");
         }
-    };
-    (Box::new(send), receiver)
+    }
+
+    fn flush(&self) {
+        let (done, wait) = channel();
+        if self.0.send(Message::Flush(done)).is_err() {
+            return;
+        }
+        if let Err(RecvTimeoutError::Timeout) = wait.recv_timeout(FLUSH_TIMEOUT) {
+            tracing::warn!("the kernel is slow to take notices");
+        }
+    }
+}
+
+/// A queue for notices, to hand to [`Vfs::set_notify`], and its other end.
+pub fn queue() -> (Box<dyn Notify>, Receiver<Message>) {
+    let (sender, receiver) = channel();
+    (Box::new(Queue(sender)), receiver)
 }
 
 /// Sends notices until the queue's other end is dropped or `stop` says so.
@@ -34,14 +61,19 @@ pub fn run(
     session: &Session,
     vfs: &Arc<Vfs>,
     device: &Device,
-    queue: &Receiver<Vec<Notice>>,
+    queue: &Receiver<Message>,
     stop: impl Fn() -> bool,
 ) {
     let mut again: VecDeque<(Instant, Vec<Notice>)> = VecDeque::new();
     while !stop() {
         let expire_only = session.agreed().is_some_and(|agreed| agreed.expire_only);
         match queue.recv_timeout(TICK) {
-            Ok(notices) => {
+            Ok(Message::Flush(done)) => {
+                if done.send(()).is_err() {
+                    tracing::debug!("who waited for the notices is gone");
+                }
+            }
+            Ok(Message::Notices(notices)) => {
                 send(device, &notices, expire_only);
                 if !vfs.is_settled() {
                     again.push_back((Instant::now(), notices));

@@ -123,8 +123,14 @@ pub enum Notice {
     Invalidate { node: u64 },
 }
 
-/// Receives notices. Must not block and must not call back.
-pub type Notify = Box<dyn Fn(Vec<Notice>) + Send + Sync>;
+/// The way to the thread that notifies the kernel.
+pub trait Notify: Send + Sync {
+    /// Queues notices. Does not wait and does not call back.
+    fn send(&self, notices: Vec<Notice>);
+    /// Waits until the kernel has taken what was queued before. Never from a
+    /// request, and never with a lock held: the kernel may wait for a request.
+    fn flush(&self);
+}
 
 /// A mounted virtual layered file system.
 pub struct Vfs {
@@ -138,7 +144,7 @@ pub struct Vfs {
     namespace: RwLock<()>,
     swapping: Mutex<()>,
     passthrough: OnceLock<Arc<dyn Passthrough>>,
-    notify: OnceLock<Notify>,
+    notify: OnceLock<Box<dyn Notify>>,
     /// Path of the control socket, for who finds the mount and wants to talk.
     control: OnceLock<std::path::PathBuf>,
     files: RwLock<HashMap<u64, Arc<FileHandle>>>,
@@ -208,7 +214,7 @@ impl Vfs {
         let _kept_the_first = self.passthrough.set(passthrough);
     }
 
-    pub fn set_notify(&self, notify: Notify) {
+    pub fn set_notify(&self, notify: Box<dyn Notify>) {
         let _kept_the_first = self.notify.set(notify);
     }
 
@@ -226,7 +232,13 @@ impl Vfs {
 
     fn notify(&self, notices: Vec<Notice>) {
         if let Some(notify) = self.notify.get() {
-            notify(notices);
+            notify.send(notices);
+        }
+    }
+
+    fn flush_notices(&self) {
+        if let Some(notify) = self.notify.get() {
+            notify.flush();
         }
     }
 

@@ -23,12 +23,18 @@ pub enum Reverted {
 }
 
 impl Vfs {
-    /// Reverts a path, relative to the root.
+    /// Reverts a path, relative to the root. Not for request threads.
     ///
     /// # Errors
     /// `ENODATA`: no layer of the active set has the path, or it is unchanged;
     /// `EISDIR`: a private directory stands there; `EPERM`: neither root nor owner.
     pub fn revert(&self, path: &[u8], caller: &Caller) -> Result<Reverted> {
+        let reverted = self.revert_path(path, caller);
+        self.flush_notices();
+        reverted
+    }
+
+    fn revert_path(&self, path: &[u8], caller: &Caller) -> Result<Reverted> {
         let _swapping = self.swapping.lock().expect("no panic while held");
         let (reverted, rebuild, parent) = {
             let _exclusive = self.namespace.write().expect("no panic while held");
@@ -57,7 +63,7 @@ impl Vfs {
             path = [&above, &b"/"[..], &path].concat();
             node = parent;
         }
-        self.revert(&path, caller)
+        self.revert_path(&path, caller)
     }
 
     fn revert_locked(&self, path: &[u8], caller: &Caller) -> Result<(Reverted, bool, Option<u64>)> {

@@ -56,13 +56,17 @@ impl SetInfo {
 
 impl Vfs {
     /// Makes another layer set the active one, at once for every observer.
+    /// On return the kernel shows nothing of the old set. Not for request threads.
     /// `layers` is topmost first.
     ///
     /// # Errors
     /// The private layer's disk fails. The set is swapped or not, never in part.
     pub fn swap(&self, layers: Vec<Arc<Layer>>, info: SetInfo) -> Result<SwapOutcome> {
-        let _swapping = self.swapping.lock().expect("no panic while held");
-        self.swap_locked(layers, info)
+        let swapping = self.swapping.lock().expect("no panic while held");
+        let swapped = self.swap_locked(layers, info);
+        drop(swapping);
+        self.flush_notices();
+        swapped
     }
 
     /// The swap itself. The caller holds `swapping`.

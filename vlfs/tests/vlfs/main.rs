@@ -1,0 +1,7 @@
+//! The file system against a reference model, and mounted for real.
+//!
+//! The mounts need root and `/dev/fuse`; without them the tests fail and say so.
+
+mod fixture;
+mod mounted;
+mod swapping;

@@ -1,0 +1,192 @@
+//! Swaps under load, white-outs paired with units, revert (§5.5).
+
+use std::io::{Read, Seek};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use crate::fixture::{Mount, names, read};
+
+/// Acceptance 2 of the whole-line issue: 200 swaps under four readers and a lister.
+fn two_hundred_swaps(extra: &[&str]) {
+    let mut mount = Mount::new();
+    mount.extra = extra.iter().map(|s| (*s).to_owned()).collect();
+    let stable: Vec<String> = (0..60).map(|n| format!("stable/d{}/f{n}", n % 6)).collect();
+    let files: Vec<(&str, &str)> =
+        stable.iter().map(|path| (path.as_str(), path.as_str())).collect();
+    let base = mount.layer("base", &files);
+    let old: Vec<(String, &str)> = (0..40).map(|n| (format!("mixed/old{n}"), "old")).collect();
+    let new: Vec<(String, &str)> = (0..40).map(|n| (format!("mixed/new{n}"), "new")).collect();
+    let borrow = |all: &[(String, &'static str)]| -> Vec<(String, &'static str)> { all.to_vec() };
+    let with = |name: &str, all: Vec<(String, &'static str)>, content: &'static str| {
+        let mut all: Vec<(&str, &str)> = all.iter().map(|(p, c)| (p.as_str(), *c)).collect();
+        all.push(("version", content));
+        mount.layer(name, &all)
+    };
+    let old = with("old", borrow(&old), "old bytes");
+    let new = with("new", borrow(&new), "new bytes");
+    mount.mount(&[&old, &base]);
+
+    let mut held = std::fs::File::open(mount.path("version")).expect("opened");
+    let mapped = std::fs::File::open(mount.path("version")).expect("opened");
+    let map = Mapping::new(&mapped);
+    let stop = AtomicBool::new(false);
+    let reads = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for reader in 0..4_usize {
+            let (mount, stable, stop, reads) = (&mount, &stable, &stop, &reads);
+            scope.spawn(move || {
+                let mut at = reader;
+                while !stop.load(Ordering::Relaxed) {
+                    at = (at * 31 + 7 + reader) % stable.len();
+                    let path = mount.path(&stable[at]);
+                    assert_eq!(read(&path), stable[at]);
+                    assert_eq!(
+                        std::fs::metadata(&path).expect("described").len(),
+                        stable[at].len() as u64
+                    );
+                    reads.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        let (lister_mount, lister_stop) = (&mount, &stop);
+        scope.spawn(move || {
+            while !lister_stop.load(Ordering::Relaxed) {
+                let found = names(lister_mount.path("mixed"));
+                let olds = found.iter().filter(|name| name.starts_with("old")).count();
+                assert!(
+                    found.len() == 40 && (olds == 0 || olds == 40),
+                    "a listing of two sets: {olds} of {} are old",
+                    found.len()
+                );
+            }
+        });
+        let stopper = StopOnDrop(&stop);
+        for round in 0..200 {
+            let layer = if round % 2 == 0 { &new } else { &old };
+            mount.swap(&[layer, &base]);
+            let expected = if round % 2 == 0 { "new bytes" } else { "old bytes" };
+            assert_eq!(read(mount.path("version")), expected, "after swap {round}");
+            let mut text = String::new();
+            held.rewind().expect("rewound");
+            held.read_to_string(&mut text).expect("read");
+            assert_eq!(text, "old bytes", "the held file");
+            assert_eq!(map.bytes(), b"old bytes", "the mapped file");
+        }
+        drop(stopper);
+    });
+    assert!(reads.load(Ordering::Relaxed) > 0);
+}
+
+struct StopOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// A shared mapping of the first bytes of a file, read through a child's eyes:
+/// `/proc/self/mem` needs no unsafe access of ours.
+struct Mapping {
+    address: u64,
+    length: usize,
+}
+
+impl Mapping {
+    #[allow(unsafe_code, reason = "mmap has no safe form")]
+    fn new(file: &std::fs::File) -> Mapping {
+        use rustix::mm::{MapFlags, ProtFlags};
+        let length = usize::try_from(file.metadata().expect("described").len()).expect("small");
+        // SAFETY: the kernel chooses the address; nothing else uses the mapping.
+        let address = unsafe {
+            rustix::mm::mmap(
+                std::ptr::null_mut(),
+                length,
+                ProtFlags::READ,
+                MapFlags::SHARED,
+                file,
+                0,
+            )
+        };
+        Mapping { address: address.expect("mapped") as u64, length }
+    }
+
+    fn bytes(&self) -> Vec<u8> {
+        use std::os::unix::fs::FileExt;
+        let memory = std::fs::File::open("/proc/self/mem").expect("opened");
+        let mut bytes = vec![0; self.length];
+        memory.read_exact_at(&mut bytes, self.address).expect("read");
+        bytes
+    }
+}
+
+#[test]
+fn two_hundred_swaps_under_load() {
+    two_hundred_swaps(&[]);
+}
+
+#[test]
+fn two_hundred_swaps_under_load_without_passthrough() {
+    two_hundred_swaps(&["--no-passthrough"]);
+}
+
+/// Acceptance 3: §5.5, "a new empty white-out layer will be associated with the replacement".
+#[test]
+fn a_white_out_lives_as_long_as_its_unit() {
+    let mount = Mount::new();
+    let one = mount.layer("x1", &[("etc/motd", "one"), ("etc/conf", "conf one")]);
+    let two = mount.layer("x2", &[("etc/motd", "two"), ("etc/conf", "conf two")]);
+    mount.mount(&[&one]);
+    std::fs::remove_file(mount.path("etc/motd")).expect("removed");
+    std::fs::write(mount.path("etc/conf"), "mine").expect("written");
+    assert_eq!(names(mount.path("etc")), ["conf"]);
+    mount.swap(&[&two]);
+    assert_eq!(read(mount.path("etc/motd")), "two");
+    assert_eq!(read(mount.path("etc/conf")), "mine", "a modified copy survives");
+    mount.revert("etc/conf");
+    assert_eq!(read(mount.path("etc/conf")), "conf two", "the original of the current set");
+    // Swapped back it gets an empty pair: it was replaced in between.
+    mount.swap(&[&one]);
+    assert_eq!(read(mount.path("etc/motd")), "one");
+}
+
+#[test]
+fn a_white_out_of_a_unit_that_stays_survives_swaps_and_remounts() {
+    let mount = Mount::new();
+    let stays = mount.layer("stays", &[("a", "a"), ("d/b", "b")]);
+    let other = mount.layer("other", &[("c", "c")]);
+    mount.mount(&[&stays]);
+    std::fs::remove_file(mount.path("a")).expect("removed");
+    std::fs::remove_dir_all(mount.path("d")).expect("removed");
+    mount.swap(&[&other, &stays]);
+    assert_eq!(names(mount.path("")), ["c"]);
+    mount.unmount();
+    mount.mount(&[&other, &stays]);
+    assert_eq!(names(mount.path("")), ["c"]);
+    mount.revert("a");
+    assert_eq!(names(mount.path("")), ["a", "c"]);
+}
+
+#[test]
+fn a_refused_swap_leaves_the_old_set_and_says_why() {
+    let mount = Mount::new();
+    let layer = mount.layer("one", &[("a", "a")]);
+    mount.mount(&[&layer]);
+    let missing = layer.join("missing").display().to_string();
+    let done = mount.run(&["swap", &mount.path("").display().to_string(), "--layer", &missing]);
+    assert_eq!(done.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&done.stderr).contains("missing"));
+    assert_eq!(read(mount.path("a")), "a");
+}
+
+#[test]
+fn an_unlinked_layer_is_listed_while_held_and_let_go() {
+    let mount = Mount::new();
+    let one = mount.layer("one", &[("a", "one")]);
+    let two = mount.layer("two", &[("a", "two")]);
+    mount.mount(&[&one]);
+    let held = std::fs::File::open(mount.path("a")).expect("opened");
+    mount.swap(&[&two]);
+    assert!(mount.status().contains("\"open_files\": 1"), "{}", mount.status());
+    drop(held);
+    crate::fixture::wait_for("the layer's end", || mount.status().contains("\"held_layers\": []"));
+}
