@@ -51,6 +51,11 @@ impl Vfs {
                 (Mode::Replace, Some(target)) if target.id == source.id => return Ok(()),
                 _ => {}
             }
+            // A rename that is refused copies nothing.
+            if let (Some(target), Mode::Replace) = (&target, mode) {
+                let _shared = self.shared();
+                self.check_replaceable(&self.active(), &source, target)?;
+            }
             let moved = |node: &Arc<Node>| self.make_private(node);
             moved(&source)?;
             match (&target, mode) {

@@ -3,5 +3,6 @@
 //! The mounts need root and `/dev/fuse`; without them the tests fail and say so.
 
 mod fixture;
+mod model;
 mod mounted;
 mod swapping;

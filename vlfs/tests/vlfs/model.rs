@@ -1,0 +1,439 @@
+//! Random operations against a reference model, with remounts and swaps among
+//! them; no FUSE in the loop.
+//!
+//! The model is the plainest union that could be written: a map of paths, and
+//! for each unit what it shows and what is hidden in it. One definition of
+//! correctness: after every step the whole tree must equal the model's.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use proptest::prelude::*;
+use rustix::fs::FileType;
+use strata_vlfs::layer::Layer;
+use strata_vlfs::private::{Owner, Private};
+use strata_vlfs::set;
+use strata_vlfs::vfs::file::OpenMode;
+use strata_vlfs::vfs::{Caller, Errno, SetInfo, Vfs, rename};
+
+const ROOT: u64 = 1;
+const CALLER: Caller = Caller { uid: 0, gid: 0, umask: 0o022 };
+/// Names and directories are few, so that operations meet.
+const NAMES: [&str; 3] = ["a", "b", "c"];
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Object {
+    Directory,
+    File(String),
+}
+
+type Tree = BTreeMap<String, Object>;
+
+fn parent(path: &str) -> Option<&str> {
+    if path.is_empty() { None } else { Some(path.rsplit_once('/').map_or("", |(above, _)| above)) }
+}
+
+fn is_below(path: &str, directory: &str) -> bool {
+    path.strip_prefix(directory).is_some_and(|rest| rest.starts_with('/'))
+}
+
+#[derive(Debug, Clone, Default)]
+struct Model {
+    /// All units by number, as they were made.
+    units: Vec<Tree>,
+    /// The set, topmost first.
+    set: Vec<usize>,
+    hidden: BTreeMap<usize, BTreeSet<String>>,
+    private: Tree,
+}
+
+impl Model {
+    /// Contributions at a path, topmost first, seen from merged directories above.
+    fn contributions(&self, path: &str) -> Vec<usize> {
+        let Some(above) = parent(path) else { return self.set.clone() };
+        let merged = self.contributions(above).into_iter().take_while(|unit| {
+            above.is_empty() || self.units[*unit].get(above) == Some(&Object::Directory)
+        });
+        merged
+            .filter(|unit| self.units[*unit].contains_key(path))
+            .filter(|unit| !self.hidden.get(unit).is_some_and(|hidden| hidden.contains(path)))
+            .collect()
+    }
+
+    fn lower(&self, path: &str) -> Option<Object> {
+        // A private object that is no directory obscures all below it.
+        let mut above = parent(path);
+        while let Some(directory) = above {
+            if matches!(self.private.get(directory), Some(Object::File(_))) {
+                return None;
+            }
+            above = parent(directory);
+        }
+        if path.is_empty() {
+            return Some(Object::Directory);
+        }
+        self.contributions(path).first().map(|unit| self.units[*unit][path].clone())
+    }
+
+    fn get(&self, path: &str) -> Option<Object> {
+        self.private.get(path).cloned().or_else(|| self.lower(path))
+    }
+
+    fn tree(&self) -> Tree {
+        let mut all: BTreeSet<String> = self.private.keys().cloned().collect();
+        all.extend(self.set.iter().flat_map(|unit| self.units[*unit].keys().cloned()));
+        all.into_iter().filter_map(|path| Some((path.clone(), self.get(&path)?))).collect()
+    }
+
+    fn children(&self, directory: &str) -> Vec<String> {
+        self.tree().into_keys().filter(|path| parent(path) == Some(directory)).collect()
+    }
+
+    fn hide(&mut self, path: &str) {
+        for unit in self.contributions(path) {
+            let hidden = self.hidden.entry(unit).or_default();
+            hidden.retain(|other| !is_below(other, path));
+            hidden.insert(path.to_owned());
+        }
+    }
+
+    fn make_parents(&mut self, path: &str) {
+        let mut above = parent(path);
+        while let Some(directory) = above.filter(|directory| !directory.is_empty()) {
+            self.private.entry(directory.to_owned()).or_insert(Object::Directory);
+            above = parent(directory);
+        }
+    }
+
+    fn put(&mut self, path: &str, object: Object) {
+        self.make_parents(path);
+        self.private.insert(path.to_owned(), object);
+    }
+
+    fn create(&mut self, path: &str, object: Object) -> Result<(), Errno> {
+        match self.get(parent(path).unwrap_or("")) {
+            None => return Err(Errno::NOENT),
+            Some(Object::File(_)) => return Err(Errno::NOTDIR),
+            Some(Object::Directory) => {}
+        }
+        if self.get(path).is_some() {
+            return Err(Errno::EXIST);
+        }
+        self.put(path, object);
+        Ok(())
+    }
+
+    fn remove(&mut self, path: &str, directory: bool) -> Result<(), Errno> {
+        match (self.get(path).ok_or(Errno::NOENT)?, directory) {
+            (Object::Directory, false) => return Err(Errno::ISDIR),
+            (Object::File(_), true) => return Err(Errno::NOTDIR),
+            (Object::Directory, true) if !self.children(path).is_empty() => {
+                return Err(Errno::NOTEMPTY);
+            }
+            _ => {}
+        }
+        self.hide(path);
+        self.private.remove(path);
+        Ok(())
+    }
+
+    fn rename(&mut self, from: &str, to: &str) -> Result<(), Errno> {
+        let source = self.get(from).ok_or(Errno::NOENT)?;
+        match self.get(parent(to).unwrap_or("")) {
+            None => return Err(Errno::NOENT),
+            Some(Object::File(_)) => return Err(Errno::NOTDIR),
+            Some(Object::Directory) => {}
+        }
+        if from == to {
+            return Ok(());
+        }
+        match (&source, self.get(to)) {
+            (_, None) | (Object::File(_), Some(Object::File(_))) => {}
+            (Object::Directory, Some(Object::File(_))) => return Err(Errno::NOTDIR),
+            (Object::File(_), Some(Object::Directory)) => return Err(Errno::ISDIR),
+            (Object::Directory, Some(Object::Directory)) => {
+                if !self.children(to).is_empty() {
+                    return Err(Errno::NOTEMPTY);
+                }
+            }
+        }
+        let moved: Vec<(String, Object)> = self
+            .tree()
+            .into_iter()
+            .filter(|(path, _)| path == from || is_below(path, from))
+            .collect();
+        // The source is copied in place first, and the directories above it stay private.
+        self.make_parents(from);
+        self.hide(from);
+        self.hide(to);
+        self.private.retain(|path, _| path != from && !is_below(path, from));
+        for (path, object) in moved {
+            self.put(&format!("{to}{}", &path[from.len()..]), object);
+        }
+        Ok(())
+    }
+
+    fn swap(&mut self, set: Vec<usize>) {
+        self.hidden.retain(|unit, _| set.contains(unit));
+        self.set = set;
+    }
+}
+
+#[derive(Debug, Clone)]
+enum Operation {
+    Create(String),
+    Mkdir(String),
+    Write(String, u8),
+    Chmod(String),
+    Unlink(String),
+    Rmdir(String),
+    Rename(String, String),
+    Swap(Vec<usize>),
+    Remount,
+}
+
+fn path() -> impl Strategy<Value = String> {
+    proptest::collection::vec(proptest::sample::select(&NAMES[..]), 1..4)
+        .prop_map(|names| names.join("/"))
+}
+
+fn unit() -> impl Strategy<Value = Tree> {
+    proptest::collection::btree_map(path(), any::<bool>(), 0..8).prop_map(|wanted| {
+        let mut tree = Tree::new();
+        for (path, is_directory) in wanted {
+            let mut above = parent(&path);
+            let mut blocked = false;
+            while let Some(directory) = above.filter(|directory| !directory.is_empty()) {
+                blocked |= matches!(tree.get(directory), Some(Object::File(_)));
+                above = parent(directory);
+            }
+            if blocked || tree.contains_key(&path) {
+                continue;
+            }
+            let mut above = parent(&path);
+            while let Some(directory) = above.filter(|directory| !directory.is_empty()) {
+                tree.entry(directory.to_owned()).or_insert(Object::Directory);
+                above = parent(directory);
+            }
+            let object =
+                if is_directory { Object::Directory } else { Object::File(format!("of {path}")) };
+            tree.insert(path, object);
+        }
+        tree
+    })
+}
+
+const UNITS: usize = 4;
+
+fn operation() -> impl Strategy<Value = Operation> {
+    let set = proptest::sample::subsequence((0..UNITS).collect::<Vec<_>>(), 1..=UNITS);
+    prop_oneof![
+        3 => path().prop_map(Operation::Create),
+        3 => path().prop_map(Operation::Mkdir),
+        3 => (path(), any::<u8>()).prop_map(|(path, byte)| Operation::Write(path, byte)),
+        1 => path().prop_map(Operation::Chmod),
+        4 => path().prop_map(Operation::Unlink),
+        4 => path().prop_map(Operation::Rmdir),
+        5 => (path(), path()).prop_map(|(from, to)| Operation::Rename(from, to)),
+        2 => set.prop_map(Operation::Swap),
+        1 => Just(Operation::Remount),
+    ]
+}
+
+/// The real file system, driven by paths.
+struct Real {
+    directory: tempfile::TempDir,
+    units: Vec<PathBuf>,
+    vfs: Option<Vfs>,
+}
+
+impl Real {
+    fn new(units: &[Tree]) -> Real {
+        let directory = tempfile::tempdir().expect("made");
+        let mut paths = Vec::new();
+        for (number, tree) in units.iter().enumerate() {
+            let unit = directory.path().join(format!("unit{number}"));
+            std::fs::create_dir(&unit).expect("made");
+            for (path, object) in tree {
+                match object {
+                    Object::Directory => std::fs::create_dir(unit.join(path)).expect("made"),
+                    Object::File(text) => std::fs::write(unit.join(path), text).expect("written"),
+                }
+            }
+            paths.push(unit);
+        }
+        Real { directory, units: paths, vfs: None }
+    }
+
+    fn layers(&self, set: &[usize]) -> Vec<Arc<Layer>> {
+        let directories: Vec<_> = set.iter().map(|unit| self.units[*unit].clone()).collect();
+        set::open_directories(&directories, &[]).expect("opened")
+    }
+
+    fn mount(&mut self, set: &[usize]) {
+        self.vfs = None;
+        let private: &Path = &self.directory.path().join("private");
+        let private = Private::open(private, &Owner::AdHoc).expect("opened");
+        let vfs = Vfs::new(private, self.layers(set), SetInfo::default()).expect("composed");
+        self.vfs = Some(vfs);
+    }
+
+    fn vfs(&self) -> &Vfs {
+        self.vfs.as_ref().expect("mounted")
+    }
+
+    fn walk(&self, path: &str) -> Result<u64, Errno> {
+        path.split('/').filter(|name| !name.is_empty()).try_fold(ROOT, |node, name| {
+            self.vfs().lookup(node, name.as_bytes()).map(|found| found.id)
+        })
+    }
+
+    fn end<'p>(&self, path: &'p str) -> Result<(u64, &'p [u8]), Errno> {
+        let name = path.rsplit_once('/').map_or(path, |(_, name)| name);
+        Ok((self.walk(parent(path).unwrap_or(""))?, name.as_bytes()))
+    }
+
+    fn apply(&self, operation: &Operation) -> Result<(), Errno> {
+        let vfs = self.vfs();
+        match operation {
+            Operation::Create(path) => {
+                let (node, name) = self.end(path)?;
+                let (_, opened) = vfs.create(node, name, 0o644, &CALLER)?;
+                vfs.release(opened.handle);
+            }
+            Operation::Mkdir(path) => {
+                let (node, name) = self.end(path)?;
+                vfs.mkdir(node, name, 0o755, &CALLER)?;
+            }
+            Operation::Write(path, byte) => {
+                let node = self.walk(path)?;
+                if vfs.getattr(node)?.0.kind == FileType::Directory {
+                    return Err(Errno::ISDIR);
+                }
+                let mode = OpenMode { write: true, truncate: true, ..OpenMode::default() };
+                let opened = vfs.open(node, mode)?;
+                vfs.write(opened.handle, 0, format!("byte {byte}").as_bytes(), false)?;
+                vfs.release(opened.handle);
+            }
+            Operation::Chmod(path) => {
+                let set = strata_vlfs::vfs::SetAttr { mode: Some(0o700), ..Default::default() };
+                vfs.setattr(self.walk(path)?, &set)?;
+            }
+            Operation::Unlink(path) => {
+                let (node, name) = self.end(path)?;
+                vfs.unlink(node, name)?;
+            }
+            Operation::Rmdir(path) => {
+                let (node, name) = self.end(path)?;
+                vfs.rmdir(node, name)?;
+            }
+            Operation::Rename(from, to) => {
+                vfs.rename(self.end(from)?, self.end(to)?, rename::Mode::Replace)?;
+            }
+            Operation::Swap(_) | Operation::Remount => {}
+        }
+        Ok(())
+    }
+
+    fn tree(&self) -> Tree {
+        let mut tree = Tree::new();
+        self.read_directory(ROOT, "", &mut tree);
+        tree
+    }
+
+    fn read_directory(&self, node: u64, path: &str, tree: &mut Tree) {
+        let vfs = self.vfs();
+        let opened = vfs.opendir(node).expect("opened");
+        let listing = vfs.listing(opened.handle, 0).expect("listed");
+        vfs.releasedir(opened.handle);
+        for listed in listing.iter().skip(2) {
+            let name = std::str::from_utf8(&listed.name).expect("ours");
+            let below = if path.is_empty() { name.to_owned() } else { format!("{path}/{name}") };
+            let found = vfs.lookup(node, &listed.name).expect("what is listed is there");
+            assert_eq!(found.attr.ino, listed.ino, "d_ino of {below}");
+            if found.attr.kind == FileType::Directory {
+                tree.insert(below.clone(), Object::Directory);
+                self.read_directory(found.id, &below, tree);
+            } else {
+                let opened = vfs.open(found.id, OpenMode::default()).expect("opened");
+                let mut bytes = vec![0; 64];
+                let length = vfs.read(opened.handle, 0, &mut bytes).expect("read");
+                vfs.release(opened.handle);
+                assert_eq!(found.attr.size, length as u64);
+                let text = String::from_utf8(bytes[..length].to_vec()).expect("ours");
+                tree.insert(below, Object::File(text));
+            }
+        }
+    }
+}
+
+fn apply_to_model(model: &mut Model, operation: &Operation) -> Result<(), Errno> {
+    match operation {
+        Operation::Create(path) => model.create(path, Object::File(String::new())),
+        Operation::Mkdir(path) => model.create(path, Object::Directory),
+        Operation::Write(path, byte) => match model.get(path).ok_or(Errno::NOENT)? {
+            Object::Directory => Err(Errno::ISDIR),
+            Object::File(_) => {
+                model.put(path, Object::File(format!("byte {byte}")));
+                Ok(())
+            }
+        },
+        Operation::Chmod(path) => {
+            let object = model.get(path).ok_or(Errno::NOENT)?;
+            model.put(path, object);
+            Ok(())
+        }
+        Operation::Unlink(path) => model.remove(path, false),
+        Operation::Rmdir(path) => model.remove(path, true),
+        Operation::Rename(from, to) => model.rename(from, to),
+        Operation::Swap(set) => {
+            model.swap(set.clone());
+            Ok(())
+        }
+        Operation::Remount => Ok(()),
+    }
+}
+
+fn run(units: Vec<Tree>, operations: &[Operation]) {
+    let mut real = Real::new(&units);
+    let mut model = Model { units, set: (0..UNITS).collect(), ..Model::default() };
+    real.mount(&model.set);
+    assert_eq!(real.tree(), model.tree(), "at the mount");
+    for (step, operation) in operations.iter().enumerate() {
+        // The kernel refuses to move a directory into itself; we rely on it.
+        if let Operation::Rename(from, to) = operation {
+            if is_below(to, from) || is_below(from, to) {
+                continue;
+            }
+        }
+        let expected = apply_to_model(&mut model, operation);
+        let got = match operation {
+            Operation::Swap(set) => real.vfs().swap(real.layers(set), SetInfo::default()).map(drop),
+            Operation::Remount => {
+                real.mount(&model.set);
+                Ok(())
+            }
+            other => real.apply(other),
+        };
+        let same = match (&got, &expected) {
+            // A file in the middle of a path: the walk says ENOTDIR, the model ENOENT.
+            (Err(Errno::NOTDIR | Errno::NOENT), Err(Errno::NOTDIR | Errno::NOENT)) => true,
+            (got, expected) => got == expected,
+        };
+        assert!(same, "step {step}, {operation:?}: {got:?}, expected {expected:?}");
+        assert_eq!(real.tree(), model.tree(), "after step {step}, {operation:?}");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, max_shrink_iters: 4000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_sequence_of_operations_agrees_with_the_model(
+        units in proptest::collection::vec(unit(), UNITS..=UNITS),
+        operations in proptest::collection::vec(operation(), 1..40),
+    ) {
+        run(units, &operations);
+    }
+}
