@@ -176,14 +176,11 @@ fn serve(
         helpers.push(spawn("follow", move || follower.run(&vfs, poll, &stop))?);
     }
     let signals = unmount_on_signal(options.mount_point.clone())?;
-    let first = {
+    session.on_ready(Box::new(ready));
+    let mut workers = Vec::new();
+    for index in 0..WORKERS {
         let session = session.clone();
-        spawn("fuse-0", move || session.serve(ready))?
-    };
-    let mut workers = vec![first];
-    for index in 1..WORKERS {
-        let session = session.clone();
-        workers.push(spawn(&format!("fuse-{index}"), move || session.serve(|| {}))?);
+        workers.push(spawn(&format!("fuse-{index}"), move || session.serve())?);
     }
     let mut result = Ok(());
     for worker in workers {

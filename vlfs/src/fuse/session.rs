@@ -2,7 +2,7 @@
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock};
 use std::time::Duration;
 
 use rustix::fs::{FileType, SeekFrom};
@@ -86,13 +86,17 @@ pub enum SessionError {
     Device(Errno),
 }
 
+/// Called once the kernel has been answered for the first time.
+pub type Ready = Box<dyn FnOnce() + Send>;
+
 /// One mounted file system and its connection. Shared by all worker threads.
-#[derive(Debug)]
 pub struct Session {
     pub vfs: Arc<Vfs>,
     device: Arc<Device>,
     agreed: OnceLock<Agreed>,
     want_passthrough: bool,
+    /// Whichever thread gets the kernel's first request calls it.
+    ready: Mutex<Option<Ready>>,
     /// Tells file handles of this mount from those of an earlier one.
     ino_gen: u64,
 }
@@ -114,6 +118,12 @@ enum Answer {
 
 type Answered = Result<Answer, Errno>;
 
+impl std::fmt::Debug for Session {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Session").field("agreed", &self.agreed).finish_non_exhaustive()
+    }
+}
+
 impl Session {
     pub fn new(
         vfs: Arc<Vfs>,
@@ -121,21 +131,30 @@ impl Session {
         want_passthrough: bool,
         ino_gen: u64,
     ) -> Session {
-        Session { vfs, device, agreed: OnceLock::new(), want_passthrough, ino_gen }
+        Session {
+            vfs,
+            device,
+            agreed: OnceLock::new(),
+            want_passthrough,
+            ready: Mutex::new(None),
+            ino_gen,
+        }
     }
 
     pub fn agreed(&self) -> Option<Agreed> {
         self.agreed.get().copied()
     }
 
-    /// Answers requests until the file system is unmounted. `ready` is called
-    /// once the kernel has been answered for the first time.
+    pub fn on_ready(&self, ready: Ready) {
+        *self.ready.lock().expect("no panic while held") = Some(ready);
+    }
+
+    /// Answers requests until the file system is unmounted. For several threads.
     ///
     /// # Errors
     /// The kernel is too old, or the device fails.
-    pub fn serve(&self, ready: impl FnOnce()) -> Result<(), SessionError> {
+    pub fn serve(&self) -> Result<(), SessionError> {
         let mut buffer = vec![0_u8; MAX_WRITE as usize + 4096];
-        let mut ready = Some(ready);
         loop {
             let length = match rustix::io::read(self.device.as_fd(), &mut buffer[..]) {
                 Ok(length) => length,
@@ -144,11 +163,6 @@ impl Session {
                 Err(error) => return Err(SessionError::Device(error)),
             };
             self.handle(&buffer[..length])?;
-            if self.agreed.get().is_some()
-                && let Some(ready) = ready.take()
-            {
-                ready();
-            }
         }
     }
 
@@ -220,6 +234,10 @@ impl Session {
             expire_only = agreed.expire_only,
             "the kernel is connected"
         );
+        let ready = self.ready.lock().expect("no panic while held").take();
+        if let Some(ready) = ready {
+            ready();
+        }
         Ok(())
     }
 

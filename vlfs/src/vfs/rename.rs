@@ -171,7 +171,11 @@ impl Vfs {
                 match backing::stat_at(&directory, &entry.name) {
                     Err(Errno::NOENT) => return Ok(false),
                     Err(error) => return Err(error),
-                    Ok(_) if entry.is_directory() => {
+                    // A private object that is no directory obscures all below it.
+                    Ok(stat)
+                        if entry.is_directory()
+                            && FileType::from_raw_mode(stat.st_mode) == FileType::Directory =>
+                    {
                         let below = backing::open_directory(&directory, &entry.name)?;
                         pending.push((child, Arc::new(below)));
                     }

@@ -5,4 +5,5 @@
 mod fixture;
 mod model;
 mod mounted;
+mod store;
 mod swapping;

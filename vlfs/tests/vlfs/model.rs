@@ -402,10 +402,10 @@ fn run(units: Vec<Tree>, operations: &[Operation]) {
     assert_eq!(real.tree(), model.tree(), "at the mount");
     for (step, operation) in operations.iter().enumerate() {
         // The kernel refuses to move a directory into itself; we rely on it.
-        if let Operation::Rename(from, to) = operation {
-            if is_below(to, from) || is_below(from, to) {
-                continue;
-            }
+        if let Operation::Rename(from, to) = operation
+            && (is_below(to, from) || is_below(from, to))
+        {
+            continue;
         }
         let expected = apply_to_model(&mut model, operation);
         let got = match operation {
@@ -436,4 +436,39 @@ proptest! {
     ) {
         run(units, &operations);
     }
+}
+
+/// A private file stands where a later set has a directory, inside a tree that is renamed.
+#[test]
+fn regression_rename_of_a_tree_with_an_obscured_directory() {
+    let directories = |paths: &[&str]| -> Tree {
+        paths.iter().map(|path| ((*path).to_owned(), Object::Directory)).collect()
+    };
+    let units = vec![
+        Tree::new(),
+        directories(&["b", "b/a", "b/a/a"]),
+        Tree::new(),
+        directories(&["b", "b/a"]),
+    ];
+    let operations = [
+        Operation::Swap(vec![3]),
+        Operation::Create("b/a/a".to_owned()),
+        Operation::Swap(vec![1, 2]),
+        Operation::Rename("b".to_owned(), "c".to_owned()),
+    ];
+    run(units, &operations);
+}
+
+/// A rename that is refused must copy nothing: the copy would outlive a swap.
+#[test]
+fn regression_a_refused_rename_copies_nothing() {
+    let directory: Tree = [
+        ("a".to_owned(), Object::Directory),
+        ("a/a".to_owned(), Object::File("of a/a".to_owned())),
+    ]
+    .into();
+    let file: Tree = [("b".to_owned(), Object::File("of b".to_owned()))].into();
+    let units = vec![directory, Tree::new(), Tree::new(), file];
+    let operations = [Operation::Rename("a".to_owned(), "b".to_owned()), Operation::Swap(vec![3])];
+    run(units, &operations);
 }

@@ -1,0 +1,179 @@
+//! A VA's mount: follows its link, refuses what is damaged, reports, ends.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use strata_core::database::unit_digest;
+use strata_core::generation::{Generation, LayerSetEntry};
+use strata_core::manifest::{Entry, Kind, Manifest, Timestamp};
+use strata_core::metadata::{LayerKind, Metadata};
+use strata_core::report::{Report, ServingState};
+use strata_core::{Digest, GenerationId, MacAddr, RepositoryName};
+use strata_store::{Store, VaTarget};
+
+use crate::fixture::{Mount, PROGRAM, read, wait_for};
+
+struct Va {
+    mount: Mount,
+    store: Store,
+}
+
+fn mac() -> MacAddr {
+    "52:54:00:12:34:56".parse().expect("a MAC address")
+}
+
+fn entry(path: &str, kind: Kind) -> Entry {
+    let mode = if kind == Kind::Directory { 0o755 } else { 0o644 };
+    Entry {
+        path: path.into(),
+        kind,
+        mode,
+        uid: 0,
+        gid: 0,
+        mtime: Timestamp::default(),
+        link_count: 1,
+        xattrs: Default::default(),
+    }
+}
+
+impl Va {
+    fn new() -> Va {
+        let mount = Mount::new();
+        let store = Store::init(&mount.directory.path().join("store")).expect("a new store");
+        Va { mount, store }
+    }
+
+    /// Publishes `main/<layer> <version>` with one file, and its set entry.
+    fn unit(&self, layer: &str, version: &str, path: &str, content: &str) -> LayerSetEntry {
+        let repository = RepositoryName::new("main").expect("a name");
+        let staged = self.store.stage_unit(&repository).expect("staged");
+        std::fs::write(staged.filesystem().join(path), content).expect("written");
+        let kind =
+            Kind::Regular { size: content.len() as u64, digest: Digest::of(content.as_bytes()) };
+        let manifest = Manifest::new(vec![entry("", Kind::Directory), entry(path, kind)]);
+        let manifest = manifest.expect("a tree");
+        let (layer, version) =
+            (layer.parse().expect("a name"), version.parse().expect("a version"));
+        let metadata = Metadata::new(layer, version, LayerKind::Software);
+        let digest = unit_digest(&metadata, &manifest.print(), &Default::default());
+        let set_entry = LayerSetEntry {
+            kind: LayerKind::Software,
+            repository: repository.clone(),
+            layer: metadata.layer.clone(),
+            version: metadata.version.clone(),
+            digest,
+        };
+        let mut writer = self.store.write_repository(&repository).expect("locked");
+        writer.publish(staged, metadata, &manifest).expect("published");
+        writer.commit().expect("committed");
+        set_entry
+    }
+
+    fn roll_out(&self, layers: Vec<LayerSetEntry>) -> GenerationId {
+        let composition: strata_core::CompositionName = "web".parse().expect("a name");
+        let ldf = layers.iter().map(|entry| format!("{entry}\n")).collect();
+        let generation = Generation::new(composition.clone(), layers, ldf).expect("a set");
+        let (id, _) = self.store.seal_generation(&generation, "test").expect("sealed");
+        let ring = "all".parse().expect("a name");
+        self.store.move_ring(&composition, &ring, &id).expect("moved");
+        if self.store.va_target(mac()).expect("read").is_none() {
+            let target = VaTarget::Ring { composition, ring };
+            self.store.claim_va(mac(), &target).expect("claimed");
+        }
+        id
+    }
+
+    fn mount(&self) {
+        let done = Command::new(PROGRAM)
+            .args(["mount", "--va", &mac().to_string(), "--poll-ms", "20", "--store"])
+            .arg(self.store.root())
+            .arg("--private")
+            .arg(self.mount.private())
+            .arg(self.path(""))
+            .output()
+            .expect("the program runs");
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    }
+
+    fn path(&self, below: &str) -> PathBuf {
+        self.mount.path(below)
+    }
+
+    fn report(&self) -> Option<Report> {
+        self.store.report(mac()).expect("readable")
+    }
+
+    fn generation_attribute(&self) -> String {
+        let mut value = [0; 128];
+        let length = rustix::fs::getxattr(self.path(""), "user.strata.generation", &mut value[..])
+            .expect("the root answers");
+        String::from_utf8(value[..length].to_vec()).expect("digits")
+    }
+}
+
+#[test]
+fn a_mounted_va_follows_its_link_and_reports() {
+    let va = Va::new();
+    let library = va.unit("library", "1", "lib", "one");
+    let program = va.unit("program", "1", "prog", "program");
+    let first = va.roll_out(vec![library, program.clone()]);
+    va.mount();
+    assert_eq!(read(va.path("lib")), "one");
+    assert_eq!(va.generation_attribute(), first.to_string());
+    let newer = va.unit("library", "2", "lib", "two");
+    let second = va.roll_out(vec![newer, program]);
+    wait_for("the swap", || va.generation_attribute() == second.to_string());
+    wait_for("the new bytes", || read(va.path("lib")) == "two");
+    wait_for("the report", || va.report().is_some_and(|r| r.generation == Some(second)));
+    let report = va.report().expect("written");
+    assert_eq!((report.state, report.layers, report.swaps), (ServingState::Serving, 2, 1));
+    va.mount.unmount();
+    wait_for("the last report", || {
+        va.report().is_some_and(|report| report.state == ServingState::Stopped)
+    });
+}
+
+#[test]
+fn a_damaged_layer_refuses_the_swap_and_the_report_says_why() {
+    let va = Va::new();
+    let library = va.unit("library", "1", "lib", "one");
+    let first = va.roll_out(vec![library]);
+    va.mount();
+    let newer = va.unit("library", "2", "lib", "two");
+    let manifest =
+        va.store.unit_path(&newer.repository, &newer.layer, &newer.version).join("manifest");
+    let text = read(&manifest);
+    std::fs::write(&manifest, text.replace("644", "600")).expect("damaged");
+    let second = va.roll_out(vec![newer]);
+    wait_for("the refusal", || va.report().is_some_and(|report| report.error.is_some()));
+    let report = va.report().expect("written");
+    assert_eq!((report.generation, report.desired), (Some(first), Some(second)));
+    assert_eq!(read(va.path("lib")), "one", "the old set stays");
+    std::fs::write(&manifest, text).expect("mended");
+    wait_for("the swap after the repair", || read(va.path("lib")) == "two");
+}
+
+#[test]
+fn another_vas_private_directory_is_refused() {
+    let va = Va::new();
+    let library = va.unit("library", "1", "lib", "one");
+    va.roll_out(vec![library]);
+    std::fs::create_dir(va.mount.private()).expect("made");
+    std::fs::write(va.mount.private().join("format"), "strata-private 1\n").expect("written");
+    std::fs::write(va.mount.private().join("owner"), "52:54:00:00:00:01\n").expect("written");
+    let text = |path: &Path| path.display().to_string();
+    let done = va.mount.run(&[
+        "mount",
+        "--va",
+        &mac().to_string(),
+        "--store",
+        &text(va.store.root()),
+        "--private",
+        &text(&va.mount.private()),
+        &text(&va.path("")),
+    ]);
+    assert_eq!(done.status.code(), Some(2));
+    let error = String::from_utf8_lossy(&done.stderr).into_owned();
+    assert!(error.contains("belongs to 52:54:00:00:00:01"), "{error}");
+    assert_eq!(va.report().map(|report| report.state), Some(ServingState::Failed));
+}
