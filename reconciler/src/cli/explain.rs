@@ -1,23 +1,20 @@
 //! `strata va explain`: why a VA is on its layer set, from the commit to the mount.
 
 use std::fmt::Write as _;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::SystemTime;
 
 use clap::Args;
 use serde::Serialize;
 use strata_core::generation::LayerSetEntry;
 use strata_core::status::{Age, ReportView, VaStatus, va_status};
 use strata_core::{GenerationId, VaName};
-use strata_machine::Machines;
+use strata_machine::{Machines, VaRecord};
 use strata_store::{Store, VaTarget};
 
 use super::status::reconciler_text;
 use super::{Failure, Outcome, OutputArgs, OutputFormat, StoreArgs, print_bytes, print_json};
 use crate::fleet::{MachineView, Observer, report_view};
 use crate::state::ReconcileState;
-
-/// How long a VLFS may take to say its generation.
-const ANSWER: Duration = Duration::from_secs(2);
 
 /// Explain why a VA is on its layer set, as a chain from the commit to the mount
 #[derive(Debug, Args)]
@@ -123,16 +120,9 @@ fn explain(store: &Store, name: &VaName) -> Result<Explanation, Failure> {
 }
 
 /// Asks the mounted file system itself.
-fn ask(machines: &Machines<'_>, record: &strata_machine::VaRecord) -> Result<String, String> {
+fn ask(machines: &Machines<'_>, record: &VaRecord) -> Result<String, String> {
     let observed = machines.observe(record).map_err(|error| error.to_string())?;
-    let mount = observed.mount.ok_or("it is not mounted on this host")?;
-    if observed.daemon_frozen {
-        return Err("it is suspended".to_owned());
-    }
-    let answer = strata_machine::ask(mount.device, "status", Instant::now() + ANSWER)
-        .map_err(|error| error.to_string())?;
-    let generation = answer["generation"].as_str();
-    generation.map(str::to_owned).ok_or_else(|| "it names no generation".to_owned())
+    super::va::active(&observed)
 }
 
 fn text(explanation: &Explanation) -> String {
@@ -166,7 +156,7 @@ fn text(explanation: &Explanation) -> String {
         "VLFS",
         match &explanation.asked {
             Answer::Serves(generation) => format!("serves {generation}, asked just now"),
-            Answer::NotAsked(why) => format!("could not be asked: {why}"),
+            Answer::NotAsked(why) => format!("not asked: {why}"),
         },
     );
     let age = status.report_age_ms.map(|age| format!("{} ago", Age(age)));

@@ -112,18 +112,27 @@ fn text(report: &PassReport) -> String {
         PassResult::Applied | PassResult::Refused => {
             let rings = count(report, |action| matches!(action, Action::MoveRing { .. }));
             let sealed = count(report, |action| matches!(action, Action::SealGeneration { .. }));
-            let renames = report.renames;
             writeln!(
                 text,
-                "{commit} applied: {sealed} generations sealed, {rings} ring links moved, {renames} renames ({took:.0} ms)"
+                "{commit} applied: {} sealed, {} moved, {} ({took:.0} ms)",
+                quantity(sealed, "generation"),
+                quantity(rings, "ring link"),
+                quantity(report.renames, "rename")
             )
         }
     };
     text
 }
 
-fn count(report: &PassReport, which: impl Fn(&Action) -> bool) -> usize {
-    report.actions.iter().filter(|action| which(action)).count()
+fn quantity(count: impl Into<u64>, unit: &str) -> String {
+    match count.into() {
+        1 => format!("1 {unit}"),
+        count => format!("{count} {unit}s"),
+    }
+}
+
+fn count(report: &PassReport, which: impl Fn(&Action) -> bool) -> u64 {
+    report.actions.iter().filter(|action| which(action)).count() as u64
 }
 
 /// One line a layer, composition or VA; a composition's rings stand together.

@@ -5,6 +5,8 @@ mod lifecycle;
 mod provision;
 mod show;
 
+pub(super) use show::active;
+
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
