@@ -12,7 +12,7 @@ use std::sync::Arc;
 use proptest::prelude::*;
 use rustix::fs::FileType;
 use strata_vlfs::layer::Layer;
-use strata_vlfs::private::{Owner, Private};
+use strata_vlfs::private::{Owner, Private, PrivateError};
 use strata_vlfs::set;
 use strata_vlfs::vfs::file::OpenMode;
 use strata_vlfs::vfs::{Caller, Errno, SetInfo, Vfs, rename};
@@ -274,7 +274,16 @@ impl Real {
     fn mount(&mut self, set: &[usize]) {
         self.vfs = None;
         let private: &Path = &self.directory.path().join("private");
-        let private = Private::open(private, &Owner::AdHoc).expect("opened");
+        // A child that another test forks holds a copy of the lock until it starts.
+        let start = std::time::Instant::now();
+        let private = loop {
+            match Private::open(private, &Owner::AdHoc) {
+                Err(PrivateError::Locked(_)) if start.elapsed() < crate::fixture::DEADLINE => {
+                    std::thread::yield_now();
+                }
+                other => break other.expect("opened"),
+            }
+        };
         let vfs = Vfs::new(private, self.layers(set), SetInfo::default()).expect("composed");
         self.vfs = Some(vfs);
     }
