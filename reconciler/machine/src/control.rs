@@ -8,12 +8,12 @@ use std::time::Instant;
 use rustix::event::PollFlags;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
-use serde_json::{Value, json};
+use serde::Deserialize;
 
 use crate::wait;
 
 /// No answer is longer, in bytes.
-const ANSWER_BYTES: usize = 1 << 20;
+const ANSWER_BYTES: usize = 16 << 20;
 
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
@@ -21,21 +21,40 @@ pub enum ControlError {
     Deadline(PathBuf),
     #[error("cannot talk to the VLFS on {path}: {source}")]
     Io { path: PathBuf, source: io::Error },
-    #[error("the VLFS answered on {0} with what is no JSON object on one line")]
-    Answer(PathBuf),
+    #[error("the VLFS on {path} says: {message}")]
+    Refused { path: PathBuf, message: String },
+    #[error("the answer of the VLFS on {path} makes no sense: {source}")]
+    Answer { path: PathBuf, source: serde_json::Error },
 }
 
-/// Sends `{"command":…}` to the VLFS whose mount has the device number `device`
-/// and returns its answer, a JSON object.
+/// What a mounted VLFS says it serves; of its answer, what machines need.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Served {
+    pub generation: Option<String>,
+    /// What its link named when it last looked.
+    pub desired: Option<String>,
+    /// Why the last swap was refused.
+    pub error: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Answer {
+    Status(Served),
+    Error { message: String },
+}
+
+/// Asks the VLFS whose mount has the device number `device` what it serves.
 ///
 /// # Errors
 /// There is no such VLFS, or no answer by the deadline.
-pub fn ask(device: (u32, u32), command: &str, deadline: Instant) -> Result<Value, ControlError> {
+pub fn served(device: (u32, u32), deadline: Instant) -> Result<Served, ControlError> {
     let path = PathBuf::from(format!("/run/strata/vlfs/{}-{}.sock", device.0, device.1));
-    match converse(&path, &format!("{}\n", json!({ "command": command })), deadline) {
+    match converse(&path, "{\"command\":\"status\"}\n", deadline) {
         Ok(Some(answer)) => match serde_json::from_slice(&answer) {
-            Ok(value @ Value::Object(_)) => Ok(value),
-            Ok(_) | Err(_) => Err(ControlError::Answer(path)),
+            Ok(Answer::Status(served)) => Ok(served),
+            Ok(Answer::Error { message }) => Err(ControlError::Refused { path, message }),
+            Err(source) => Err(ControlError::Answer { path, source }),
         },
         Ok(None) => Err(ControlError::Deadline(path)),
         Err(source) => Err(ControlError::Io { path, source }),

@@ -27,7 +27,7 @@ mod provision;
 mod record;
 mod wait;
 
-pub use control::{ControlError, ask};
+pub use control::{ControlError, Served, served};
 pub use error::MachineError;
 pub use machines::{ExecCommand, Machines, Observation, Programs, StartRequest};
 pub use mounts::Mount;

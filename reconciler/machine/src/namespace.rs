@@ -258,12 +258,15 @@ impl<'a> NamespaceVa<'a> {
         else {
             return Ok(());
         };
+        let desired = desired.to_string();
         let deadline = Instant::now() + SWAP_DEADLINE;
         let served = wait::until(deadline, || -> Result<bool, MachineError> {
-            match control::ask(mount.device, "status", deadline) {
-                // A refused swap will not come; the report says why.
-                Ok(status) => {
-                    Ok(status["generation"] == desired.to_string() || status["error"].is_string())
+            match control::served(mount.device, deadline) {
+                Ok(served) => {
+                    let looked = served.desired.as_ref() == Some(&desired);
+                    // A refused swap will not come; the report says why.
+                    let refused = looked && served.error.is_some();
+                    Ok(served.generation.as_ref() == Some(&desired) || refused)
                 }
                 Err(error) => {
                     tracing::debug!(va = %self.record.name, %error, "the VLFS does not say its generation");

@@ -190,10 +190,9 @@ pub(in crate::cli) fn active(observed: &Observation) -> Result<String, String> {
     if observed.daemon_frozen {
         return Err("the VLFS is suspended".to_owned());
     }
-    let answer = strata_machine::ask(mount.device, "status", Instant::now() + ANSWER)
-        .map_err(|error: ControlError| error.to_string())?;
-    let generation = answer["generation"].as_str();
-    generation.map(str::to_owned).ok_or_else(|| "the VLFS names no generation".to_owned())
+    let served = strata_machine::served(mount.device, Instant::now() + ANSWER);
+    let served = served.map_err(|error: ControlError| error.to_string())?;
+    served.generation.ok_or_else(|| "the VLFS names no generation".to_owned())
 }
 
 fn describe(status: &Status) -> String {

@@ -1,0 +1,155 @@
+//! A VA on its real VLFS, by the commands an operator has: what runs goes on
+//! while its layers change, what is suspended takes the change when it is resumed
+//! (§4.4), and nothing is left when it has stopped.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use strata_core::generation::{Generation, LayerSetEntry};
+use strata_core::{
+    CompositionName, GenerationId, LayerName, LayerVersion, RepositoryName, RingName,
+};
+use strata_store::Store;
+use strata_tests::{Finished, Workspace, finish, leaks, wait_until};
+
+const DEADLINE: Duration = Duration::from_secs(10);
+
+fn va(workspace: &Workspace, arguments: &[&str]) -> Finished {
+    finish(workspace.strata().arg("va").args(arguments))
+}
+
+fn sh(workspace: &Workspace, script: &str) -> Finished {
+    va(workspace, &["exec", "web", "--", "sh", "-c", script])
+}
+
+fn status(workspace: &Workspace) -> serde_json::Value {
+    let text = va(workspace, &["status", "web", "--output", "json"]).ok();
+    serde_json::from_str(&text).expect("JSON")
+}
+
+/// A layer with a shell and a few programs of the host, and `etc/version`.
+fn build_tiny(workspace: &Workspace, version: &str) {
+    let root = workspace.write(format!("tiny-{version}"), &[("etc/version", version)]);
+    for name in ["usr/bin", "proc", "sys", "dev", "run", "tmp"] {
+        fs::create_dir_all(root.join(name)).expect("made");
+    }
+    for name in ["sh", "cat", "sleep"] {
+        let program = Path::new("/usr/bin").join(name);
+        fs::copy(&program, root.join("usr/bin").join(name)).expect("copied");
+        for word in finish(Command::new("ldd").arg(&program)).ok().split_whitespace() {
+            if let Some(path) = word.strip_prefix('/') {
+                let target = root.join("usr").join(path);
+                fs::create_dir_all(target.parent().expect("a parent")).expect("made");
+                fs::copy(word, target).expect("copied");
+            }
+        }
+    }
+    for name in ["bin", "lib", "lib64"] {
+        fs::create_dir_all(root.join("usr").join(name)).expect("made");
+        std::os::unix::fs::symlink(format!("usr/{name}"), root.join(name)).expect("linked");
+    }
+    let mut command = workspace.strata();
+    command.args(["layer", "build", "--repo", "main", "--name", "tiny", "--version", version]);
+    finish(command.arg("--root").arg(root)).ok();
+}
+
+/// Rolls a version out, as the reconciler does.
+fn roll_out(workspace: &Workspace, version: &str) -> GenerationId {
+    let store = Store::open(&workspace.store()).expect("a store");
+    let repository = RepositoryName::new("main").expect("valid");
+    let layer = LayerName::new("tiny").expect("valid");
+    let version = LayerVersion::new(version).expect("valid");
+    let database = store.database(&repository).expect("a database");
+    let unit = database.get(&layer, &version).expect("it was built");
+    let (kind, digest) = (unit.metadata.kind, unit.digest);
+    let ldf = format!("main/tiny {version}\n");
+    let entry = LayerSetEntry { kind, repository, layer, version, digest };
+    let web = CompositionName::new("web").expect("valid");
+    let generation = Generation::new(web.clone(), vec![entry], ldf).expect("one layer");
+    let (id, _) = store.seal_generation(&generation, "test").expect("sealed");
+    store.move_ring(&web, &RingName::new("everyone").expect("valid"), &id).expect("moved");
+    id
+}
+
+#[test]
+fn a_va_takes_updates_running_and_suspended() {
+    let workspace = Workspace::new("machines");
+    workspace.init_store();
+    build_tiny(&workspace, "1");
+    build_tiny(&workspace, "2");
+    let first = roll_out(&workspace, "1").to_string();
+    va(&workspace, &["provision", "--template", "web", "web"]).ok();
+    va(&workspace, &["start", "web"]).ok();
+    assert_eq!(sh(&workspace, "cat /etc/version").ok(), "1");
+    assert_eq!(status(&workspace)["active"], first);
+    assert_eq!(sh(&workspace, "exit 42").code, 42);
+
+    // Running: served within a second, without a restart, what was written kept.
+    sh(&workspace, "echo kept >/etc/mine; sleep 1000 >/run/log 2>&1 &").ok();
+    let init = status(&workspace)["init"].clone();
+    let second = roll_out(&workspace, "2").to_string();
+    let began = Instant::now();
+    wait_until("the new version is served", DEADLINE, || {
+        sh(&workspace, "cat /etc/version").stdout == "2"
+    });
+    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+    assert_eq!(status(&workspace)["init"], init);
+    assert_eq!(status(&workspace)["active"], second);
+
+    // Suspended: its link says the new generation, it itself does when resumed.
+    va(&workspace, &["suspend", "web"]).ok();
+    roll_out(&workspace, "1");
+    let suspended = status(&workspace);
+    assert_eq!(suspended["state"], "suspended");
+    assert_eq!((&suspended["desired"], &suspended["active"]), (&first.clone().into(), &().into()));
+    assert_eq!(sh(&workspace, "true").code, 2);
+    let began = Instant::now();
+    va(&workspace, &["resume", "web"]).ok();
+    assert_eq!(status(&workspace)["active"], first);
+    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+    assert_eq!(sh(&workspace, "cat /etc/version /etc/mine").ok(), "1kept\n");
+
+    va(&workspace, &["stop", "web"]).ok();
+    assert_eq!(leaks::everything(&workspace.path("")), [""; 0]);
+    // Stopped: composed afresh.
+    roll_out(&workspace, "2");
+    va(&workspace, &["start", "web"]).ok();
+    assert_eq!(sh(&workspace, "cat /etc/version /etc/mine").ok(), "2kept\n");
+    va(&workspace, &["stop", "web"]).ok();
+    va(&workspace, &["destroy", "--yes", "web"]).ok();
+    assert_eq!(va(&workspace, &["list", "--output", "json"]).ok().trim(), "[]");
+    workspace.finish();
+}
+
+#[test]
+fn whatever_is_killed_stop_cleans_up() {
+    let workspace = Workspace::new("killed");
+    workspace.init_store();
+    build_tiny(&workspace, "1");
+    roll_out(&workspace, "1");
+    va(&workspace, &["provision", "--template", "web", "web"]).ok();
+    for suspended in [false, true] {
+        for victims in [&["init"][..], &["vlfs"], &["vlfs", "init"]] {
+            let busy = "while :; do echo >/x; cat /etc/version >/y; done";
+            va(&workspace, &["start", "web", "--", "sh", "-c", busy]).ok();
+            if suspended {
+                va(&workspace, &["suspend", "web"]).ok();
+            }
+            let status = status(&workspace);
+            for victim in victims {
+                let pids = match *victim {
+                    "init" => status["init"].to_string(),
+                    _ => status["vlfs_processes"].to_string(),
+                };
+                let pids = pids.replace(['[', ']', ','], " ").replace('\n', " ");
+                finish(Command::new("kill").arg("-KILL").args(pids.split_whitespace())).ok();
+            }
+            va(&workspace, &["stop", "web", "--timeout", "2"]).ok();
+            let left = leaks::everything(&workspace.path(""));
+            assert_eq!(left, [""; 0], "{victims:?}, suspended: {suspended}");
+        }
+    }
+    workspace.finish();
+}
