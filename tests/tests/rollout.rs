@@ -208,7 +208,8 @@ fn the_private_layer_is_the_vas_own() {
 
     // §5.5: the copy survives the swap, the white-out of the replaced unit does not.
     fleet.merge("2");
-    let second = || serves(&changed) == fleet.desired("changed") && fleet.version("untouched") == "2";
+    let second =
+        || serves(&changed) == fleet.desired("changed") && fleet.version("untouched") == "2";
     wait_until("both VAs serve the new generation", PATIENCE, second);
     assert_eq!(fleet.version("changed"), "mine");
     assert!(changed.join("usr/share/same").exists());

@@ -80,7 +80,7 @@ pub struct Mount {
     #[arg(long, value_name = "FILE")]
     log: Option<PathBuf>,
     /// How often the VA's link is looked at, in milliseconds.
-    #[arg(long, default_value_t = 250, value_name = "MS", value_parser = clap::value_parser!(u64).range(10..))]
+    #[arg(long, default_value_t = 100, value_name = "MS", value_parser = clap::value_parser!(u64).range(10..))]
     poll_ms: u64,
     /// How often the report is written at least, in seconds.
     #[arg(long, default_value_t = 10, value_name = "S", value_parser = clap::value_parser!(u64).range(1..))]
