@@ -3,12 +3,15 @@
 
 use std::collections::BTreeSet;
 
+use strata_core::configuration::{Configuration, read_appliances};
 use strata_core::database::Database;
 use strata_core::deb822;
+use strata_core::diagnostic::Diagnostic;
 use strata_core::generation::Generation;
 use strata_core::ldf::{LayerLine, Ldf};
 use strata_core::manifest::Manifest;
 use strata_core::metadata::Metadata;
+use strata_core::modes;
 use strata_core::names::{LayerName, MacAddr, unit_directory};
 use strata_core::relation::{parse_dependencies, parse_relations, print_list};
 use strata_core::report::Report;
@@ -115,4 +118,40 @@ pub fn version(text: &[u8]) {
     assert_eq!(a.debian_cmp(&b), b.debian_cmp(&a).reverse());
     let layer = LayerName::new("x").expect("a name");
     assert_eq!(a == b, unit_directory(&layer, &a) == unit_directory(&layer, &b));
+}
+
+/// `strata.toml`: a fault names a line of the text, or the text as a whole.
+pub fn configuration(text: &[u8]) {
+    let (_, faults) = Configuration::read(text);
+    located(text, &faults);
+}
+
+/// `appliances.toml`, under the configuration of an empty `strata.toml`.
+pub fn appliances(text: &[u8]) {
+    let (configuration, _) = Configuration::read(b"");
+    let (appliances, faults) = read_appliances(text, &configuration);
+    located(text, &faults);
+    assert!(appliances.by_name.len() <= text.len());
+}
+
+/// `templates/<name>.modes`: no path leaves the template's root.
+pub fn modes(text: &[u8]) {
+    let (lines_by_path, faults) = modes::parse(text);
+    for fault in &faults {
+        assert!(fault.line as usize <= lines(text), "{fault}");
+    }
+    for path in lines_by_path.keys() {
+        let mut components = path.trim_end_matches('/').split('/');
+        assert!(components.all(|component| !matches!(component, "" | "." | "..")), "{path:?}");
+    }
+}
+
+fn located(text: &[u8], faults: &[Diagnostic]) {
+    for fault in faults {
+        assert!(fault.line as usize <= lines(text), "{fault}");
+    }
+}
+
+fn lines(text: &[u8]) -> usize {
+    text.iter().filter(|byte| **byte == b'\n').count() + 1
 }
