@@ -8,6 +8,9 @@ export CARGO_TERM_COLOR=never DEBIAN_FRONTEND=noninteractive
 export LC_ALL=C.UTF-8
 # A machine that builds once has no use for incremental state.
 [ -z "${CI:-}" ] || export CARGO_INCREMENTAL=0
+# rustup changes only the PATH of login shells.
+cargo_bin=${CARGO_HOME:-${HOME:-/root}/.cargo}/bin
+[ ! -d "$cargo_bin" ] || PATH="$cargo_bin:$PATH"
 
 target=${CARGO_TARGET_DIR:-target}
 ci_log="$target/ci"
@@ -20,6 +23,11 @@ cargo_fuzz_version=0.13.2
 # say TEXT: progress, on stderr.
 say() {
     printf '%s\n' "$*" >&2
+}
+
+# need_root: mounts, namespaces and owners of files.
+need_root() {
+    [ "$(id -u)" = 0 ] || fail "mounts and namespaces need root" "sudo $0"
 }
 
 # fail WHAT HINT: the style of every error of Strata, then exit 2.
@@ -58,7 +66,6 @@ need_packages() {
 # need_rust: cargo, rustfmt and clippy of at least the workspace's rust-version.
 need_rust() {
     local wanted found
-    [ -n "${CARGO_HOME:-}" ] || [ ! -d "$HOME/.cargo/bin" ] || PATH="$HOME/.cargo/bin:$PATH"
     command -v cargo >/dev/null || fail "there is no cargo" "install Rust with rustup"
     wanted=$(sed -n 's/^rust-version = "\(.*\)"$/\1/p' Cargo.toml)
     found=$(rustc --version | cut -d' ' -f2)
@@ -70,7 +77,7 @@ need_rust() {
 
 # need_kernel: what mounting and namespaces need. Names the command that mends it.
 need_kernel() {
-    [ "$(id -u)" = 0 ] || fail "mounts and namespaces need root" "sudo $0"
+    need_root
     [ -c /dev/fuse ] && : 2>/dev/null <>/dev/fuse \
         || fail "/dev/fuse cannot be opened" "modprobe fuse; mknod /dev/fuse c 10 229"
     local cgroups
