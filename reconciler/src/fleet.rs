@@ -17,23 +17,34 @@ pub struct MachineView {
     pub run_state: Option<RunState>,
 }
 
-/// All VAs of the store, in the order of their names; those without one last.
+/// The VAs of a store.
+#[derive(Debug)]
+pub struct Fleet {
+    /// In the order of their names; those without one last.
+    pub vas: Vec<VaStatus>,
+    /// What stands where a VA's link should and is none that Strata made.
+    pub damage: Vec<String>,
+}
+
+/// All VAs of the store.
 ///
 /// # Errors
 /// The store or its machines cannot be read.
-pub fn statuses(store: &Store) -> Result<Vec<VaStatus>, FleetError> {
+pub fn fleet(store: &Store) -> Result<Fleet, FleetError> {
     let machines = machines(store)?;
     let mut observer = Observer::new(store);
-    let mut statuses = Vec::new();
-    for (mac, target) in store.va_links()? {
+    let links = store.va_links()?;
+    let mut vas = Vec::new();
+    for (mac, target) in links.targets {
         let observed = observer.observe(mac, target, machines.get(&mac))?;
-        statuses.push(va_status(&observed));
+        vas.push(va_status(&observed));
     }
-    statuses.sort_by(|a, b| {
+    vas.sort_by(|a, b| {
         let key = |status: &VaStatus| (status.name.is_none(), status.name.clone(), status.mac);
         key(a).cmp(&key(b))
     });
-    Ok(statuses)
+    let damage = links.foreign.iter().map(StoreError::to_string).collect();
+    Ok(Fleet { vas, damage })
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -139,8 +150,14 @@ impl<'s> Observer<'s> {
         if let Some(view) = self.rings.get(&key) {
             return Ok(*view);
         }
-        let view =
-            (self.store.ring(composition, ring)?, self.store.ring_moved_at(composition, ring)?);
+        let generation = match self.store.ring(composition, ring) {
+            Err(error) if error.is_foreign_link() => {
+                tracing::warn!(%error, "the ring counts as one without a generation");
+                None
+            }
+            generation => generation?,
+        };
+        let view = (generation, self.store.ring_moved_at(composition, ring)?);
         self.rings.insert(key, view);
         Ok(view)
     }

@@ -445,8 +445,15 @@ fn observe(store: &Store, desired: &Desired) -> Result<Observed, PassError> {
     let ids = desired.compositions.values();
     observed.generations.extend(ids.filter(|id| store.has_generation(id)));
     for mac in desired.appliances.keys() {
-        if let Some(target) = store.va_target(*mac)? {
-            observed.va_links.insert(*mac, target);
+        match store.va_target(*mac) {
+            Ok(Some(target)) => {
+                observed.va_links.insert(*mac, target);
+            }
+            Ok(None) => {}
+            Err(error) if error.is_foreign_link() => {
+                observed.foreign_va_links.insert(*mac);
+            }
+            Err(error) => return Err(error.into()),
         }
     }
     Ok(observed)

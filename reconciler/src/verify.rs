@@ -100,7 +100,7 @@ impl Verifier {
             return Ok(());
         }
         let mut members: BTreeMap<_, Vec<MacAddr>> = BTreeMap::new();
-        for (mac, target) in self.store.va_links()? {
+        for (mac, target) in self.store.va_links()?.targets {
             if let VaTarget::Ring { composition, ring } = target {
                 members.entry((composition, ring)).or_default().push(mac);
             }
@@ -152,7 +152,7 @@ impl Verifier {
             budget -= count;
             // Those looked at go to the end, so that all have their turn.
             for mac in rollout.waiting.drain(..count).collect::<Vec<_>>() {
-                let still = store.va_target(mac)?.filter(|target| {
+                let still = va_target(&store, mac)?.filter(|target| {
                     matches!(target, VaTarget::Ring { composition: c, ring: r } if c == composition && r == ring)
                 });
                 let Some(target) = still else { continue };
@@ -189,13 +189,13 @@ impl Verifier {
                 return Ok(());
             }
             self.round.begun = Some(Instant::now());
-            self.round.left = self.store.va_links()?.into_keys().collect();
+            self.round.left = self.store.va_links()?.targets.into_keys().collect();
         }
         let store = self.store.clone();
         let mut observer = Observer::new(&store);
         let from = self.round.left.len().saturating_sub(REPORTS);
         for mac in self.round.left.split_off(from) {
-            let Some(target) = store.va_target(mac)? else {
+            let Some(target) = va_target(&store, mac)? else {
                 self.round.troubled.remove(&mac);
                 continue;
             };
@@ -203,6 +203,15 @@ impl Verifier {
             self.round.note(va_status(&observed), events);
         }
         Ok(())
+    }
+}
+
+/// A VA's link; one that somebody else made counts as none, and `strata status`
+/// names it.
+fn va_target(store: &Store, mac: MacAddr) -> Result<Option<VaTarget>, StoreError> {
+    match store.va_target(mac) {
+        Err(error) if error.is_foreign_link() => Ok(None),
+        target => target,
     }
 }
 

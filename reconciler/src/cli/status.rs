@@ -49,6 +49,8 @@ struct Report {
     reconciler: Option<ReconcileState>,
     conditions: Vec<Condition>,
     summary: Summary,
+    /// Links of VAs that cannot be followed; these VAs are not among `vas`.
+    damage: Vec<String>,
     vas: Vec<VaStatus>,
     /// How many VAs the limit left out of `vas`.
     omitted: usize,
@@ -59,7 +61,7 @@ struct Report {
 pub fn run(args: &StatusArgs) -> Result<Outcome, Failure> {
     let store = args.store.open()?;
     let reconciler = ReconcileState::read(&store)?;
-    let mut vas = fleet::statuses(&store)?;
+    let fleet::Fleet { mut vas, damage } = fleet::fleet(&store)?;
     vas.retain(|va| {
         args.template.as_ref().is_none_or(|template| va.composition == *template)
             && args.ring.as_ref().is_none_or(|ring| va.ring.as_ref() == Some(ring))
@@ -76,16 +78,20 @@ pub fn run(args: &StatusArgs) -> Result<Outcome, Failure> {
         vas.truncate(limit);
     }
     let conditions = reconciler.iter().flat_map(ReconcileState::conditions).collect();
-    let report = Report { version: VERSION, reconciler, conditions, summary, vas, omitted };
+    let report = Report { version: VERSION, reconciler, conditions, summary, damage, vas, omitted };
     match args.output.output {
         OutputFormat::Json => print_json(&report)?,
         OutputFormat::Text => print_bytes(text(&report).as_bytes())?,
     }
-    Ok(if report.summary.all_in_sync() { Outcome::Done } else { Outcome::Difference })
+    let good = report.summary.all_in_sync() && report.damage.is_empty();
+    Ok(if good { Outcome::Done } else { Outcome::Difference })
 }
 
 fn text(report: &Report) -> String {
     let mut text = reconciler_text(report.reconciler.as_ref());
+    for damage in &report.damage {
+        let _infallible = writeln!(text, "damaged  {damage}");
+    }
     let _infallible = writeln!(text, "{}", summary_text(&report.summary));
     if !report.vas.is_empty() {
         text.push('\n');

@@ -211,3 +211,33 @@ fn the_state_names_the_commit_and_the_conditions() {
     assert_eq!(state.applied.as_ref().expect("applied").commit, world.head());
     assert!(state.conditions()[0].status, "{:?}", state.conditions());
 }
+
+/// Somebody's hand in one link does not stop the fleet: a ring's is made anew, a
+/// VA's is named and left.
+#[test]
+fn one_link_that_strata_did_not_make_stops_nobody_else() {
+    let world = World::new();
+    let text = format!("[[appliance]]\nname = \"web-1\"\nmac = \"{}\"\nldf = \"web\"\n", mac(1));
+    world.write("appliances.toml", &text);
+    world.push("a declared VA");
+    world.once();
+    let rings = world.rings();
+    world.claim("web", "everyone", 2..3);
+    let va = world.store.root().join(format!("va/{}", mac(1)));
+    std::fs::remove_file(&va).expect("removed");
+    std::os::unix::fs::symlink("/nowhere", &va).expect("linked");
+    let hand_made = world.store.root().join("rings/web/everyone");
+    for target in ["/etc", "../../generations/x"] {
+        std::fs::remove_file(&hand_made).expect("removed");
+        std::os::unix::fs::symlink(target, &hand_made).expect("linked");
+        let fleet = strata::fleet::fleet(&world.store).expect("readable");
+        assert_eq!((fleet.vas.len(), fleet.damage.len()), (1, 1), "{fleet:?}");
+        let report = world.once();
+        assert_eq!(world.rings(), rings);
+        assert!(matches!(report.notes.as_slice(), [Note::ForeignLink { .. }]), "{report:?}");
+    }
+    std::fs::remove_file(&hand_made).expect("removed");
+    std::fs::write(&hand_made, "not a link").expect("written");
+    world.once();
+    assert_eq!(world.rings(), rings);
+}

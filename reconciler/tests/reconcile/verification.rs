@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use strata::fleet::statuses;
+use strata::fleet::fleet;
 use strata::verify::{Event, Verifier};
 use strata_core::report::{Report, ServingState};
 use strata_core::status::{Summary, SyncState};
@@ -72,7 +72,7 @@ fn lies_and_floods_make_a_va_unknown_and_disturb_no_other() {
     let other = report(mac(9), generation).print();
     std::fs::write(reports.join(mac(2).to_string()), other).expect("written");
     std::fs::create_dir(reports.join(mac(3).to_string())).expect("made");
-    let statuses = statuses(&world.store).expect("readable");
+    let statuses = fleet(&world.store).expect("readable").vas;
     let states: BTreeMap<_, _> = statuses.iter().map(|va| (va.mac, va.state)).collect();
     let expected = [SyncState::InSync, SyncState::Unknown, SyncState::Unknown, SyncState::Unknown];
     for (number, expected) in (0..).zip(expected) {
@@ -97,7 +97,7 @@ fn a_report_is_as_old_as_the_older_of_its_two_clocks_says() {
     std::fs::File::open(world.store.reports().join(mac(1).to_string()))
         .and_then(|file| file.set_modified(hour_ago))
         .expect("set back");
-    for va in statuses(&world.store).expect("readable") {
+    for va in fleet(&world.store).expect("readable").vas {
         assert_eq!(va.state, SyncState::Unknown, "{va:?}");
     }
 }

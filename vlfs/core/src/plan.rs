@@ -46,6 +46,8 @@ pub struct Observed {
     pub generations: BTreeSet<GenerationId>,
     pub rings: BTreeMap<(CompositionName, RingName), GenerationId>,
     pub va_links: BTreeMap<MacAddr, VaTarget>,
+    /// Addresses where something stands that Strata did not put there.
+    pub foreign_va_links: BTreeSet<MacAddr>,
 }
 
 /// One step. Each is atomic, and harmless when taken twice.
@@ -83,6 +85,8 @@ pub enum Note {
     RingGone { composition: CompositionName, ring: RingName },
     /// A declared VA is pinned by hand; its link stays.
     Pinned { name: VaName, generation: GenerationId },
+    /// What stands in the place of a declared VA's link was put there by hand.
+    ForeignLink { name: VaName, mac: MacAddr },
 }
 
 impl fmt::Display for Note {
@@ -97,6 +101,10 @@ impl fmt::Display for Note {
             Note::Pinned { name, generation } => {
                 write!(f, "{name} is pinned to {}; its link stays", generation.short())
             }
+            Note::ForeignLink { name, mac } => write!(
+                f,
+                "{name} does not follow the commit: va/{mac} is no link that Strata made; remove it"
+            ),
         }
     }
 }
@@ -171,6 +179,10 @@ fn plan_appliances(desired: &Desired, observed: &Observed, plan: &mut Plan) {
         let DeclaredVa { name, composition, ring } = declared;
         let to = VaTarget::Ring { composition: composition.clone(), ring: ring.clone() };
         let name = name.clone();
+        if observed.foreign_va_links.contains(mac) {
+            plan.notes.push(Note::ForeignLink { name, mac: *mac });
+            continue;
+        }
         match observed.va_links.get(mac) {
             Some(VaTarget::Pinned { generation, .. }) => {
                 plan.notes.push(Note::Pinned { name, generation: *generation });
@@ -345,5 +357,10 @@ mod tests {
         let plan = plan(&desired(), &observed);
         assert!(plan.is_empty());
         assert!(matches!(plan.notes.as_slice(), [Note::Pinned { .. }]));
+        observed.va_links.clear();
+        observed.foreign_va_links.insert(mac);
+        let plan = super::plan(&desired(), &observed);
+        assert!(plan.is_empty());
+        assert!(matches!(plan.notes.as_slice(), [Note::ForeignLink { .. }]));
     }
 }

@@ -58,10 +58,19 @@ pub enum StoreError {
     NoGeneration(GenerationId),
     #[error("{path} is no link that Strata made: it points to {target}")]
     ForeignLink { path: PathBuf, target: PathBuf },
+    #[error("{0} is no symbolic link, which only Strata puts there")]
+    NotALink(PathBuf),
     #[error("the MAC address {0} belongs to another VA already")]
     MacTaken(MacAddr),
     #[error("{0} is locked by another process")]
     Locked(PathBuf),
+}
+
+impl StoreError {
+    /// Whether what stands in the place of a link was put there by somebody else.
+    pub fn is_foreign_link(&self) -> bool {
+        matches!(self, StoreError::ForeignLink { .. } | StoreError::NotALink(_))
+    }
 }
 
 /// Names the action and the path that an I/O error belongs to.

@@ -32,6 +32,7 @@ mod repository;
 mod store;
 
 pub use error::StoreError;
+pub use links::VaLinks;
 pub use read::read_limited;
 pub use reports::{ObservedReport, write_report};
 pub use repository::{

@@ -11,6 +11,24 @@ use crate::error::{Context, StoreError};
 use crate::read::{names_in, optional};
 use crate::store::Store;
 
+/// All VA links of a store.
+#[derive(Debug, Default)]
+pub struct VaLinks {
+    pub targets: BTreeMap<MacAddr, VaTarget>,
+    /// What stands where a VA's link should, put there by somebody else.
+    pub foreign: Vec<StoreError>,
+}
+
+/// The target of a link; `None` where nothing stands.
+fn link_target(path: &Path) -> Result<Option<PathBuf>, StoreError> {
+    match std::fs::read_link(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::InvalidInput => {
+            Err(StoreError::NotALink(path.to_owned()))
+        }
+        target => optional(target.at("read the link", path)),
+    }
+}
+
 impl Store {
     fn ring_path(&self, composition: &CompositionName, ring: &RingName) -> PathBuf {
         self.root().join("rings").join(composition).join(ring)
@@ -31,9 +49,7 @@ impl Store {
         ring: &RingName,
     ) -> Result<Option<GenerationId>, StoreError> {
         let path = self.ring_path(composition, ring);
-        let Some(target) = optional(std::fs::read_link(&path).at("read the link", &path))? else {
-            return Ok(None);
-        };
+        let Some(target) = link_target(&path)? else { return Ok(None) };
         let id = target.strip_prefix("../../generations").ok().and_then(|id| id.to_str());
         match id.and_then(|id| id.parse().ok()) {
             Some(id) => Ok(Some(id)),
@@ -56,23 +72,46 @@ impl Store {
         optional(modified.at("stat", &path))
     }
 
-    /// All ring links.
+    /// All ring links. What somebody else put in the place of one is told in the
+    /// log and counts as no link: one bad ring must not hide the others.
     ///
     /// # Errors
-    /// A directory cannot be listed, or a link is none that Strata made.
+    /// A directory cannot be listed, or a link cannot be read.
     pub fn rings(&self) -> Result<BTreeMap<(CompositionName, RingName), GenerationId>, StoreError> {
-        let parent = self.root().join("rings");
         let mut rings = BTreeMap::new();
-        for name in names_in(&parent)? {
-            let Ok(composition) = CompositionName::new(name.as_str()) else { continue };
-            for ring in names_in(&parent.join(&name))? {
+        for directory in self.ring_directories()? {
+            let name = directory.file_name().unwrap_or_default().to_string_lossy();
+            let Ok(composition) = CompositionName::new(name.as_ref()) else { continue };
+            for ring in names_in(&directory)? {
                 let Ok(ring) = RingName::new(ring) else { continue };
-                if let Some(id) = self.ring(&composition, &ring)? {
-                    rings.insert((composition.clone(), ring), id);
+                match self.ring(&composition, &ring) {
+                    Ok(Some(id)) => {
+                        rings.insert((composition.clone(), ring), id);
+                    }
+                    Ok(None) => {}
+                    Err(error) if error.is_foreign_link() => {
+                        tracing::warn!(%error, "a ring's link is passed over");
+                    }
+                    Err(error) => return Err(error),
                 }
             }
         }
         Ok(rings)
+    }
+
+    /// The directories below `rings/`, one a composition.
+    pub(crate) fn ring_directories(&self) -> Result<Vec<PathBuf>, StoreError> {
+        let parent = self.root().join("rings");
+        let names = names_in(&parent)?;
+        let mut paths: Vec<_> = names.iter().map(|name| parent.join(name)).collect();
+        paths.retain(|path| {
+            let is_directory = path.symlink_metadata().is_ok_and(|metadata| metadata.is_dir());
+            if !is_directory {
+                tracing::warn!(path = %path.display(), "what is no directory is passed over");
+            }
+            is_directory
+        });
+        Ok(paths)
     }
 
     /// Moves a ring to a sealed generation: one `rename(2)` moves every VA that
@@ -107,19 +146,25 @@ impl Store {
         self.disk.remove_file(&self.ring_path(composition, ring))
     }
 
-    /// All VA links with their targets, by MAC address.
+    /// All VA links with their targets, by MAC address. One that somebody else
+    /// made does not hide the others.
     ///
     /// # Errors
-    /// The directory cannot be listed, or a link is none that Strata made.
-    pub fn va_links(&self) -> Result<BTreeMap<MacAddr, VaTarget>, StoreError> {
-        let mut links = BTreeMap::new();
+    /// The directory cannot be listed, or a link cannot be read.
+    pub fn va_links(&self) -> Result<VaLinks, StoreError> {
+        let mut links = VaLinks::default();
         for name in names_in(&self.root().join("va"))? {
             let Ok(mac) = name.parse() else {
                 tracing::warn!(name, "a name in va/ that is no MAC address is passed over");
                 continue;
             };
-            if let Some(target) = self.va_target(mac)? {
-                links.insert(mac, target);
+            match self.va_target(mac) {
+                Ok(Some(target)) => {
+                    links.targets.insert(mac, target);
+                }
+                Ok(None) => {}
+                Err(error) if error.is_foreign_link() => links.foreign.push(error),
+                Err(error) => return Err(error),
             }
         }
         Ok(links)
@@ -131,9 +176,7 @@ impl Store {
     /// The link is none that Strata made.
     pub fn va_target(&self, mac: MacAddr) -> Result<Option<VaTarget>, StoreError> {
         let path = self.va_path(mac);
-        let Some(target) = optional(std::fs::read_link(&path).at("read the link", &path))? else {
-            return Ok(None);
-        };
+        let Some(target) = link_target(&path)? else { return Ok(None) };
         match VaTarget::from_path(&target) {
             Some(target) => Ok(Some(target)),
             None => Err(StoreError::ForeignLink { path, target }),

@@ -139,8 +139,8 @@ impl Store {
         for name in DIRECTORIES {
             swept += durable::sweep(&self.root.join(name))?;
         }
-        for composition in crate::read::names_in(&self.root.join("rings"))? {
-            swept += durable::sweep(&self.root.join("rings").join(composition))?;
+        for directory in self.ring_directories()? {
+            swept += durable::sweep(&directory)?;
         }
         Ok(swept + self.sweep_generations()?)
     }

@@ -148,7 +148,7 @@ fn what_a_dead_writer_leaves_is_swept() {
     fs::create_dir(store.root().join(format!("generations/.staging-{dead}-0"))).expect("another");
     let alive = store.root().join(format!("va/.new-{}-9", std::process::id()));
     fs::write(&alive, "").expect("of the living");
-    assert!(store.va_links().expect("readers pass them over").is_empty());
+    assert!(store.va_links().expect("readers pass them over").targets.is_empty());
     assert_eq!(store.sweep().expect("swept"), 2);
     assert!(alive.exists());
 }
@@ -204,7 +204,26 @@ fn foreign_links_and_taken_addresses_are_told() {
     assert_eq!(store.desired(mac()).expect("no ring link yet"), None);
     let path = store.root().join("va/52:54:00:00:00:02");
     std::os::unix::fs::symlink("/etc/passwd", path).expect("a hand-made link");
-    assert!(matches!(store.va_links(), Err(StoreError::ForeignLink { .. })));
+    fs::create_dir(store.root().join("va/52:54:00:00:00:03")).expect("a hand-made directory");
+    let links = store.va_links().expect("the others are read");
+    assert_eq!(links.targets.into_keys().collect::<Vec<_>>(), [mac()]);
+    assert_eq!(links.foreign.len(), 2);
+    assert!(links.foreign.iter().all(StoreError::is_foreign_link), "{:?}", links.foreign);
+}
+
+#[test]
+fn one_foreign_ring_link_does_not_hide_the_others() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let store = Store::init(directory.path()).expect("a store");
+    publish(&store, "1").expect("published");
+    let id = deploy(&store, "1").expect("deployed");
+    let rings = store.root().join("rings");
+    fs::write(rings.join("notes"), "").expect("a hand-made file");
+    let beside = rings.join(composition().as_str());
+    std::os::unix::fs::symlink("/etc", beside.join("linked")).expect("a hand-made link");
+    fs::write(beside.join("written"), "").expect("a hand-made file");
+    assert_eq!(store.rings().expect("read"), [((composition(), ring()), id)].into());
+    assert_eq!(store.sweep().expect("swept"), 0);
 }
 
 #[test]

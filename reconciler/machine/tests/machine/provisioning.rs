@@ -57,7 +57,7 @@ fn a_half_is_completed() {
         assert!(made[0].completed);
         assert!(fleet.store.va_target(made[0].record.mac).expect("read").is_some());
     }
-    assert_eq!(fleet.store.va_links().expect("read").len(), 3);
+    assert_eq!(fleet.store.va_links().expect("read").targets.len(), 3);
 }
 
 #[test]
@@ -75,7 +75,7 @@ fn commands_at_once_never_collide() {
     assert_eq!(names[199], va("web-server-0200"));
     let records = fleet.machines().records().expect("listed");
     let macs: BTreeSet<_> = records.into_iter().map(|record| record.expect("whole").mac).collect();
-    assert_eq!(macs, fleet.store.va_links().expect("read").into_keys().collect());
+    assert_eq!(macs, fleet.store.va_links().expect("read").targets.into_keys().collect());
     // One name, several commands: one wins.
     let results: Vec<_> = std::thread::scope(|scope| {
         let all: Vec<_> = (0..4)
@@ -103,7 +103,7 @@ fn destroying_leaves_nothing() {
     }
     assert!(!outside.exists());
     assert_eq!(fs::read_dir(fleet.store.machines()).expect("listed").count(), 0);
-    assert!(fleet.store.va_links().expect("read").is_empty());
+    assert!(fleet.store.va_links().expect("read").targets.is_empty());
 }
 
 #[test]

@@ -43,7 +43,13 @@ struct Row {
 }
 
 fn row(store: &Store, machines: &Machines<'_>, record: VaRecord) -> Result<Row, Failure> {
-    let target = store.va_target(record.mac)?;
+    let target = match store.va_target(record.mac) {
+        Err(error) if error.is_foreign_link() => {
+            eprintln!("note: {error}");
+            None
+        }
+        target => target?,
+    };
     let ring = match &target {
         Some(VaTarget::Ring { ring, .. }) => Some(ring.to_string()),
         Some(VaTarget::Pinned { .. }) | None => None,
