@@ -5,6 +5,9 @@
 //! comes last: a record without one is a VA by halves, which the same command
 //! completes when it is given again. Destroying goes the other way round. One
 //! lock over the store keeps one command's halves from being another's.
+//!
+//! The VAs that a commit declares have their link from the reconciler; whoever
+//! names the address of one and what its link names gives it its record.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -39,6 +42,8 @@ pub enum ProvisionError {
     Exists(VaName),
     #[error("the MAC address {mac} belongs to {}", owner.as_ref().map_or("a VA without a record", VaName::as_str))]
     MacTaken { mac: MacAddr, owner: Option<VaName> },
+    #[error("a commit declares the VA of {mac}, which follows {}", place(target))]
+    Linked { mac: MacAddr, target: VaTarget },
     #[error(
         "the template {composition} has not been rolled out to the ring {ring}{}",
         listed(available)
@@ -62,6 +67,15 @@ pub enum ProvisionError {
     Machine(#[from] MachineError),
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+fn place(target: &VaTarget) -> String {
+    match target {
+        VaTarget::Ring { composition, ring } => format!("{composition} in the ring {ring}"),
+        VaTarget::Pinned { composition, generation } => {
+            format!("{composition} pinned to {}", generation.short())
+        }
+    }
 }
 
 fn listed(rings: &[RingName]) -> String {
@@ -116,7 +130,7 @@ impl Machines<'_> {
         let target =
             VaTarget::Ring { composition: request.composition.clone(), ring: ring.clone() };
         if let Some(mac) = request.mac {
-            self.refuse_taken(mac, request.name.as_ref())?;
+            self.refuse_taken(mac, request.name.as_ref(), &target)?;
         }
         let names = self.choose_names(request, count)?;
         let batch = names.len() >= BATCH;
@@ -294,23 +308,36 @@ impl Machines<'_> {
                     self.store().disk().write_file(&path, va.record.print()?.as_bytes(), 0o644)?;
                 }
                 (Err(StoreError::MacTaken(mac)), Some(_)) => {
+                    // No other record has the address: it was looked for under the lock.
+                    let found = self.store().va_target(mac)?;
+                    if found.as_ref() == Some(target) {
+                        return Ok(());
+                    }
                     let directory = self.directory(&va.record.name);
                     fs::remove_dir_all(&directory).at("remove", &directory)?;
-                    return Err(ProvisionError::MacTaken { mac, owner: None });
+                    return Err(found
+                        .map_or(ProvisionError::MacTaken { mac, owner: None }, |target| {
+                            ProvisionError::Linked { mac, target }
+                        }));
                 }
                 (Err(error), _) => return Err(error.into()),
             }
         }
     }
 
-    fn refuse_taken(&self, mac: MacAddr, name: Option<&VaName>) -> Result<(), ProvisionError> {
-        if self.store().va_target(mac)?.is_none() {
-            return Ok(());
-        }
-        let owner = self.find(mac)?.map(|record| record.name);
-        match (owner, name) {
-            (Some(owner), Some(name)) if owner == *name => Err(ProvisionError::Exists(owner)),
-            (owner, _) => Err(ProvisionError::MacTaken { mac, owner }),
+    /// An address is taken by a record, or by a declared VA that follows another target.
+    fn refuse_taken(
+        &self,
+        mac: MacAddr,
+        name: Option<&VaName>,
+        wanted: &VaTarget,
+    ) -> Result<(), ProvisionError> {
+        let Some(target) = self.store().va_target(mac)? else { return Ok(()) };
+        match self.find(mac)?.map(|record| record.name) {
+            Some(owner) if Some(&owner) == name => Err(ProvisionError::Exists(owner)),
+            Some(owner) => Err(ProvisionError::MacTaken { mac, owner: Some(owner) }),
+            None if target == *wanted => Ok(()),
+            None => Err(ProvisionError::Linked { mac, target }),
         }
     }
 

@@ -11,6 +11,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use strata_core::VaName;
+use strata_core::links::VaTarget;
 use strata_machine::{MachineError, Programs, ProvisionError};
 
 use super::{Failure, Outcome, StoreArgs};
@@ -132,6 +133,10 @@ fn provision_failure(error: ProvisionError) -> Failure {
         ProvisionError::MacTaken { .. } => {
             Some("choose another address, or none for a random one".to_owned())
         }
+        ProvisionError::Linked { target: VaTarget::Ring { composition, ring }, .. } => {
+            Some(format!("provision it so: --template {composition} --ring {ring}"))
+        }
+        ProvisionError::Linked { .. } => Some("choose another address".to_owned()),
         ProvisionError::NoRing { .. } => Some("choose one of its rings with --ring".to_owned()),
         ProvisionError::NoTemplate(name) => Some(format!(
             "commit templates/{name}.ldf and let `strata reconcile` take it; see `strata status`"

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use strata_core::MacAddr;
 use strata_machine::{ProvisionError, ProvisionRequest};
+use strata_store::VaTarget;
 
 use crate::fleet::{Fleet, request, va};
 
@@ -28,6 +29,34 @@ fn a_record_and_a_link() {
     let other = fleet.machines().provision(&other, &mut |_, _| ());
     assert!(matches!(other, Err(ProvisionError::MacTaken { owner: Some(_), .. })), "{other:?}");
     assert!(!fleet.store.machines().join("other").exists());
+}
+
+#[test]
+fn a_declared_va_gets_its_record() {
+    let fleet = Fleet::new();
+    let link = |mac: &str, composition: &str| {
+        let mac: MacAddr = mac.parse().expect("valid");
+        let composition = composition.parse().expect("valid");
+        let ring = "everyone".parse().expect("valid");
+        fleet.store.claim_va(mac, &VaTarget::Ring { composition, ring }).expect("linked");
+        mac
+    };
+    // As the reconciler links the VAs of `appliances.toml`.
+    let declared = link("52:54:00:00:00:01", "web-server");
+    let elsewhere = link("52:54:00:00:00:02", "sql-server");
+
+    let wanted = ProvisionRequest { mac: Some(declared), ..request("web-01") };
+    let made = fleet.machines().provision(&wanted, &mut |_, _| ()).expect("provisioned");
+    assert_eq!(made[0].record.mac, declared);
+    let other = fleet
+        .machines()
+        .provision(&ProvisionRequest { mac: Some(declared), ..request("other") }, &mut |_, _| ());
+    assert!(matches!(other, Err(ProvisionError::MacTaken { owner: Some(_), .. })), "{other:?}");
+
+    let wanted = ProvisionRequest { mac: Some(elsewhere), ..request("web-02") };
+    let refused = fleet.machines().provision(&wanted, &mut |_, _| ());
+    assert!(matches!(refused, Err(ProvisionError::Linked { .. })), "{refused:?}");
+    assert!(!fleet.store.machines().join("web-02").exists());
 }
 
 #[test]

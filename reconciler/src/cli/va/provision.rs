@@ -21,6 +21,7 @@ const LINES: usize = 20;
   strata va provision --template web-server --ring canary --mac 52:54:00:12:34:56 web-04
   strata va provision --template web-server --count 50        # web-server-0001, …
 
+A VA that a commit declares gets its record by its --mac, with the template and the ring declared.
 What an interrupted command left by halves, the same command completes.")]
 pub struct ProvisionArgs {
     /// The VA's name; with --count the beginning of the names [default with --count: the template]
