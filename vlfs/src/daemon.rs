@@ -114,8 +114,9 @@ fn mount(
     follower: Option<&Follower>,
 ) -> anyhow::Result<(Arc<Vfs>, Arc<Device>)> {
     let owner = follower.map_or(Owner::AdHoc, |follower| Owner::Va(follower.mac));
-    let private = Private::open(&options.private, &owner)?;
+    // The layers first: a mount that is refused for them takes no private directory.
     let (layers, info) = layers(options, follower)?;
+    let private = Private::open(&options.private, &owner)?;
     // After the last path of the caller's: from now on names are descriptors.
     proc::pin().context("/proc must be mounted")?;
     let vfs = Arc::new(Vfs::new(private, layers, info)?);

@@ -78,6 +78,10 @@ fn main() -> ExitCode {
             }
             Err(error) => fail(Err(error)),
         },
+        Some(["--help" | "-h"]) => {
+            println!("{USAGE}");
+            ExitCode::SUCCESS
+        }
         _ => {
             eprintln!("{USAGE}");
             ExitCode::from(2)

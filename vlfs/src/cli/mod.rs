@@ -44,6 +44,9 @@ enum Command {
     /// Mount a VA's file system from a store, or plain directories as a union.
     Mount(mount::Mount),
     /// Show what a mount serves.
+    #[command(after_help = "Example: strata-vlfs status /mnt --output json | jq .generation
+
+It has a deadline: a mount whose daemon is suspended is an error, exit status 2.")]
     Status {
         /// Where the file system is mounted.
         mount_point: PathBuf,
@@ -51,6 +54,10 @@ enum Command {
         output: Output,
     },
     /// Replace the layers of a mount of plain directories, at once for all its users.
+    #[command(after_help = "Example:
+  strata-vlfs swap /mnt --layer /layers/newer --layer /layers/lower
+
+The layers given are all that the mount has afterwards. What cannot be opened leaves the old ones.")]
     Swap {
         /// Where the file system is mounted.
         mount_point: PathBuf,
@@ -60,12 +67,21 @@ enum Command {
         output: Output,
     },
     /// Drop the private copy or the white-out of files: show the originals again.
+    #[command(after_help = "Example: strata-vlfs revert /mnt/etc/motd
+
+Only root and a file's owner may; it works inside a VA, too. The private copy is lost.")]
     Revert {
         /// Paths in a mounted file system; a deleted one is named as it was.
         #[arg(required = true)]
         paths: Vec<PathBuf>,
     },
     /// List what the private layer holds against the layers.
+    #[command(after_help = "Examples:
+  strata-vlfs diff /mnt
+  strata-vlfs diff /srv/strata/machines/web-03/private        # of a VA that is stopped
+
+A added, M modified, a attributes alone, D deleted [the layer unit].
+Exit status: 0 no difference, 1 differences, 2 an error.")]
     Diff {
         /// A mount point, or a private directory alone.
         path: PathBuf,
@@ -73,6 +89,9 @@ enum Command {
         output: Output,
     },
     /// Print a completion script for a shell.
+    #[command(
+        after_help = "Example: strata-vlfs completions bash > /etc/bash_completion.d/strata-vlfs"
+    )]
     Completions { shell: clap_complete::Shell },
 }
 

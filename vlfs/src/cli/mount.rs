@@ -92,7 +92,9 @@ pub struct Mount {
 }
 
 fn canonical(path: &Path) -> anyhow::Result<PathBuf> {
-    std::fs::canonicalize(path).with_context(|| path.display().to_string())
+    std::fs::canonicalize(path).map_err(|error| {
+        hinted(format!("{}: {error}", path.display()), "name a directory that is there")
+    })
 }
 
 impl Mount {
@@ -197,6 +199,8 @@ fn hinted_failure(failure: &str) -> anyhow::Error {
         "unmount it first; `findmnt -t fuse.strata` lists mounts"
     } else if failure.contains("belongs to") {
         "each VA has a private directory of its own: give another --private"
+    } else if failure.contains("no generation for the VA") {
+        "provision it first: strata va provision --template T --mac MAC NAME"
     } else if failure.contains("holds other files") {
         "give --private a directory that is empty or does not exist"
     } else {

@@ -131,6 +131,12 @@ pub fn revert(paths: &[PathBuf]) -> anyhow::Result<u8> {
     for path in paths {
         let path = std::path::absolute(path)?;
         let (root, below) = split_mount(&path)?;
+        if device::device_number(&root).is_none() {
+            return Err(hinted(
+                format!("{} is in no mount of strata-vlfs", path.display()),
+                "`findmnt -t fuse.strata` lists mounts",
+            ));
+        }
         let done = match socket(&root) {
             Ok(socket) => {
                 let request = Request::Revert { path: below.as_os_str().as_bytes().to_vec() };

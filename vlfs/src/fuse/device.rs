@@ -130,14 +130,20 @@ pub fn unmount(mount_point: &Path, detach: bool) -> Result<(), Errno> {
     rustix::mount::unmount(mount_point, flags)
 }
 
-/// Major and minor number of the file system mounted at `mount_point`, read
-/// from the mount table so that the mount itself is not touched.
+/// Major and minor number of the mount of Strata at `mount_point`, read from the
+/// mount table so that the mount itself is not touched. `None` where nothing is
+/// mounted, or another file system.
 pub fn device_number(mount_point: &Path) -> Option<(u32, u32)> {
     let table = std::fs::read("/proc/self/mountinfo").ok()?;
     let wanted = escape(mount_point.as_os_str());
     let line = table
         .split(|b| *b == b'\n')
         .rfind(|line| line.split(|b| *b == b' ').nth(4).is_some_and(|point| point == wanted))?;
+    // Optional fields end with a lone hyphen; the type is next.
+    let mut fields = line.split(|b| *b == b' ').skip_while(|field| *field != b"-");
+    if fields.nth(1) != Some(b"fuse.strata") {
+        return None;
+    }
     let field = std::str::from_utf8(line.split(|b| *b == b' ').nth(2)?).ok()?;
     let (major, minor) = field.split_once(':')?;
     Some((major.parse().ok()?, minor.parse().ok()?))

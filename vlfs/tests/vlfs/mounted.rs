@@ -9,6 +9,35 @@ use std::process::Command;
 
 use crate::fixture::{Mount, ino, names, read};
 
+/// `trusted.strata.revert` would be a plain attribute there.
+#[test]
+fn revert_outside_a_mount_is_refused_and_changes_nothing() {
+    let mount = Mount::new();
+    let layer = mount.layer("one", &[("f", "text")]);
+    let done = mount.run(&["revert", &layer.join("f").display().to_string()]);
+    assert_eq!(done.status.code(), Some(2), "{}", String::from_utf8_lossy(&done.stdout));
+    let said = String::from_utf8_lossy(&done.stderr).into_owned();
+    assert!(said.contains("is in no mount of strata-vlfs") && said.contains("hint: "), "{said}");
+    let mut value = [0_u8; 16];
+    assert!(rustix::fs::getxattr(&layer, "trusted.strata.revert", &mut value).is_err());
+}
+
+#[test]
+fn a_refused_mount_takes_no_private_directory() {
+    let mount = Mount::new();
+    let layer = mount.layer("one", &[("f", "text")]);
+    strata_store::Store::init(&mount.directory.path().join("store")).expect("made");
+    let [store, private, point] = ["store", "private", "mnt"]
+        .map(|name| mount.directory.path().join(name).display().to_string());
+    let mac = "52:54:00:12:34:56";
+    let refused =
+        mount.run(&["mount", "--store", &store, "--va", mac, "--private", &private, &point]);
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(said.contains("no generation for the VA") && said.contains("hint: "), "{said}");
+    mount.mount(&[&layer]);
+    assert_eq!(read(mount.path("f")), "text");
+}
+
 #[test]
 fn identity_is_kept_by_copy_up_rename_and_remount() {
     let mount = Mount::new();
