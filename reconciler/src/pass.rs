@@ -76,6 +76,9 @@ impl PassError {
             PassError::State(StateError::Damaged(_) | StateError::Commit) => Some(
                 "the file guards against rewritten branches; remove it to take the branch as it is",
             ),
+            PassError::Mirror(MirrorError::Fetch { .. }) => {
+                Some("try by hand: git ls-remote SOURCE; what was applied before stays as it is")
+            }
             _ => None,
         }
     }

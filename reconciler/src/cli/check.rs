@@ -12,7 +12,7 @@ use strata_core::{CompositionName, Diagnostic, GenerationId, Severity};
 use strata_store::Store;
 
 use super::output::print_bytes;
-use super::{Failure, Outcome, OutputArgs, OutputFormat, print_json};
+use super::{Failure, Outcome, OutputArgs, OutputFormat, print_json, quantity};
 use crate::directory::read_directory;
 use crate::repositories::{StoreManifests, load_universe};
 
@@ -97,11 +97,11 @@ fn text(result: &CheckResult) -> String {
     let count = |severity| result.diagnostics.iter().filter(|d| d.severity == severity).count();
     let _infallible = writeln!(
         text,
-        "{} compositions, {} appliances: {} errors, {} warnings",
-        result.desired.definitions.len(),
-        result.desired.appliances.len(),
-        count(Severity::Error),
-        count(Severity::Warning)
+        "{}, {}: {}, {}",
+        quantity(result.desired.definitions.len(), "composition"),
+        quantity(result.desired.appliances.len(), "appliance"),
+        quantity(count(Severity::Error), "error"),
+        quantity(count(Severity::Warning), "warning")
     );
     text
 }

@@ -12,7 +12,9 @@ use strata_machine::{Machines, VaRecord};
 use strata_store::{Store, VaTarget};
 
 use super::status::reconciler_text;
-use super::{Failure, Outcome, OutputArgs, OutputFormat, StoreArgs, print_bytes, print_json};
+use super::{
+    Failure, Outcome, OutputArgs, OutputFormat, StoreArgs, print_bytes, print_json, quantity,
+};
 use crate::fleet::{MachineView, Observer, report_view};
 use crate::state::ReconcileState;
 
@@ -136,7 +138,8 @@ fn text(explanation: &Explanation) -> String {
     line("VA", format!("{name} ({}) is {}{why}", status.mac, status.state));
     if let Some(generation) = generation {
         line("commit", format!("{} first produced the generation", generation.commit));
-        line("LDF", format!("{}.ldf, {} layers", status.composition, generation.layers.len()));
+        let layers = quantity(generation.layers.len(), "layer");
+        line("LDF", format!("{}.ldf, {layers}", status.composition));
         for layer in &generation.layers {
             line("", format!("{:<13} {layer}", layer.kind.to_string()));
         }

@@ -21,6 +21,9 @@ pub fn run(args: &InitArgs) -> Result<Outcome, Failure> {
     let existed = Store::open(&args.store).is_ok();
     let store = Store::init(&args.store).map_err(|error| match error {
         StoreError::NotEmpty(_) => Failure::new(error).hint("name a new or an empty directory"),
+        StoreError::Io { .. } => {
+            Failure::new(error).hint("name a directory that can be made or written")
+        }
         _ => Failure::new(error),
     })?;
     let root = store.root().display();

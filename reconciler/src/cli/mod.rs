@@ -24,7 +24,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
 pub use failure::{Failure, Outcome};
-pub use output::{OutputArgs, OutputFormat, print_bytes, print_json};
+pub use output::{OutputArgs, OutputFormat, print_bytes, print_json, quantity};
 
 /// Keeps a fleet of virtual appliances in line with layer definition files in git.
 #[derive(Debug, Parser)]

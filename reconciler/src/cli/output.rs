@@ -46,3 +46,11 @@ pub fn print_bytes(text: &[u8]) -> Result<(), Failure> {
         Ok(()) | Err(_) => Ok(()),
     }
 }
+
+/// `1 ring link`, `2 ring links`.
+pub fn quantity(count: impl TryInto<u64>, unit: &str) -> String {
+    match count.try_into().unwrap_or(u64::MAX) {
+        1 => format!("1 {unit}"),
+        count => format!("{count} {unit}s"),
+    }
+}

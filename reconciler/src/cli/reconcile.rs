@@ -10,7 +10,7 @@ use strata_core::plan::Action;
 use strata_core::{CompositionName, GenerationId};
 
 use super::output::print_bytes;
-use super::{Failure, Outcome, OutputFormat, StoreArgs};
+use super::{Failure, Outcome, OutputFormat, StoreArgs, quantity};
 use crate::pass::{Options, PassError, PassReport, PassResult, Reconciler};
 use crate::run::{self, RunError, Schedule};
 use crate::source::{Source, SourceError};
@@ -122,13 +122,6 @@ fn text(report: &PassReport) -> String {
         }
     };
     text
-}
-
-fn quantity(count: impl Into<u64>, unit: &str) -> String {
-    match count.into() {
-        1 => format!("1 {unit}"),
-        count => format!("{count} {unit}s"),
-    }
 }
 
 fn count(report: &PassReport, which: impl Fn(&Action) -> bool) -> u64 {

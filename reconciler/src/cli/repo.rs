@@ -4,7 +4,9 @@ use serde::Serialize;
 use strata_core::names::RepositoryName;
 use strata_store::StoreError;
 
-use super::{Failure, Outcome, OutputArgs, OutputFormat, StoreArgs, print_bytes, print_json};
+use super::{
+    Failure, Outcome, OutputArgs, OutputFormat, StoreArgs, print_bytes, print_json, quantity,
+};
 
 /// Manage the repositories of layers in a store
 #[derive(Debug, clap::Args)]
@@ -88,7 +90,8 @@ fn list(args: &ListArgs) -> Result<Outcome, Failure> {
     for Repository { repository, units, withdrawn, content_bytes } in &repositories {
         let size = indicatif::HumanBytes(*content_bytes);
         text.push_str(&format!(
-            "{repository:<20} {units:>6} units, {withdrawn} withdrawn, {size}\n"
+            "{repository:<20} {:>12}, {withdrawn} withdrawn, {size}\n",
+            quantity(*units, "unit")
         ));
     }
     print_bytes(text.as_bytes())?;
@@ -112,7 +115,7 @@ fn index(args: &IndexArgs) -> Result<Outcome, Failure> {
         print_json(&Indexed { repository, units, changed })?;
     } else {
         let change = if changed { "the database was written anew" } else { "nothing changed" };
-        print_bytes(format!("{repository}: {units} units, {change}\n").as_bytes())?;
+        print_bytes(format!("{repository}: {}, {change}\n", quantity(units, "unit")).as_bytes())?;
     }
     Ok(Outcome::Done)
 }

@@ -140,7 +140,8 @@ pub fn run(args: ImportArgs) -> Result<Outcome, Failure> {
     let outcome = match failed.len() {
         0 => Ok(Outcome::Done),
         failed => {
-            Err(Failure::new(format!("{failed} of {} packages were not imported", packages.len())))
+            let error = format!("{failed} of {} packages were not imported", packages.len());
+            Err(Failure::new(error).hint("the reasons stand above; the others are layers now"))
         }
     };
     if args.output.output == OutputFormat::Json {
@@ -153,7 +154,15 @@ fn explain(error: ImportError) -> Failure {
     match &error {
         ImportError::Store { source: StoreError::UnitDiffers { .. }, .. } => Failure::new(error)
             .hint("a rebuilt package needs a new version; or import it into another repository"),
-        _ => Failure::new(error),
+        ImportError::Open { .. } => {
+            Failure::new(error).hint("name a .deb file, or a directory of them")
+        }
+        ImportError::Convert { package, .. } => {
+            let hint =
+                format!("look at it with dpkg-deb -c {}, or fetch it again", package.display());
+            Failure::new(error).hint(hint)
+        }
+        ImportError::Store { .. } | ImportError::Lost { .. } => Failure::new(error),
     }
 }
 
@@ -174,7 +183,7 @@ fn packages(arguments: &[PathBuf]) -> Result<Vec<PathBuf>, Failure> {
         }
         if packages.len() == before {
             let error = format!("{}: no .deb file in this directory", argument.display());
-            return Err(Failure::new(error));
+            return Err(Failure::new(error).hint("fetch some: apt-get download PACKAGE"));
         }
         packages[before..].sort();
     }

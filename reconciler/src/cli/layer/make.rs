@@ -115,12 +115,14 @@ pub fn run(args: BuildArgs) -> Result<Outcome, Failure> {
     let limits = TreeLimits::default();
     let scripts = args.scripts.as_deref();
     let built = build(&store, &args.repo, metadata, &args.root, scripts, limits);
-    let imported = built.map_err(|error| match error {
-        BuildError::Store(StoreError::UnitDiffers { .. }) => {
-            Failure::new(error).hint("raise --version; `strata layer list` prints what is there")
-        }
-        _ => Failure::new(error),
-    })?;
+    let imported =
+        built.map_err(|error| match error {
+            BuildError::Store(StoreError::UnitDiffers { .. }) => Failure::new(error)
+                .hint("raise --version; `strata layer list` prints what is there"),
+            BuildError::Io { .. } => Failure::new(error)
+                .hint("name directories that are there with --root and --scripts"),
+            _ => Failure::new(error),
+        })?;
     let line = Line::of(&args.repo, imported, Status::Built);
     match args.output.output {
         OutputFormat::Text => print_bytes(line.to_string().as_bytes())?,
