@@ -25,7 +25,26 @@ pub enum Data {
 
 /// Makes a copy of `entry` as `work/<name>`. `source` is the open file of a
 /// regular one. `flush` waits until the data is on the disk.
+///
+/// # Errors
+/// The private layer's disk fails or is full; nothing of the copy is left then.
 pub fn copy(
+    private: &Private,
+    name: &[u8],
+    entry: &Entry,
+    source: Option<&OwnedFd>,
+    origin: &Origin,
+    data: Data,
+    flush: bool,
+) -> Result<(), Errno> {
+    let copied = copy_whole(private, name, entry, source, origin, data, flush);
+    if copied.is_err() {
+        private.discard(name);
+    }
+    copied
+}
+
+fn copy_whole(
     private: &Private,
     name: &[u8],
     entry: &Entry,

@@ -49,15 +49,34 @@ pub fn perform(private: &Private, step: &Step) -> Result<(), Errno> {
     }
 }
 
-/// Writes the entry `name` and flushes it with its name.
+/// Takes back a step that was performed a moment ago.
+pub fn undo(private: &Private, step: &Step) -> Result<(), Errno> {
+    let (Step::Rename { from, to } | Step::Link { from, to }) = step;
+    let root = private.root();
+    let (to_directory, to_name) = backing::open_parent(root, to)?;
+    match step {
+        Step::Rename { .. } => {
+            let (from_directory, from_name) = backing::open_parent(root, from)?;
+            rustix::fs::renameat(&to_directory, os(to_name), &from_directory, os(from_name))
+        }
+        Step::Link { .. } => rustix::fs::unlinkat(&to_directory, os(to_name), AtFlags::empty()),
+    }
+}
+
+/// Writes the entry `name` and flushes it with its name. After a failure
+/// there is no entry.
 pub fn write(root: &OwnedFd, name: &[u8], steps: &[Step]) -> Result<Vec<u8>, Errno> {
     let directory =
         backing::open_beneath(root, JOURNAL, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty())?;
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC;
     let fd = backing::open_beneath(&directory, name, flags, Mode::from_raw_mode(0o600))?;
-    write_all(&fd, print(steps).as_bytes())?;
-    rustix::fs::fsync(&fd)?;
-    rustix::fs::fsync(&directory)?;
+    let written = write_all(&fd, print(steps).as_bytes())
+        .and_then(|()| rustix::fs::fsync(&fd))
+        .and_then(|()| rustix::fs::fsync(&directory));
+    if let Err(error) = written {
+        rustix::fs::unlinkat(&directory, os(name), AtFlags::empty())?;
+        return Err(error);
+    }
     Ok(name.to_vec())
 }
 

@@ -47,7 +47,12 @@ fn mark_name(private: &Private, directory: &OwnedFd, name: &[u8]) -> Result<(), 
     let aside = private.next_name();
     backing::open_beneath(&private.work, &aside, flags, mode)?;
     let exchange = RenameFlags::EXCHANGE;
-    rustix::fs::renameat_with(&private.work, os(&aside), directory, os(name), exchange)?;
+    let exchanged =
+        rustix::fs::renameat_with(&private.work, os(&aside), directory, os(name), exchange);
+    if exchanged.is_err() {
+        private.discard(&aside);
+        return exchanged;
+    }
     backing::remove_tree(&private.work, &aside)
 }
 

@@ -290,14 +290,30 @@ impl Private {
         self.sequence.fetch_add(1, Ordering::Relaxed).to_string().into_bytes()
     }
 
-    /// Performs steps that belong together: after a crash, none or all are done.
+    /// Removes a half-made object from `work/`, after a failure that is reported.
+    pub fn discard(&self, name: &[u8]) {
+        if let Err(error) = backing::remove_tree(&self.work, name) {
+            tracing::warn!(%error, "a half-made copy stays until the next mount");
+        }
+    }
+
+    /// Performs steps that belong together: after a crash, none or all are done,
+    /// and after a failure none.
     pub fn transact(&self, steps: &[journal::Step]) -> Result<(), Errno> {
         let entry = match steps {
             [] | [_] => None,
             _ => Some(journal::write(&self.root, &self.next_name(), steps)?),
         };
-        for step in steps {
-            journal::perform(self, step)?;
+        for (index, step) in steps.iter().enumerate() {
+            if let Err(error) = journal::perform(self, step) {
+                for done in steps[..index].iter().rev() {
+                    journal::undo(self, done)?;
+                }
+                if let Some(name) = entry {
+                    journal::remove(&self.root, &name)?;
+                }
+                return Err(error);
+            }
         }
         entry.map_or(Ok(()), |name| journal::remove(&self.root, &name))
     }

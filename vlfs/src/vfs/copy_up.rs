@@ -226,7 +226,10 @@ impl Vfs {
         match rustix::fs::renameat_with(from, os(&work), above, os(name), RenameFlags::NOREPLACE) {
             Ok(()) => rustix::fs::utimensat(above, ".", &times, AtFlags::empty())?,
             Err(Errno::EXIST) => backing::remove_tree(from, &work)?,
-            Err(error) => return Err(error),
+            Err(error) => {
+                self.private.discard(&work);
+                return Err(error);
+            }
         }
         backing::open_directory(above, name)
     }

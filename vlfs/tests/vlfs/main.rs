@@ -3,6 +3,7 @@
 //! The mounts need root and `/dev/fuse`; without them the tests fail and say so.
 
 mod fixture;
+mod full_disk;
 mod model;
 mod mounted;
 mod store;

@@ -1,0 +1,92 @@
+//! A private layer on a disk that is full: the right errno, and nothing lost.
+
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::fixture::{Mount, names, read};
+
+/// A small disk at a path, for as long as the test runs.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    fn new(path: PathBuf, options: &str) -> SmallDisk {
+        fs::create_dir(&path).expect("made");
+        let done = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", options, "tmpfs"])
+            .arg(&path)
+            .status()
+            .expect("mount runs");
+        assert!(done.success());
+        SmallDisk(path)
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _output = Command::new("umount").arg("-l").arg(&self.0).output();
+    }
+}
+
+fn errno<T: std::fmt::Debug>(result: std::io::Result<T>) -> Option<i32> {
+    result.expect_err("refused").raw_os_error()
+}
+
+fn append(path: impl AsRef<Path>) -> std::io::Result<()> {
+    OpenOptions::new().append(true).open(path)?.write_all(b"more")
+}
+
+const ENOSPC: Option<i32> = Some(28);
+
+#[test]
+fn a_copy_that_does_not_fit_leaves_nothing_behind() {
+    let mount = Mount::new();
+    let big = "x".repeat(3 << 20);
+    let layer = mount.layer("one", &[("big", &big), ("d/big", &big), ("d/small", "s"), ("f", "f")]);
+    let _disk = SmallDisk::new(mount.private(), "size=2M");
+    mount.mount(&[&layer]);
+    for _ in 0..3 {
+        assert_eq!(errno(append(mount.path("big"))), ENOSPC);
+        assert_eq!(errno(fs::rename(mount.path("d"), mount.path("e"))), ENOSPC);
+    }
+    assert_eq!(names(mount.private().join("work")), [""; 0]);
+    assert_eq!(read(mount.path("big")).len(), big.len());
+    assert_eq!(names(mount.path("d")), ["big", "small"]);
+    // What was refused holds no space: there is room for what fits.
+    fs::write(mount.path("new"), "y".repeat(1 << 20)).expect("fits");
+    append(mount.path("f")).expect("fits");
+    fs::remove_file(mount.path("d/small")).expect("removed");
+    mount.unmount();
+    mount.mount(&[&layer]);
+    assert_eq!(read(mount.path("f")), "fmore");
+    assert_eq!(names(mount.path("")), ["big", "d", "f", "new"]);
+    mount.unmount();
+}
+
+#[test]
+fn a_copy_of_hard_links_that_does_not_fit_changes_no_name() {
+    let mount = Mount::new();
+    let layer = mount.layer("one", &[("n00", "linked"), ("free", "")]);
+    for name in 1..40 {
+        fs::hard_link(layer.join("n00"), layer.join(format!("n{name:02}"))).expect("linked");
+    }
+    // Each name takes one of the disk's inodes, as tmpfs counts them.
+    let _disk = SmallDisk::new(mount.private(), "nr_inodes=24");
+    mount.mount(&[&layer]);
+    let before = fs::metadata(mount.path("n00")).expect("described").ino();
+    for _ in 0..2 {
+        assert_eq!(errno(append(mount.path("n07"))), ENOSPC);
+    }
+    for name in 0..40 {
+        let path = mount.path(&format!("n{name:02}"));
+        let meta = fs::metadata(&path).expect("described");
+        assert_eq!((meta.ino(), meta.nlink()), (before, 40), "{}", path.display());
+        assert_eq!(read(&path), "linked");
+    }
+    assert_eq!(names(mount.private().join("upper")), [""; 0]);
+    assert_eq!(names(mount.private().join("work")), [""; 0]);
+    assert_eq!(names(mount.private().join("journal")), [""; 0]);
+    mount.unmount();
+}
