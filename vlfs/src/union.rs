@@ -14,7 +14,7 @@ pub mod changes;
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use crate::tree::{Entry, Tree};
 use crate::whiteout::WhiteoutTree;
@@ -47,8 +47,8 @@ struct Node {
     contribution_count: u32,
     first_child: u32,
     child_count: u32,
-    /// Directories among the children, for `st_nlink`.
-    directory_count: u32,
+    /// Directories among the children that are not hidden, for `st_nlink`.
+    directory_count: AtomicU32,
     hidden: AtomicBool,
     /// A white-out stands at or below this directory.
     touched: AtomicBool,
@@ -118,7 +118,7 @@ impl Union {
             contribution_count: u32::try_from(contributions.len()).expect("under 2^32 layers"),
             first_child: 0,
             child_count: 0,
-            directory_count: 0,
+            directory_count: AtomicU32::new(0),
             hidden: AtomicBool::new(false),
             touched: AtomicBool::new(false),
         });
@@ -178,7 +178,7 @@ impl Union {
         let node = &mut self.nodes[directory.node as usize];
         node.first_child = first_child;
         node.child_count = children;
-        node.directory_count = directories;
+        node.directory_count = AtomicU32::new(directories);
         node.touched = AtomicBool::new(!directory.rules.is_empty());
     }
 
@@ -260,7 +260,11 @@ impl Union {
 
     /// Hides a path, with all below it when it is a directory.
     pub fn hide(&self, node: u32) {
-        self.nodes[node as usize].hidden.store(true, Ordering::Release);
+        let hidden_before = self.nodes[node as usize].hidden.swap(true, Ordering::AcqRel);
+        if !hidden_before && node != ROOT && self.entry(node).is_some_and(Entry::is_directory) {
+            let parent = &self.nodes[self.parent(node) as usize];
+            parent.directory_count.fetch_sub(1, Ordering::AcqRel);
+        }
         let mut at = node;
         while at != ROOT {
             at = self.parent(at);
@@ -291,11 +295,7 @@ impl Union {
 
     /// `st_nlink` of a directory by its merged content.
     pub fn directory_links(&self, node: u32) -> u32 {
-        let Node { first_child, child_count, directory_count, .. } = self.nodes[node as usize];
-        let hidden = (first_child..first_child + child_count)
-            .filter(|child| self.is_hidden(*child))
-            .filter(|child| self.entry(*child).is_some_and(Entry::is_directory));
-        2 + directory_count - u32::try_from(hidden.count()).unwrap_or(0)
+        2 + self.nodes[node as usize].directory_count.load(Ordering::Acquire)
     }
 
     /// The reachable names of the object at `node`: itself alone, unless the

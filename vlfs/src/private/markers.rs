@@ -14,46 +14,73 @@ use super::{Private, UnitKey, WHITEOUTS, os};
 use crate::backing;
 use crate::whiteout::WhiteoutTree;
 
+/// An open directory of markers, and what it is.
+#[derive(Debug)]
+pub struct Marked {
+    unit: UnitKey,
+    path: Vec<u8>,
+    directory: OwnedFd,
+}
+
 /// Writes the marker of a path; one that exists is left.
 pub fn mark(private: &Private, unit: &UnitKey, path: &[u8]) -> Result<(), Errno> {
-    let mut directory = make_directory(private.whiteouts(), unit.repository.as_bytes())?;
-    directory = make_directory(&directory, unit.unit.as_bytes())?;
-    let mut names = path.split(|b| *b == b'/').peekable();
-    while let Some(name) = names.next() {
-        if names.peek().is_none() {
-            return mark_name(private, &directory, name);
-        }
-        directory = match make_directory(&directory, name) {
+    let above = strata_core::manifest::parent_path(path).unwrap_or(&[]);
+    // Held throughout: a marker of a directory takes the place of what was open.
+    let mut last = private.last_marked.lock().expect("no panic while held");
+    let name = strata_core::manifest::file_name(path);
+    let marked = match last.take() {
+        Some(marked) if marked.unit == *unit && marked.path == above => marked,
+        _ => match open_marked(private, unit, above) {
             // A directory above is hidden: so is the path.
             Err(Errno::NOTDIR) => return Ok(()),
             other => other?,
-        };
+        },
+    };
+    if mark_name(private, &marked.directory, name)? == Place::Free {
+        *last = Some(marked);
     }
     Ok(())
 }
 
-fn mark_name(private: &Private, directory: &OwnedFd, name: &[u8]) -> Result<(), Errno> {
+fn open_marked(private: &Private, unit: &UnitKey, path: &[u8]) -> Result<Marked, Errno> {
+    let mut directory = make_directory(private.whiteouts(), unit.repository.as_bytes())?;
+    directory = make_directory(&directory, unit.unit.as_bytes())?;
+    for name in path.split(|b| *b == b'/').filter(|name| !name.is_empty()) {
+        directory = make_directory(&directory, name)?;
+    }
+    Ok(Marked { unit: unit.clone(), path: path.to_vec(), directory })
+}
+
+/// What a marker found at its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Free,
+    Taken,
+}
+
+fn mark_name(private: &Private, directory: &OwnedFd, name: &[u8]) -> Result<Place, Errno> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL;
     let mode = Mode::from_raw_mode(0o600);
     match backing::open_beneath(directory, name, flags, mode) {
-        Ok(_) => return Ok(()),
+        Ok(_) => return Ok(Place::Free),
         Err(Errno::EXIST) => {}
         Err(error) => return Err(error),
     }
     let found = backing::stat_at(directory, name)?;
     if FileType::from_raw_mode(found.st_mode) != FileType::Directory {
-        return Ok(());
+        return Ok(Place::Taken);
     }
     let aside = private.next_name();
     backing::open_beneath(&private.work, &aside, flags, mode)?;
     let exchange = RenameFlags::EXCHANGE;
     let exchanged =
         rustix::fs::renameat_with(&private.work, os(&aside), directory, os(name), exchange);
-    if exchanged.is_err() {
+    if let Err(error) = exchanged {
         private.discard(&aside);
-        return exchanged;
+        return Err(error);
     }
-    backing::remove_tree(&private.work, &aside)
+    backing::remove_tree(&private.work, &aside)?;
+    Ok(Place::Taken)
 }
 
 fn make_directory(parent: impl AsFd, name: &[u8]) -> Result<OwnedFd, Errno> {

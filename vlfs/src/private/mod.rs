@@ -141,6 +141,8 @@ pub struct Private {
     whiteouts: OwnedFd,
     sequence: AtomicU64,
     hidden: Mutex<Hidden>,
+    /// The directory that got the last marker: the next is often beside it.
+    last_marked: Mutex<Option<markers::Marked>>,
     _lock: OwnedFd,
 }
 
@@ -192,6 +194,7 @@ impl Private {
             root,
             sequence: AtomicU64::new(1),
             hidden: Mutex::default(),
+            last_marked: Mutex::default(),
             _lock: lock,
         };
         private.probe_xattrs()?;
@@ -335,6 +338,7 @@ impl Private {
         let shown = hidden.units.get_mut(unit).is_some_and(|tree| tree.show(path));
         drop(hidden);
         if shown {
+            *self.last_marked.lock().expect("no panic while held") = None;
             markers::unmark(&self.whiteouts, unit, path)?;
         }
         Ok(shown)
@@ -375,6 +379,7 @@ impl Private {
 
     /// Removes white-out layers on disk, durably: first their names, then their content.
     pub fn drop_pairs(&self, units: &[UnitKey]) -> Result<(), Errno> {
+        *self.last_marked.lock().expect("no panic while held") = None;
         for unit in units {
             let repository =
                 match backing::open_directory(&self.whiteouts, unit.repository.as_bytes()) {

@@ -2,6 +2,7 @@
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use rustix::fs::{
@@ -9,7 +10,7 @@ use rustix::fs::{
 };
 use strata_core::manifest::Timestamp;
 
-use super::node::{Node, ROOT_ID, Upper};
+use super::node::{Counted, Node, ROOT_ID, Upper};
 use super::{ActiveSet, Errno, Result, Vfs};
 use crate::private::os;
 use crate::tree::{self, Entry};
@@ -194,16 +195,34 @@ impl Vfs {
     ) -> Result<u32> {
         let Some(at) = self.lower(active, node) else { return Ok(upper) };
         let lower = active.union.directory_links(at);
-        if upper <= 2 {
+        if upper == 2 {
             return Ok(lower);
         }
+        if upper > 2 && lower == 2 {
+            return Ok(upper);
+        }
+        // Every change of a directory's names makes the kernel ask again: a
+        // listing each time would make that quadratic.
+        let epoch = self.epoch.load(Ordering::Acquire);
+        let made = self.directories_made.load(Ordering::Acquire);
+        let mut counted = node.counted.lock().expect("no panic while held");
+        let own = match *counted {
+            Some(last) if (last.epoch, last.made) == (epoch, made) => last.own,
+            _ => self.own_directories(active, node, at)?,
+        };
+        *counted = Some(Counted { epoch, made, own });
+        Ok(lower + own)
+    }
+
+    /// How many private subdirectories no layer has.
+    fn own_directories(&self, active: &Arc<ActiveSet>, node: &Arc<Node>, at: u32) -> Result<u32> {
         let directory = node.directory().ok_or(Errno::STALE)?;
         let names = backing::list(&directory)?;
         let own = names.iter().filter(|entry| entry.kind == FileType::Directory).filter(|entry| {
             let below = active.union.child(at, &entry.name);
             !below.and_then(|below| active.union.entry(below)).is_some_and(Entry::is_directory)
         });
-        Ok(lower + u32::try_from(own.count()).unwrap_or(0))
+        Ok(u32::try_from(own.count()).unwrap_or(0))
     }
 
     /// Changes attributes; copies the object to the private layer first.

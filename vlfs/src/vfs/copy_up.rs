@@ -4,6 +4,7 @@
 //! Data is copied without any lock that another file needs.
 
 use std::os::fd::OwnedFd;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, RwLockReadGuard};
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags};
@@ -224,7 +225,10 @@ impl Vfs {
         let times = kept_times(above)?;
         let from = &self.private.work;
         match rustix::fs::renameat_with(from, os(&work), above, os(name), RenameFlags::NOREPLACE) {
-            Ok(()) => rustix::fs::utimensat(above, ".", &times, AtFlags::empty())?,
+            Ok(()) => {
+                self.directories_made.fetch_add(1, Ordering::AcqRel);
+                rustix::fs::utimensat(above, ".", &times, AtFlags::empty())?;
+            }
             Err(Errno::EXIST) => backing::remove_tree(from, &work)?,
             Err(error) => {
                 self.private.discard(&work);

@@ -137,6 +137,8 @@ pub struct Vfs {
     active: ArcSwap<ActiveSet>,
     /// Counts changes of what directories are merged from: swaps and directory renames.
     epoch: AtomicU64,
+    /// Counts directories that were made, copied or removed in the private layer.
+    directories_made: AtomicU64,
     /// While set, the kernel is told to keep nothing: a swap is under way.
     unsettled: AtomicBool,
     table: Table,
@@ -189,6 +191,7 @@ impl Vfs {
         let vfs = Vfs {
             active: ArcSwap::from_pointee(active),
             epoch: AtomicU64::new(1),
+            directories_made: AtomicU64::new(0),
             unsettled: AtomicBool::new(false),
             table: Table::new(root),
             private,

@@ -2,6 +2,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid};
 
@@ -149,6 +150,7 @@ impl Vfs {
         let kind = FileType::Directory;
         let (mode, uid, gid) = self.attributes_for(&directory, mode, caller, kind)?;
         rustix::fs::mkdirat(&directory, os(name), Mode::from_raw_mode(mode & 0o1777))?;
+        self.directories_made.fetch_add(1, Ordering::AcqRel);
         self.own(&directory, name, mode, (uid, gid))?;
         self.made(&active, &parent, name)
     }
@@ -286,6 +288,7 @@ impl Vfs {
             let directory = parent.directory().ok_or(Errno::STALE)?;
             rustix::fs::unlinkat(&directory, os(name), AtFlags::REMOVEDIR)?;
         }
+        self.directories_made.fetch_add(1, Ordering::AcqRel);
         self.forget_directory(&parent, name, &node, attr);
         Ok(())
     }

@@ -80,6 +80,17 @@ pub struct Node {
     pub copying: Mutex<()>,
     /// Set by a removal of the listing's validity: see `directory.rs`.
     pub listing_epoch: AtomicU64,
+    /// Private subdirectories that no layer has, as counted last: see `attr.rs`.
+    pub counted: Mutex<Option<Counted>>,
+}
+
+/// A count of subdirectories and what it was made from.
+#[derive(Debug, Clone, Copy)]
+pub struct Counted {
+    pub epoch: u64,
+    /// [`Vfs::directories_made`](super::Vfs) at that time.
+    pub made: u64,
+    pub own: u32,
 }
 
 impl Node {
@@ -275,6 +286,7 @@ impl Node {
             files: Mutex::default(),
             copying: Mutex::new(()),
             listing_epoch: AtomicU64::new(0),
+            counted: Mutex::default(),
         }
     }
 }

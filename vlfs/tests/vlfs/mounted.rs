@@ -300,3 +300,58 @@ fn real_programs_work() {
         Command::new("sh").arg("-c").arg(script).current_dir(mount.path("")).output().expect("run");
     assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
 }
+
+#[test]
+fn link_counts_of_directories_follow_what_is_made_and_removed() {
+    let mount = Mount::new();
+    let layer = mount.layer("one", &[("d/a/", ""), ("d/b/", ""), ("d/c/x", ""), ("d/f", "f")]);
+    mount.mount(&[&layer]);
+    let links = || fs::metadata(mount.path("d")).expect("described").nlink();
+    let mut expected = vec![links()];
+    let steps: [&dyn Fn(); 8] = [
+        &|| fs::create_dir(mount.path("d/new")).expect("made"),
+        &|| fs::write(mount.path("d/file"), "").expect("written"),
+        &|| fs::write(mount.path("d/a/file"), "").expect("written"),
+        &|| fs::remove_dir(mount.path("d/b")).expect("removed"),
+        &|| fs::create_dir(mount.path("d/b")).expect("made"),
+        &|| fs::rename(mount.path("d/c"), mount.path("d/renamed")).expect("renamed"),
+        &|| fs::remove_dir(mount.path("d/new")).expect("removed"),
+        &|| fs::remove_file(mount.path("d/f")).expect("removed"),
+    ];
+    for step in steps {
+        step();
+        expected.push(links());
+    }
+    assert_eq!(expected, [5, 6, 6, 6, 5, 6, 6, 5, 5]);
+}
+
+#[test]
+fn the_work_of_a_change_does_not_grow_with_the_directory() {
+    let mount = Mount::new();
+    let layer = mount.layer("one", &[("d/sub/", ""), ("d/f", "")]);
+    mount.mount(&[&layer]);
+    let daemon = mount.daemon();
+    // Nanoseconds that the daemon's threads have run.
+    let spent = || -> u64 {
+        let tasks = fs::read_dir(format!("/proc/{daemon}/task")).expect("listed");
+        tasks
+            .map(|task| read(task.expect("a thread").path().join("schedstat")))
+            .map(|text| text.split(' ').next().expect("a field").parse::<u64>().expect("a number"))
+            .sum()
+    };
+    fs::create_dir(mount.path("d/own")).expect("made");
+    let make = |range: std::ops::Range<u32>| {
+        let start = spent();
+        for i in range {
+            fs::write(mount.path(&format!("d/n{i}")), "").expect("written");
+        }
+        spent() - start
+    };
+    let first = make(0..500);
+    make(500..3000);
+    let last = make(3000..3500);
+    assert!(
+        last < 4 * first,
+        "500 files: {first} ns in an empty directory, {last} ns in a full one"
+    );
+}
