@@ -1,4 +1,5 @@
 //! White-out layers on disk: `whiteouts/<repo>/<unit>/<path>`, a plain file a hidden path.
+//! They are names of few empty files; one that has a file of its own is as good.
 //!
 //! A marker has the very name that it hides, so names of 255 bytes work. What
 //! hides a directory takes the place of the directory with deeper markers, in
@@ -13,6 +14,9 @@ use rustix::io::Errno;
 use super::{Private, UnitKey, WHITEOUTS, os};
 use crate::backing;
 use crate::whiteout::WhiteoutTree;
+
+/// The file in `work/` that new markers are names of. Other names there are numbers.
+const SEED: &[u8] = b"marker";
 
 /// An open directory of markers, and what it is.
 #[derive(Debug)]
@@ -59,10 +63,8 @@ enum Place {
 }
 
 fn mark_name(private: &Private, directory: &OwnedFd, name: &[u8]) -> Result<Place, Errno> {
-    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL;
-    let mode = Mode::from_raw_mode(0o600);
-    match backing::open_beneath(directory, name, flags, mode) {
-        Ok(_) => return Ok(Place::Free),
+    match new_marker(private, directory, name) {
+        Ok(()) => return Ok(Place::Free),
         Err(Errno::EXIST) => {}
         Err(error) => return Err(error),
     }
@@ -71,7 +73,7 @@ fn mark_name(private: &Private, directory: &OwnedFd, name: &[u8]) -> Result<Plac
         return Ok(Place::Taken);
     }
     let aside = private.next_name();
-    backing::open_beneath(&private.work, &aside, flags, mode)?;
+    new_marker(private, &private.work, &aside)?;
     let exchange = RenameFlags::EXCHANGE;
     let exchanged =
         rustix::fs::renameat_with(&private.work, os(&aside), directory, os(name), exchange);
@@ -81,6 +83,31 @@ fn mark_name(private: &Private, directory: &OwnedFd, name: &[u8]) -> Result<Plac
     }
     backing::remove_tree(&private.work, &aside)?;
     Ok(Place::Taken)
+}
+
+/// Makes a marker: one more name of an empty file, because a file of its own
+/// costs an inode and, on ext4 after many removals, a long search for one.
+fn new_marker(private: &Private, directory: &OwnedFd, name: &[u8]) -> Result<(), Errno> {
+    for _ in 0..3 {
+        let none = AtFlags::empty();
+        match rustix::fs::linkat(&private.work, os(SEED), directory, os(name), none) {
+            Err(Errno::NOENT) => {}
+            // It has as many names as the file system allows: the next one, then.
+            Err(Errno::MLINK) => rustix::fs::unlinkat(&private.work, os(SEED), none)?,
+            Err(Errno::PERM | Errno::OPNOTSUPP | Errno::NOSYS) => break,
+            other => return other,
+        }
+        match make_empty(&private.work, SEED) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    make_empty(directory, name)
+}
+
+fn make_empty(directory: &OwnedFd, name: &[u8]) -> Result<(), Errno> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL;
+    backing::open_beneath(directory, name, flags, Mode::from_raw_mode(0o600)).map(drop)
 }
 
 fn make_directory(parent: impl AsFd, name: &[u8]) -> Result<OwnedFd, Errno> {

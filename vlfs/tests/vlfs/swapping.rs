@@ -190,3 +190,24 @@ fn an_unlinked_layer_is_listed_while_held_and_let_go() {
     drop(held);
     crate::fixture::wait_for("the layer's end", || mount.status().contains("\"held_layers\": []"));
 }
+
+#[test]
+fn white_outs_are_names_of_one_empty_file() {
+    let mount = Mount::new();
+    let layer = mount.layer("one", &[("a", ""), ("b", ""), ("d/c", ""), ("e/f/g", "")]);
+    mount.mount(&[&layer]);
+    std::fs::remove_file(mount.path("a")).expect("removed");
+    std::fs::remove_file(mount.path("d/c")).expect("removed");
+    std::fs::remove_dir_all(mount.path("e")).expect("removed");
+    let unit =
+        |directory: std::path::PathBuf| directory.join(&crate::fixture::names(&directory)[0]);
+    let markers = unit(unit(mount.private().join("whiteouts")));
+    let ino = |path: &str| crate::fixture::ino(markers.join(path));
+    assert_eq!([ino("d/c"), ino("e")], [ino("a"), ino("a")]);
+    mount.unmount();
+    mount.mount(&[&layer]);
+    assert_eq!(crate::fixture::names(mount.path("")), ["b", "d"]);
+    std::fs::remove_file(mount.path("b")).expect("removed");
+    mount.revert("d/c");
+    assert_eq!(crate::fixture::names(mount.path("d")), ["c"]);
+}
