@@ -6,17 +6,17 @@
 //! since. Each tick reads a bounded number of reports, so that the cost is the
 //! same for ten VAs and for a hundred thousand. Nothing here writes.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use strata_core::links::VaTarget;
 use strata_core::plan::Action;
-use strata_core::status::{ObservedVa, SWAP_GRACE_MS, SyncState, VaStatus, va_status};
+use strata_core::status::{ObservedVa, RunState, SWAP_GRACE_MS, SyncState, VaStatus, va_status};
 use strata_core::{CompositionName, GenerationId, MacAddr, RingName};
 use strata_store::{Store, StoreError};
 
-use crate::fleet::Observer;
+use crate::fleet::{self, MachineView, Observer};
 
 /// Reports that one tick reads, for rollouts and for the round each.
 const REPORTS: usize = 2_000;
@@ -41,6 +41,9 @@ pub enum Event {
         ring: RingName,
         generation: GenerationId,
         waiting: usize,
+        /// Of those, VAs that this host has suspended or stopped: they take the
+        /// generation when they go on.
+        idle: usize,
         of: usize,
         first: Vec<MacAddr>,
     },
@@ -172,10 +175,13 @@ impl Verifier {
                 events.push(Event::RingInSync { composition, ring, generation, vas, after });
             } else if grace && rollout.told.is_none_or(|told| told != waiting) {
                 rollout.told = Some(waiting);
-                let first = rollout.waiting.iter().copied().take(NAMED).collect();
-                let of = rollout.vas;
+                let idle = idle(&store);
+                let (idle, active): (Vec<_>, Vec<_>) =
+                    rollout.waiting.iter().partition(|mac| idle.contains(mac));
+                let first = active.iter().chain(&idle).copied().take(NAMED).collect();
+                let (idle, of) = (idle.len(), rollout.vas);
                 let event =
-                    Event::RingWaiting { composition, ring, generation, waiting, of, first };
+                    Event::RingWaiting { composition, ring, generation, waiting, idle, of, first };
                 events.push(event);
             }
         }
@@ -215,6 +221,22 @@ fn va_target(store: &Store, mac: MacAddr) -> Result<Option<VaTarget>, StoreError
     }
 }
 
+/// VAs that are suspended or stopped on this host.
+fn idle(store: &Store) -> HashSet<MacAddr> {
+    match fleet::machines(store) {
+        Ok(machines) => {
+            let idle = |view: &MachineView| {
+                matches!(view.run_state, Some(RunState::Suspended | RunState::Stopped))
+            };
+            machines.iter().filter(|(_, view)| idle(view)).map(|(mac, _)| *mac).collect()
+        }
+        Err(error) => {
+            tracing::warn!(%error, "the run states of this host's VAs cannot be told");
+            HashSet::new()
+        }
+    }
+}
+
 impl Round {
     /// Tells a VA that came to drift or fail, and one that no longer does.
     fn note(&mut self, status: VaStatus, events: &mut Vec<Event>) {
@@ -244,10 +266,10 @@ impl Event {
                 let after_ms = after.as_millis();
                 tracing::info!(%composition, %ring, %generation, vas, after_ms, "ring in sync");
             }
-            Event::RingWaiting { composition, ring, generation, waiting, of, first } => {
+            Event::RingWaiting { composition, ring, generation, waiting, idle, of, first } => {
                 let first: Vec<_> = first.iter().map(MacAddr::to_string).collect();
                 let first = first.join(" ");
-                tracing::info!(%composition, %ring, %generation, waiting, of, first, "ring not in sync yet");
+                tracing::info!(%composition, %ring, %generation, waiting, idle, of, first, "ring not in sync yet");
             }
             Event::VaChanged { mac, status, .. } => {
                 let reason = status.reason.as_ref().map(ToString::to_string);
@@ -256,6 +278,50 @@ impl Event {
                     state => tracing::warn!(%mac, %state, reason, "VA not in sync"),
                 }
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use strata_core::generation::Generation;
+    use strata_machine::{Machines, ProvisionRequest};
+
+    use super::*;
+
+    /// A VA that does not run cannot swap: those who wait for it should know.
+    #[test]
+    fn vas_that_do_not_run_are_told_apart() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let store = Arc::new(Store::init(directory.path()).expect("a store"));
+        let composition = CompositionName::new("web").expect("valid");
+        let ring = RingName::new("everyone").expect("valid");
+        let empty = Generation::new(composition.clone(), Vec::new(), String::new());
+        let (to, _) = store.seal_generation(&empty.expect("empty"), "test").expect("sealed");
+        store.move_ring(&composition, &ring, &to).expect("moved");
+        let request = ProvisionRequest {
+            composition: composition.clone(),
+            ring: None,
+            mac: None,
+            name: Some("stopped".parse().expect("valid")),
+            count: None,
+            private: None,
+        };
+        let machines = Machines::open(&store).expect("machines");
+        let stopped = machines.provision(&request, &mut |_, _| ()).expect("provisioned");
+        let elsewhere = "02:00:00:00:00:01".parse().expect("valid");
+        let target = VaTarget::Ring { composition: composition.clone(), ring: ring.clone() };
+        store.claim_va(elsewhere, &target).expect("claimed");
+        let mut verifier = Verifier::new(store.clone());
+        let moved = Action::MoveRing { composition, ring, from: None, to };
+        verifier.follow(&[moved]).expect("followed");
+        let long_ago = Instant::now() - Duration::from_millis(2 * SWAP_GRACE_MS);
+        verifier.rollouts.values_mut().for_each(|rollout| rollout.begun = long_ago);
+        match verifier.tick().expect("a tick").as_slice() {
+            [Event::RingWaiting { waiting: 2, idle: 1, of: 2, first, .. }] => {
+                assert_eq!(first, &[elsewhere, stopped[0].record.mac], "who runs comes first");
+            }
+            other => panic!("{other:?}"),
         }
     }
 }
