@@ -187,6 +187,16 @@ impl Disk {
         self.rename(staged, path, RenameFlags::NOREPLACE)
     }
 
+    /// Puts a finished directory in the place of another, in one step; what stood
+    /// there stands at `staged` then.
+    ///
+    /// # Errors
+    /// Nothing stands there, or a step failed.
+    pub fn exchange_directory(&self, staged: &Path, path: &Path) -> Result<(), StoreError> {
+        self.sync_file_system(staged)?;
+        self.rename(staged, path, RenameFlags::EXCHANGE)
+    }
+
     /// Waits until the entries of a directory are on disk.
     ///
     /// # Errors

@@ -88,7 +88,16 @@ impl Store {
         ] {
             self.disk.write_file(&staged.join(name), content.as_bytes(), 0o444)?;
         }
-        self.disk.publish_directory(&staged, &self.generation_path(&id))?;
+        let path = self.generation_path(&id);
+        if path.exists() {
+            // Damaged by hand or by the disk: whole again in one step, since a
+            // ring may point here.
+            tracing::warn!(generation = %id, "a damaged generation is sealed anew");
+            self.disk.exchange_directory(&staged, &path)?;
+            fs::remove_dir_all(&staged).at("remove", &staged)?;
+        } else {
+            self.disk.publish_directory(&staged, &path)?;
+        }
         Ok((id, true))
     }
 

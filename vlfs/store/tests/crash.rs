@@ -168,6 +168,18 @@ fn the_same_twice_writes_nothing() {
 }
 
 #[test]
+fn a_generation_that_lost_a_file_is_sealed_anew() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let store = Store::init(directory.path()).expect("a store");
+    publish(&store, "1").expect("published");
+    let id = deploy(&store, "1").expect("deployed");
+    fs::remove_file(store.root().join(format!("generations/{id}/layers"))).expect("lost");
+    assert_eq!(store.seal_generation(&generation("1"), "other").expect("sealed"), (id, true));
+    assert_eq!(store.generation(&id).expect("whole"), generation("1"));
+    assert_eq!(store.generations().expect("a list"), [id]);
+}
+
+#[test]
 fn a_unit_never_changes() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let store = Store::init(directory.path()).expect("a store");
