@@ -4,7 +4,7 @@
 //! that whoever sees the mount finds it; only root may connect.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -84,15 +84,36 @@ pub fn ask(path: &Path, request: &Request) -> Result<Answer, ControlError> {
     }
 }
 
-/// The listening socket of a mount; its name goes with it.
+/// The listening socket of a mount; its name goes with it, unless a newer mount
+/// has taken the name: the kernel gives a mount's number again as soon as it is
+/// unmounted, while its daemon still ends.
 #[derive(Debug)]
 pub struct Server {
-    listener: UnixListener,
+    listener: Arc<UnixListener>,
     path: PathBuf,
+    /// Inode number of the name when it was made.
+    inode: u64,
+}
+
+/// Ends [`Server::run`] from another thread.
+#[derive(Debug)]
+pub struct Waker(Arc<UnixListener>);
+
+impl Waker {
+    /// Wakes [`Server::run`] after `stop`. Not by a connection: the name may
+    /// lead to a newer mount by now.
+    pub fn wake(&self) {
+        if let Err(error) = rustix::net::shutdown(&*self.0, rustix::net::Shutdown::Both) {
+            tracing::debug!(%error, "the control socket was gone already");
+        }
+    }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
+        if std::fs::symlink_metadata(&self.path).is_ok_and(|meta| meta.ino() != self.inode) {
+            return;
+        }
         if let Err(error) = std::fs::remove_file(&self.path) {
             tracing::debug!(%error, "the control socket was gone already");
         }
@@ -105,7 +126,7 @@ impl Server {
     pub fn bind(path: PathBuf) -> Result<Server, ControlError> {
         let error = |source| ControlError::Socket { path: path.clone(), source };
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(DIRECTORY).map_err(error)?;
-        // A number is given to a new mount only when the old one is gone: so is its daemon.
+        // Of an earlier mount with this number, whose daemon was killed or still ends.
         match std::fs::remove_file(&path) {
             Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
                 return Err(error(source));
@@ -115,11 +136,16 @@ impl Server {
         let listener = UnixListener::bind(&path).map_err(error)?;
         let mode = std::fs::Permissions::from_mode(0o600);
         std::fs::set_permissions(&path, mode).map_err(error)?;
-        Ok(Server { listener, path })
+        let inode = std::fs::symlink_metadata(&path).map_err(error)?.ino();
+        Ok(Server { listener: Arc::new(listener), path, inode })
     }
 
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    pub fn waker(&self) -> Waker {
+        Waker(self.listener.clone())
     }
 
     /// Serves until `stop`, one thread a connection.
@@ -139,6 +165,7 @@ impl Server {
                     }
                 }
                 Ok(_) => return,
+                Err(_) if stop.is_stopped() => return,
                 Err(error) => {
                     tracing::warn!(%error, "the control socket failed");
                     if stop.wait(Duration::from_secs(1)) {
@@ -146,13 +173,6 @@ impl Server {
                     }
                 }
             }
-        }
-    }
-
-    /// Wakes [`Server::run`] after `stop`.
-    pub fn wake(path: &Path) {
-        if let Err(error) = UnixStream::connect(path) {
-            tracing::debug!(%error, "the control socket was gone already");
         }
     }
 }
@@ -229,5 +249,24 @@ pub fn revert_error(errno: rustix::io::Errno) -> String {
         Errno::ISDIR => "a private directory stands there: remove it, then revert".to_owned(),
         Errno::PERM => "only root and the file's owner may revert it".to_owned(),
         other => other.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_whose_name_was_taken_ends_and_leaves_the_name() {
+        let path = socket_path((u32::MAX, std::process::id()));
+        let old = Server::bind(path.clone()).expect("bound");
+        let new = Server::bind(path.clone()).expect("bound in its place");
+        old.waker().wake();
+        let refused = old.listener.accept().expect_err("shut down");
+        assert_eq!(refused.kind(), std::io::ErrorKind::InvalidInput);
+        drop(old);
+        UnixStream::connect(&path).expect("the newer server has its name");
+        drop(new);
+        assert!(!path.exists());
     }
 }

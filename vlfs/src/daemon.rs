@@ -158,8 +158,8 @@ fn serve(
     let number = device::device_number(&options.mount_point)
         .ok_or_else(|| anyhow!("{} is not in the mount table", options.mount_point.display()))?;
     let server = Server::bind(control::socket_path(number))?;
-    let socket = server.path().to_owned();
-    vfs.set_control(socket.clone());
+    let waker = server.waker();
+    vfs.set_control(server.path().to_owned());
     let mut helpers = Vec::new();
     {
         let (session, vfs, device, stop) =
@@ -190,7 +190,7 @@ fn serve(
     }
     stop.stop();
     signals.close();
-    Server::wake(&socket);
+    waker.wake();
     for helper in helpers {
         if helper.join().is_err() {
             tracing::error!("a helper thread panicked");
