@@ -41,14 +41,26 @@ impl Follower {
     pub fn run(&self, vfs: &Vfs, poll: Duration, stop: &crate::stop::Stop) {
         let mut reported: Option<(Instant, Report)> = None;
         let mut refused: Option<(Instant, GenerationId)> = None;
+        let mut unwritable: Option<Instant> = None;
         loop {
             self.step(vfs, &mut refused);
             let report = self.report(vfs, ServingState::Serving);
             let due = reported.as_ref().is_none_or(|(at, last)| {
                 at.elapsed() >= self.report_interval || !same_state(last, &report)
             });
-            if due && self.write(&report) {
-                reported = Some((Instant::now(), report));
+            if due && unwritable.is_none_or(|at| at.elapsed() >= TRY_AGAIN) {
+                match strata_store::write_report(&self.reports, &report) {
+                    Ok(()) => {
+                        reported = Some((Instant::now(), report));
+                        unwritable = None;
+                    }
+                    Err(error) => {
+                        // Told once, tried again for as long as it lasts.
+                        if unwritable.replace(Instant::now()).is_none() {
+                            tracing::warn!(%error, "the report cannot be written");
+                        }
+                    }
+                }
             }
             if stop.wait(poll) {
                 break;
@@ -146,13 +158,9 @@ impl Follower {
         });
     }
 
-    fn write(&self, report: &Report) -> bool {
-        match strata_store::write_report(&self.reports, report) {
-            Ok(()) => true,
-            Err(error) => {
-                tracing::warn!(%error, "the report cannot be written");
-                false
-            }
+    fn write(&self, report: &Report) {
+        if let Err(error) = strata_store::write_report(&self.reports, report) {
+            tracing::warn!(%error, "the report cannot be written");
         }
     }
 }
