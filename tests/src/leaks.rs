@@ -113,6 +113,9 @@ pub fn everything(root: &Path) -> Vec<String> {
 mod tests {
     use super::*;
     use std::process::{Command, Stdio};
+    use std::time::Duration;
+
+    use crate::wait_until;
 
     #[test]
     fn escapes_of_the_mount_table() {
@@ -128,9 +131,12 @@ mod tests {
             .stdin(Stdio::piped())
             .spawn()
             .expect("cat starts");
-        let found = everything(directory.path());
+        // The kernel shows a new program's arguments a moment after it started.
+        let named = [format!("process {}: cat ", child.id())];
+        wait_until("the process is named", Duration::from_secs(10), || {
+            everything(directory.path()) == named
+        });
         child.kill().and_then(|()| child.wait()).expect("cat ends");
-        assert_eq!(found, [format!("process {}: cat ", child.id())]);
         assert_eq!(everything(directory.path()), [""; 0]);
     }
 }
