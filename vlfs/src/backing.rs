@@ -175,6 +175,28 @@ pub fn open_parent(root: impl AsFd, path: &[u8]) -> Result<(OwnedFd, &[u8]), Err
     Ok((open_directory(root, parent)?, strata_core::manifest::file_name(path)))
 }
 
+/// blake3 of what is to be read from an open file's position to its end.
+pub fn digest(file: impl AsFd) -> Result<strata_core::Digest, Errno> {
+    let mut hasher = blake3::Hasher::new();
+    let mut buffer = vec![0; 256 << 10];
+    loop {
+        match rustix::io::read(&file, &mut buffer[..]) {
+            Ok(0) => return Ok(strata_core::Digest::from_bytes(*hasher.finalize().as_bytes())),
+            Ok(length) => {
+                hasher.update(&buffer[..length]);
+            }
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Opens the directory `name` of a directory that the caller names by its path;
+/// `name` itself is no link that is followed.
+pub fn open_beneath_path(path: &std::path::Path, name: &[u8]) -> Result<OwnedFd, Errno> {
+    open_directory(open_root(path)?, name)
+}
+
 /// Opens the root directory of a layer by its path, which may hold links: the
 /// operator named it.
 pub fn open_root(path: &std::path::Path) -> Result<OwnedFd, Errno> {

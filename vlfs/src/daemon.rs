@@ -45,6 +45,8 @@ pub struct Options {
     pub mount_point: PathBuf,
     pub passthrough: bool,
     pub read_only: bool,
+    /// Check each layer file's content at its first open.
+    pub verify_open: bool,
     pub poll: Duration,
     pub report_interval: Duration,
 }
@@ -73,6 +75,7 @@ pub fn run(options: &Options, ready: impl FnOnce() + Send + 'static) -> anyhow::
         session: session.clone(),
         mount_point: options.mount_point.clone(),
         mac: follower.as_ref().map(|follower| follower.mac),
+        store: follower.as_ref().map(|follower| follower.store.root().to_owned()),
         wanted_passthrough: options.passthrough,
         started,
         since: Instant::now(),
@@ -120,6 +123,9 @@ fn mount(
     // After the last path of the caller's: from now on names are descriptors.
     proc::pin().context("/proc must be mounted")?;
     let vfs = Arc::new(Vfs::new(private, layers, info)?);
+    if options.verify_open {
+        vfs.set_first_open();
+    }
     let device = Device::mount(&options.mount_point, "strata", options.read_only)?;
     Ok((vfs, device))
 }

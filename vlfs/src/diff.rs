@@ -212,16 +212,7 @@ fn content_differs(
 
 fn file_digest(directory: &OwnedFd, name: &[u8]) -> Result<Digest, Errno> {
     let fd = backing::open_beneath(directory, name, OFlags::RDONLY, Mode::empty())?;
-    let mut hasher = blake3::Hasher::new();
-    let mut buffer = vec![0; 256 << 10];
-    loop {
-        match rustix::io::read(&fd, &mut buffer)? {
-            0 => return Ok(Digest::from_bytes(*hasher.finalize().as_bytes())),
-            length => {
-                hasher.update(&buffer[..length]);
-            }
-        }
-    }
+    backing::digest(fd)
 }
 
 fn attributes_differ(path: &[u8], stat: &Stat, origin: &Origin) -> Result<bool, Errno> {

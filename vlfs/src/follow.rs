@@ -125,7 +125,7 @@ impl Follower {
             composition: composition.and_then(|name| name.parse().ok()),
             layers: u32::try_from(active.layers.len()).unwrap_or(u32::MAX),
             desired: progress.desired,
-            error: progress.error,
+            error: progress.error.or_else(|| vfs.first_open()?.error()),
             pid: std::process::id(),
             host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
             mount_point: self.mount_point.display().to_string(),

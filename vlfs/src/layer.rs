@@ -93,6 +93,16 @@ impl Layer {
     }
 }
 
+impl Layer {
+    /// The manifest's digest of a regular file's content, where there is a manifest.
+    pub fn content_digest(&self, entry: u32) -> Option<strata_core::Digest> {
+        match self.tree.entry(entry).kind {
+            Kind::Regular { digest } => digest,
+            _ => None,
+        }
+    }
+}
+
 /// One walk over a directory.
 struct Scan<'a> {
     layer: &'a Path,

@@ -9,6 +9,7 @@
 //! set, follow                  layer sets opened, the VA's link followed
 //! daemon, control, status      one mount's threads, and talking to them
 //! diff                         what the private layer holds, from outside (§4.5)
+//! verify                       the layers against their manifests
 //! ```
 
 pub mod backing;
@@ -26,5 +27,6 @@ pub mod status;
 pub mod stop;
 pub mod tree;
 pub mod union;
+pub mod verify;
 pub mod vfs;
 pub mod whiteout;

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::follow::Progress;
 use crate::fuse::session::Session;
+use crate::verify::first_open::FirstOpen;
 use crate::vfs::Vfs;
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -29,11 +30,19 @@ pub struct Status {
     pub mount_point: PathBuf,
     pub pid: u32,
     pub mac: Option<String>,
+    /// The store that it follows.
+    #[serde(default)]
+    pub store: Option<PathBuf>,
     pub generation: Option<String>,
     pub composition: Option<String>,
     pub desired: Option<String>,
     /// Why the last swap was refused.
     pub error: Option<String>,
+    /// Files of layers that were refused at their first open, some of them by name.
+    #[serde(default)]
+    pub damaged_files: Vec<String>,
+    #[serde(default)]
+    pub damaged_count: usize,
     /// Topmost first.
     pub layers: Vec<LayerStatus>,
     /// Layers of former sets that open files still hold.
@@ -57,6 +66,7 @@ pub struct StatusSource {
     pub session: Arc<Session>,
     pub mount_point: PathBuf,
     pub mac: Option<strata_core::MacAddr>,
+    pub store: Option<PathBuf>,
     pub wanted_passthrough: bool,
     pub started: SystemTime,
     pub since: Instant,
@@ -83,6 +93,7 @@ impl StatusSource {
         });
         let held = self.vfs.held_layers().into_iter();
         let held = held.map(|(name, open_files)| HeldLayer { name, open_files });
+        let damaged = self.vfs.first_open().map(FirstOpen::damaged).unwrap_or_default();
         let passthrough = match (self.wanted_passthrough, self.vfs.has_passthrough()) {
             (false, _) => "off: switched off",
             (true, false) => "off: this kernel has none",
@@ -93,10 +104,13 @@ impl StatusSource {
             mount_point: self.mount_point.clone(),
             pid: std::process::id(),
             mac: self.mac.map(|mac| mac.to_string()),
+            store: self.store.clone(),
             generation: active.info.generation.map(|id| id.to_string()),
             composition: active.info.composition.clone(),
             desired: progress.desired.map(|id| id.to_string()),
             error: progress.error,
+            damaged_files: damaged.0,
+            damaged_count: damaged.1,
             layers: layers.collect(),
             held_layers: held.collect(),
             passthrough: passthrough.to_owned(),

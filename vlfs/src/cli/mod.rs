@@ -2,6 +2,7 @@
 
 mod mount;
 mod query;
+mod verify;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -23,6 +24,7 @@ const FAILED: u8 = 2;
   strata-vlfs status /mnt
   strata-vlfs swap /mnt --layer /layers/newer --layer /layers/lower
   strata-vlfs diff /mnt
+  strata-vlfs verify /mnt
   strata-vlfs revert /mnt/etc/motd
   umount /mnt
 
@@ -88,6 +90,8 @@ Exit status: 0 no difference, 1 differences, 2 an error.")]
         #[arg(long, value_enum, default_value = "text")]
         output: Output,
     },
+    /// Check the layers of a mount or a generation against their manifests.
+    Verify(verify::Verify),
     /// Print a completion script for a shell.
     #[command(
         after_help = "Example: strata-vlfs completions bash > /etc/bash_completion.d/strata-vlfs"
@@ -140,6 +144,7 @@ fn dispatch(command: Command) -> anyhow::Result<u8> {
         Command::Swap { mount_point, layers, output } => query::swap(&mount_point, &layers, output),
         Command::Revert { paths } => query::revert(&paths),
         Command::Diff { path, output } => query::diff(&path, output),
+        Command::Verify(verify) => verify.run(),
         Command::Completions { shell } => {
             let mut command = Arguments::command();
             clap_complete::generate(shell, &mut command, "strata-vlfs", &mut std::io::stdout());

@@ -76,6 +76,10 @@ pub struct Mount {
     no_passthrough: bool,
     #[arg(long)]
     read_only: bool,
+    /// Compare each layer file's content with its manifest when it is first opened;
+    /// one that differs gives EIO and shows in `status`.
+    #[arg(long)]
+    verify_open: bool,
     /// Log file of the daemon [default: vlfs.log in the private directory].
     #[arg(long, value_name = "FILE")]
     log: Option<PathBuf>,
@@ -133,6 +137,7 @@ impl Mount {
             mount_point: canonical(&self.mount_point)?,
             passthrough: !self.no_passthrough,
             read_only: self.read_only,
+            verify_open: self.verify_open,
             poll: Duration::from_millis(self.poll_ms),
             report_interval: Duration::from_secs(self.report_interval),
         })

@@ -39,15 +39,15 @@ fn not_mounted(mount_point: &Path) -> anyhow::Error {
     )
 }
 
-fn print(text: &str) -> anyhow::Result<()> {
+pub(super) fn print(text: &str) -> anyhow::Result<()> {
     Ok(std::io::stdout().write_all(text.as_bytes())?)
 }
 
-fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
+pub(super) fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
     print(&(serde_json::to_string_pretty(value)? + "\n"))
 }
 
-fn ask_status(mount_point: &Path) -> anyhow::Result<Status> {
+pub(super) fn ask_status(mount_point: &Path) -> anyhow::Result<Status> {
     match control::ask(&socket(mount_point)?, &Request::Status)? {
         Answer::Status(status) => Ok(*status),
         other => Err(anyhow!("unexpected answer {other:?}")),
@@ -77,6 +77,12 @@ fn status_text(status: &Status) -> String {
         line("desired", status.desired.as_deref().unwrap_or("-"));
     }
     line("error", status.error.as_deref().unwrap_or("none"));
+    for file in &status.damaged_files {
+        line("damaged", file);
+    }
+    if status.damaged_count > status.damaged_files.len() {
+        line("damaged", &format!("{} files in all", status.damaged_count));
+    }
     line("private", &status.private.display().to_string());
     line("passthrough", &status.passthrough);
     line("swaps", &status.swaps.to_string());

@@ -77,7 +77,12 @@ impl Vfs {
         let layer = &set.layers[top.layer as usize];
         let entry = layer.tree.entry(top.entry);
         let source = match node.kind {
-            FileType::RegularFile if data == Data::All => Some(layer.open(top.entry)?),
+            FileType::RegularFile if data == Data::All => {
+                if let Some(first_open) = self.first_open() {
+                    first_open.check(layer, top.entry)?;
+                }
+                Some(layer.open(top.entry)?)
+            }
             _ => None,
         };
         let origin = Origin::of(&layer.unit, entry, &layer.tree.path(top.entry));

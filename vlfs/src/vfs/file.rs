@@ -16,6 +16,7 @@ use super::{ActiveSet, Caller, Errno, Found, KEPT_BACKINGS, Passthrough, Result,
 use crate::backing;
 use crate::layer::Layer;
 use crate::private::copy_up::Data;
+use crate::verify::first_open::FirstOpen;
 
 /// An open file below the union.
 #[derive(Debug)]
@@ -100,6 +101,32 @@ impl Vfs {
     /// # Errors
     /// `ESTALE` when the name must be looked up again.
     pub fn open(&self, id: u64, mode: OpenMode) -> Result<Opened> {
+        let Some(first_open) = self.first_open.get() else { return self.open_now(id, mode) };
+        loop {
+            if !mode.truncate {
+                self.check_content(first_open, id)?;
+            }
+            match self.open_now(id, mode) {
+                // A swap came in between: it is another file now.
+                Err(Errno::AGAIN) => {}
+                other => return other,
+            }
+        }
+    }
+
+    /// Checks the content that a node's open would serve. No lock is held while it is read.
+    fn check_content(&self, first_open: &FirstOpen, id: u64) -> Result<()> {
+        let node = self.node(id)?;
+        let found = {
+            let _shared = self.shared();
+            if node.is_private() { None } else { self.lower_or_retired(&self.active(), &node) }
+        };
+        let Some((set, at)) = found else { return Ok(()) };
+        let top = set.union.top(at).ok_or(Errno::STALE)?;
+        first_open.check(&set.layers[top.layer as usize], top.entry)
+    }
+
+    fn open_now(&self, id: u64, mode: OpenMode) -> Result<Opened> {
         let node = self.table.get(id).ok_or(Errno::STALE)?;
         if node.kind != FileType::RegularFile {
             return Err(Errno::NXIO);
@@ -208,6 +235,9 @@ impl Vfs {
                 let (set, at) = self.lower_or_retired(active, node).ok_or(Errno::STALE)?;
                 let top = set.union.top(at).ok_or(Errno::STALE)?;
                 let layer = set.layers[top.layer as usize].clone();
+                if self.first_open.get().is_some_and(|first| !first.passed(&layer, top.entry)) {
+                    return Err(Errno::AGAIN);
+                }
                 Ok((layer.open(top.entry)?, Some(layer)))
             }
         }

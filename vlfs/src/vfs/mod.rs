@@ -48,6 +48,7 @@ use crate::layer::Layer;
 use crate::private::{self, Private};
 use crate::tree::{self, Kind, PRIVATE_TAG};
 use crate::union::{self, Input, Union};
+use crate::verify::first_open::FirstOpen;
 use node::{Node, ROOT_ID, Table, Upper};
 
 pub type Result<T> = std::result::Result<T, Errno>;
@@ -149,6 +150,8 @@ pub struct Vfs {
     notify: OnceLock<Box<dyn Notify>>,
     /// Path of the control socket, for who finds the mount and wants to talk.
     control: OnceLock<std::path::PathBuf>,
+    /// Set where layers' files are checked at their first open.
+    first_open: OnceLock<FirstOpen>,
     files: RwLock<HashMap<u64, Arc<FileHandle>>>,
     directories: RwLock<HashMap<u64, Arc<DirectoryHandle>>>,
     next_handle: AtomicU64,
@@ -200,6 +203,7 @@ impl Vfs {
             passthrough: OnceLock::new(),
             notify: OnceLock::new(),
             control: OnceLock::new(),
+            first_open: OnceLock::new(),
             files: RwLock::default(),
             directories: RwLock::default(),
             next_handle: AtomicU64::new(1),
@@ -223,6 +227,15 @@ impl Vfs {
 
     pub fn set_control(&self, path: std::path::PathBuf) {
         let _kept_the_first = self.control.set(path);
+    }
+
+    /// Checks each layer file's content at its first open from now on.
+    pub fn set_first_open(&self) {
+        self.first_open.get_or_init(FirstOpen::default);
+    }
+
+    pub fn first_open(&self) -> Option<&FirstOpen> {
+        self.first_open.get()
     }
 
     pub fn private(&self) -> &Private {

@@ -8,3 +8,4 @@ mod model;
 mod mounted;
 mod store;
 mod swapping;
+mod verify;

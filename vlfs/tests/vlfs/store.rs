@@ -13,12 +13,12 @@ use strata_store::{Store, VaTarget};
 
 use crate::fixture::{Mount, PROGRAM, read, wait_for};
 
-struct Va {
-    mount: Mount,
-    store: Store,
+pub struct Va {
+    pub mount: Mount,
+    pub store: Store,
 }
 
-fn mac() -> MacAddr {
+pub fn mac() -> MacAddr {
     "52:54:00:12:34:56".parse().expect("a MAC address")
 }
 
@@ -37,17 +37,21 @@ fn entry(path: &str, kind: Kind) -> Entry {
 }
 
 impl Va {
-    fn new() -> Va {
+    pub fn new() -> Va {
         let mount = Mount::new();
         let store = Store::init(&mount.directory.path().join("store")).expect("a new store");
         Va { mount, store }
     }
 
     /// Publishes `main/<layer> <version>` with one file, and its set entry.
-    fn unit(&self, layer: &str, version: &str, path: &str, content: &str) -> LayerSetEntry {
+    pub fn unit(&self, layer: &str, version: &str, path: &str, content: &str) -> LayerSetEntry {
         let repository = RepositoryName::new("main").expect("a name");
         let staged = self.store.stage_unit(&repository).expect("staged");
         std::fs::write(staged.filesystem().join(path), content).expect("written");
+        for path in [staged.filesystem().join(path), staged.filesystem()] {
+            let file = std::fs::File::open(path).expect("opened");
+            file.set_modified(std::time::UNIX_EPOCH).expect("a time of a sealed file");
+        }
         let kind =
             Kind::Regular { size: content.len() as u64, digest: Digest::of(content.as_bytes()) };
         let manifest = Manifest::new(vec![entry("", Kind::Directory), entry(path, kind)]);
@@ -69,7 +73,7 @@ impl Va {
         set_entry
     }
 
-    fn roll_out(&self, layers: Vec<LayerSetEntry>) -> GenerationId {
+    pub fn roll_out(&self, layers: Vec<LayerSetEntry>) -> GenerationId {
         let composition: strata_core::CompositionName = "web".parse().expect("a name");
         let ldf = layers.iter().map(|entry| format!("{entry}\n")).collect();
         let generation = Generation::new(composition.clone(), layers, ldf).expect("a set");
@@ -83,23 +87,24 @@ impl Va {
         id
     }
 
-    fn mount(&self) {
+    pub fn mount(&self) {
         let done = Command::new(PROGRAM)
             .args(["mount", "--va", &mac().to_string(), "--poll-ms", "20", "--store"])
             .arg(self.store.root())
             .arg("--private")
             .arg(self.mount.private())
+            .args(&self.mount.extra)
             .arg(self.path(""))
             .output()
             .expect("the program runs");
         assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
     }
 
-    fn path(&self, below: &str) -> PathBuf {
+    pub fn path(&self, below: &str) -> PathBuf {
         self.mount.path(below)
     }
 
-    fn report(&self) -> Option<Report> {
+    pub fn report(&self) -> Option<Report> {
         self.store.report(mac()).expect("readable")
     }
 
