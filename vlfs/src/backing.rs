@@ -1,4 +1,5 @@
 //! Files below the union: opening, describing and reading them, symlink-safe.
+//! Nothing here changes anything: that is what `private/disk.rs` does.
 //!
 //! Every open is relative to a descriptor that the daemon holds and never
 //! leaves the tree below it: no symbolic link is followed, in any component.
@@ -8,7 +9,7 @@ use std::ffi::OsStr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat, XattrFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
 use strata_core::manifest::Timestamp;
 
@@ -135,32 +136,6 @@ pub fn xattr(path: &[u8], name: &[u8]) -> Result<Vec<u8>, Errno> {
             Err(Errno::RANGE) if buffer.len() < 64 << 10 => buffer.resize(64 << 10, 0),
             Err(error) => return Err(error),
         }
-    }
-}
-
-/// Sets an extended attribute of the file at `path`, a link itself.
-pub fn set_xattr(path: &[u8], name: &[u8], value: &[u8], flags: XattrFlags) -> Result<(), Errno> {
-    rustix::fs::lsetxattr(OsStr::from_bytes(path), OsStr::from_bytes(name), value, flags)
-}
-
-/// Removes `name` with all below it. What is already gone is no error.
-pub fn remove_tree(directory: impl AsFd, name: &[u8]) -> Result<(), Errno> {
-    let name_os = OsStr::from_bytes(name);
-    match rustix::fs::unlinkat(&directory, name_os, AtFlags::empty()) {
-        Ok(()) | Err(Errno::NOENT) => return Ok(()),
-        Err(Errno::ISDIR) => {}
-        Err(error) => return Err(error),
-    }
-    let inside = match open_directory(&directory, name) {
-        Err(Errno::NOENT) => return Ok(()),
-        other => other?,
-    };
-    for entry in list(&inside)? {
-        remove_tree(&inside, &entry.name)?;
-    }
-    match rustix::fs::unlinkat(&directory, name_os, AtFlags::REMOVEDIR) {
-        Ok(()) | Err(Errno::NOENT) => Ok(()),
-        Err(error) => Err(error),
     }
 }
 

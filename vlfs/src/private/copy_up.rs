@@ -3,15 +3,14 @@
 //! Data by reflink where the disk can, else by `copy_file_range`, holes kept.
 //! Nothing here makes the copy visible.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 
-use rustix::fs::{
-    AtFlags, FileType, Gid, Mode, OFlags, SeekFrom, Timespec, Timestamps, Uid, XattrFlags,
-};
+use rustix::fs::{FileType, Gid, Mode, OFlags, SeekFrom, Timespec, Timestamps, Uid, XattrFlags};
 use rustix::io::Errno;
 
+use super::disk::Disk;
 use super::origin::Origin;
-use super::{INO_XATTR, ORIGIN_XATTR, Private, os};
+use super::{INO_XATTR, ORIGIN_XATTR, Private};
 use crate::backing;
 use crate::tree::{Entry, Kind};
 
@@ -53,37 +52,35 @@ fn copy_whole(
     data: Data,
     flush: bool,
 ) -> Result<(), Errno> {
-    let work = &private.work;
+    let (disk, work) = (&private.disk, &private.work);
     let attributes = &entry.attributes;
     let mode = Mode::from_raw_mode(0o600);
     let mut file = None;
     match &entry.kind {
-        Kind::Directory { .. } => rustix::fs::mkdirat(work, os(name), Mode::from_raw_mode(0o700))?,
+        Kind::Directory { .. } => disk.make_directory(work, name, Mode::from_raw_mode(0o700))?,
         Kind::Regular { .. } => {
-            let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
-            let target = backing::open_beneath(work, name, flags, mode)?;
+            let target = disk.create(work, name, OFlags::RDWR | OFlags::EXCL, mode)?;
             if data == Data::All {
                 let source = source.ok_or(Errno::IO)?;
-                copy_data(source, &target)?;
+                copy_data(disk, source, &target)?;
             }
             file = Some(target);
         }
-        Kind::Symlink { target } => rustix::fs::symlinkat(os(target), work, os(name))?,
-        Kind::CharacterDevice => make_node(work, name, FileType::CharacterDevice, entry)?,
-        Kind::BlockDevice => make_node(work, name, FileType::BlockDevice, entry)?,
-        Kind::Fifo => make_node(work, name, FileType::Fifo, entry)?,
-        Kind::Socket => make_node(work, name, FileType::Socket, entry)?,
+        Kind::Symlink { target } => disk.symlink(target, work, name)?,
+        Kind::CharacterDevice => make_node(private, name, FileType::CharacterDevice, entry)?,
+        Kind::BlockDevice => make_node(private, name, FileType::BlockDevice, entry)?,
+        Kind::Fifo => make_node(private, name, FileType::Fifo, entry)?,
+        Kind::Socket => make_node(private, name, FileType::Socket, entry)?,
     }
-    let nofollow = AtFlags::SYMLINK_NOFOLLOW;
     let (uid, gid) = (Uid::from_raw(attributes.uid), Gid::from_raw(attributes.gid));
-    rustix::fs::chownat(work, os(name), Some(uid), Some(gid), nofollow)?;
+    disk.chown(work, name, (Some(uid), Some(gid)))?;
     if !matches!(entry.kind, Kind::Symlink { .. }) {
         let mode = Mode::from_raw_mode(attributes.mode);
-        rustix::fs::chmodat(work, os(name), mode, AtFlags::empty())?;
+        disk.chmod(work, name, mode)?;
     }
     let path = backing::path_of(work, name);
     for (key, value) in &attributes.xattrs {
-        match backing::set_xattr(&path, key, value, XattrFlags::empty()) {
+        match disk.set_xattr(&path, key, value, XattrFlags::empty()) {
             Err(Errno::NOTSUP) => {
                 let key = String::from_utf8_lossy(key);
                 tracing::warn!(attribute = %key, "the private layer's disk cannot hold it");
@@ -92,44 +89,42 @@ fn copy_whole(
         }
     }
     let ino = format!("{:016x}", entry.identity);
-    backing::set_xattr(&path, INO_XATTR, ino.as_bytes(), XattrFlags::empty())?;
-    match backing::set_xattr(&path, ORIGIN_XATTR, &origin.print(), XattrFlags::empty()) {
+    disk.set_xattr(&path, INO_XATTR, ino.as_bytes(), XattrFlags::empty())?;
+    match disk.set_xattr(&path, ORIGIN_XATTR, &origin.print(), XattrFlags::empty()) {
         // A very long path may not fit; `diff` then compares with the mount.
         Err(Errno::NOSPC | Errno::RANGE | Errno::TOOBIG) => {
             tracing::debug!("the record of origin does not fit on the private copy");
         }
         other => other?,
     }
-    set_mtime(work, name, entry)?;
+    set_mtime(private, name, entry)?;
     match file {
-        Some(file) if flush && attributes.size > 0 && data == Data::All => {
-            rustix::fs::fdatasync(&file)
-        }
+        Some(file) if flush && attributes.size > 0 && data == Data::All => disk.sync_data(&file),
         _ => Ok(()),
     }
 }
 
-fn make_node(work: &OwnedFd, name: &[u8], kind: FileType, entry: &Entry) -> Result<(), Errno> {
+fn make_node(private: &Private, name: &[u8], kind: FileType, entry: &Entry) -> Result<(), Errno> {
     let (major, minor) = entry.attributes.device;
     let device = rustix::fs::makedev(major, minor);
-    rustix::fs::mknodat(work, os(name), kind, Mode::from_raw_mode(0o600), device)
+    private.disk.make_node(&private.work, name, kind, Mode::from_raw_mode(0o600), device)
 }
 
-fn set_mtime(work: &OwnedFd, name: &[u8], entry: &Entry) -> Result<(), Errno> {
+fn set_mtime(private: &Private, name: &[u8], entry: &Entry) -> Result<(), Errno> {
     let mtime = entry.attributes.mtime;
     let time = Timespec { tv_sec: mtime.seconds, tv_nsec: i64::from(mtime.nanoseconds) };
     let times = Timestamps { last_access: time, last_modification: time };
-    rustix::fs::utimensat(work, os(name), &times, AtFlags::SYMLINK_NOFOLLOW)
+    private.disk.set_times(&private.work, name, &times)
 }
 
 /// Copies all data, holes as holes. Both descriptors' offsets move.
-pub fn copy_data(source: &OwnedFd, target: &OwnedFd) -> Result<(), Errno> {
-    if rustix::fs::ioctl_ficlone(target, source).is_ok() {
+pub fn copy_data(disk: &Disk, source: &OwnedFd, target: &OwnedFd) -> Result<(), Errno> {
+    if disk.clone(source, target).is_ok() {
         return Ok(());
     }
     let stat = rustix::fs::fstat(source)?;
     let size = u64::try_from(stat.st_size).unwrap_or(0);
-    rustix::fs::ftruncate(target, size)?;
+    disk.truncate(target, size)?;
     let mut position = 0;
     while position < size {
         let start = match rustix::fs::seek(source, SeekFrom::Data(position)) {
@@ -143,21 +138,27 @@ pub fn copy_data(source: &OwnedFd, target: &OwnedFd) -> Result<(), Errno> {
             Err(Errno::INVAL | Errno::NXIO) => size,
             Err(error) => return Err(error),
         };
-        copy_range(source, target, start, end)?;
+        copy_range(disk, source, target, start, end)?;
         position = end.max(start + 1);
     }
     Ok(())
 }
 
-fn copy_range(source: &OwnedFd, target: &OwnedFd, start: u64, end: u64) -> Result<(), Errno> {
+fn copy_range(
+    disk: &Disk,
+    source: &OwnedFd,
+    target: &OwnedFd,
+    start: u64,
+    end: u64,
+) -> Result<(), Errno> {
     let (mut from, mut to) = (start, start);
     while from < end {
         let length = usize::try_from(end - from).unwrap_or(usize::MAX).min(1 << 30);
-        match rustix::fs::copy_file_range(source, Some(&mut from), target, Some(&mut to), length) {
+        match disk.copy_range((source, &mut from), (target, &mut to), length) {
             Ok(0) => return Ok(()),
             Ok(_) | Err(Errno::INTR) => {}
             Err(Errno::XDEV | Errno::NOSYS | Errno::OPNOTSUPP | Errno::INVAL) => {
-                return copy_by_hand(source, target, from, end);
+                return copy_by_hand(disk, source, target, from, end);
             }
             Err(error) => return Err(error),
         }
@@ -165,19 +166,24 @@ fn copy_range(source: &OwnedFd, target: &OwnedFd, start: u64, end: u64) -> Resul
     Ok(())
 }
 
-fn copy_by_hand(source: impl AsFd, target: impl AsFd, start: u64, end: u64) -> Result<(), Errno> {
+fn copy_by_hand(
+    disk: &Disk,
+    source: &OwnedFd,
+    target: &OwnedFd,
+    start: u64,
+    end: u64,
+) -> Result<(), Errno> {
     let mut buffer = vec![0; 256 << 10];
     let mut position = start;
     while position < end {
         let wanted = usize::try_from(end - position).unwrap_or(usize::MAX).min(buffer.len());
-        let read = rustix::io::pread(&source, &mut buffer[..wanted], position)?;
+        let read = rustix::io::pread(source, &mut buffer[..wanted], position)?;
         if read == 0 {
             break;
         }
         let mut written = 0;
         while written < read {
-            written +=
-                rustix::io::pwrite(&target, &buffer[written..read], position + written as u64)?;
+            written += disk.write_at(target, &buffer[written..read], position + written as u64)?;
         }
         position += read as u64;
     }

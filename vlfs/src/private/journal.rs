@@ -12,10 +12,10 @@
 use std::fmt::Write as _;
 use std::os::fd::OwnedFd;
 
-use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::fs::{Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 
-use super::{JOURNAL, Private, os, write_all};
+use super::{JOURNAL, Private, write_all};
 use crate::backing;
 
 const HEADER: &str = "strata-journal 1\n";
@@ -36,12 +36,10 @@ pub fn perform(private: &Private, step: &Step) -> Result<(), Errno> {
     let root = private.root();
     let (from_directory, from_name) = backing::open_parent(root, from)?;
     let (to_directory, to_name) = backing::open_parent(root, to)?;
-    let (from, to) = (os(from_name), os(to_name));
+    let (from, to) = ((&from_directory, from_name), (&to_directory, to_name));
     let done = match step {
-        Step::Rename { .. } => rustix::fs::renameat(&from_directory, from, &to_directory, to),
-        Step::Link { .. } => {
-            rustix::fs::linkat(&from_directory, from, &to_directory, to, AtFlags::empty())
-        }
+        Step::Rename { .. } => private.disk.rename(from, to, RenameFlags::empty()),
+        Step::Link { .. } => private.disk.link(from, to),
     };
     match done {
         Ok(()) | Err(Errno::NOENT | Errno::EXIST) => Ok(()),
@@ -57,32 +55,32 @@ pub fn undo(private: &Private, step: &Step) -> Result<(), Errno> {
     match step {
         Step::Rename { .. } => {
             let (from_directory, from_name) = backing::open_parent(root, from)?;
-            rustix::fs::renameat(&to_directory, os(to_name), &from_directory, os(from_name))
+            let (from, to) = ((&to_directory, to_name), (&from_directory, from_name));
+            private.disk.rename(from, to, RenameFlags::empty())
         }
-        Step::Link { .. } => rustix::fs::unlinkat(&to_directory, os(to_name), AtFlags::empty()),
+        Step::Link { .. } => private.disk.unlink(&to_directory, to_name),
     }
 }
 
 /// Writes the entry `name` and flushes it with its name. After a failure
 /// there is no entry.
-pub fn write(root: &OwnedFd, name: &[u8], steps: &[Step]) -> Result<Vec<u8>, Errno> {
-    let directory =
-        backing::open_beneath(root, JOURNAL, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty())?;
-    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC;
-    let fd = backing::open_beneath(&directory, name, flags, Mode::from_raw_mode(0o600))?;
-    let written = write_all(&fd, print(steps).as_bytes())
-        .and_then(|()| rustix::fs::fsync(&fd))
-        .and_then(|()| rustix::fs::fsync(&directory));
+pub fn write(private: &Private, name: &[u8], steps: &[Step]) -> Result<Vec<u8>, Errno> {
+    let (disk, flags) = (&private.disk, OFlags::RDONLY | OFlags::DIRECTORY);
+    let directory = backing::open_beneath(private.root(), JOURNAL, flags, Mode::empty())?;
+    let flags = OFlags::WRONLY | OFlags::TRUNC;
+    let fd = disk.create(&directory, name, flags, Mode::from_raw_mode(0o600))?;
+    let written = write_all(disk, &fd, print(steps).as_bytes())
+        .and_then(|()| disk.sync(&fd))
+        .and_then(|()| disk.sync(&directory));
     if let Err(error) = written {
-        rustix::fs::unlinkat(&directory, os(name), AtFlags::empty())?;
+        disk.unlink(&directory, name)?;
         return Err(error);
     }
     Ok(name.to_vec())
 }
 
-pub fn remove(root: &OwnedFd, name: &[u8]) -> Result<(), Errno> {
-    let directory = backing::open_directory(root, JOURNAL)?;
-    rustix::fs::unlinkat(directory, os(name), AtFlags::empty())
+pub fn remove(private: &Private, name: &[u8]) -> Result<(), Errno> {
+    private.disk.unlink(backing::open_directory(private.root(), JOURNAL)?, name)
 }
 
 /// The entries under way, oldest first.

@@ -8,10 +8,10 @@
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags};
+use rustix::fs::{FileType, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 
-use super::{Private, UnitKey, WHITEOUTS, os};
+use super::{Private, UnitKey, WHITEOUTS};
 use crate::backing;
 use crate::whiteout::WhiteoutTree;
 
@@ -47,10 +47,10 @@ pub fn mark(private: &Private, unit: &UnitKey, path: &[u8]) -> Result<(), Errno>
 }
 
 fn open_marked(private: &Private, unit: &UnitKey, path: &[u8]) -> Result<Marked, Errno> {
-    let mut directory = make_directory(private.whiteouts(), unit.repository.as_bytes())?;
-    directory = make_directory(&directory, unit.unit.as_bytes())?;
+    let mut directory = make_directory(private, private.whiteouts(), unit.repository.as_bytes())?;
+    directory = make_directory(private, &directory, unit.unit.as_bytes())?;
     for name in path.split(|b| *b == b'/').filter(|name| !name.is_empty()) {
-        directory = make_directory(&directory, name)?;
+        directory = make_directory(private, &directory, name)?;
     }
     Ok(Marked { unit: unit.clone(), path: path.to_vec(), directory })
 }
@@ -75,13 +75,12 @@ fn mark_name(private: &Private, directory: &OwnedFd, name: &[u8]) -> Result<Plac
     let aside = private.next_name();
     new_marker(private, &private.work, &aside)?;
     let exchange = RenameFlags::EXCHANGE;
-    let exchanged =
-        rustix::fs::renameat_with(&private.work, os(&aside), directory, os(name), exchange);
-    if let Err(error) = exchanged {
+    let (from, to) = ((&private.work, &aside[..]), (directory, name));
+    if let Err(error) = private.disk.rename(from, to, exchange) {
         private.discard(&aside);
         return Err(error);
     }
-    backing::remove_tree(&private.work, &aside)?;
+    private.disk.remove_tree(&private.work, &aside)?;
     Ok(Place::Taken)
 }
 
@@ -89,52 +88,61 @@ fn mark_name(private: &Private, directory: &OwnedFd, name: &[u8]) -> Result<Plac
 /// costs an inode and, on ext4 after many removals, a long search for one.
 fn new_marker(private: &Private, directory: &OwnedFd, name: &[u8]) -> Result<(), Errno> {
     for _ in 0..3 {
-        let none = AtFlags::empty();
-        match rustix::fs::linkat(&private.work, os(SEED), directory, os(name), none) {
+        match private.disk.link((&private.work, SEED), (directory, name)) {
             Err(Errno::NOENT) => {}
             // It has as many names as the file system allows: the next one, then.
-            Err(Errno::MLINK) => rustix::fs::unlinkat(&private.work, os(SEED), none)?,
+            Err(Errno::MLINK) => private.disk.unlink(&private.work, SEED)?,
             Err(Errno::PERM | Errno::OPNOTSUPP | Errno::NOSYS) => break,
             other => return other,
         }
-        match make_empty(&private.work, SEED) {
+        match make_empty(private, &private.work, SEED) {
             Ok(()) | Err(Errno::EXIST) => {}
             Err(error) => return Err(error),
         }
     }
-    make_empty(directory, name)
+    make_empty(private, directory, name)
 }
 
-fn make_empty(directory: &OwnedFd, name: &[u8]) -> Result<(), Errno> {
-    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL;
-    backing::open_beneath(directory, name, flags, Mode::from_raw_mode(0o600)).map(drop)
+fn make_empty(private: &Private, directory: &OwnedFd, name: &[u8]) -> Result<(), Errno> {
+    let flags = OFlags::WRONLY | OFlags::EXCL;
+    private.disk.create(directory, name, flags, Mode::from_raw_mode(0o600)).map(drop)
 }
 
-fn make_directory(parent: impl AsFd, name: &[u8]) -> Result<OwnedFd, Errno> {
+pub(super) fn make_directory(
+    private: &Private,
+    parent: impl AsFd,
+    name: &[u8],
+) -> Result<OwnedFd, Errno> {
     match backing::open_directory(&parent, name) {
         Err(Errno::NOENT) => {}
         other => return other,
     }
-    match rustix::fs::mkdirat(&parent, os(name), Mode::from_raw_mode(0o755)) {
+    match private.disk.make_directory(&parent, name, Mode::from_raw_mode(0o755)) {
         Ok(()) | Err(Errno::EXIST) => backing::open_directory(&parent, name),
         Err(error) => Err(error),
     }
 }
 
 /// Removes the marker of a path, and directories that only led to it.
-pub fn unmark(whiteouts: &OwnedFd, unit: &UnitKey, path: &[u8]) -> Result<(), Errno> {
-    let repository = backing::open_directory(whiteouts, unit.repository.as_bytes())?;
+pub fn unmark(private: &Private, unit: &UnitKey, path: &[u8]) -> Result<(), Errno> {
+    let repository = backing::open_directory(private.whiteouts(), unit.repository.as_bytes())?;
     let mut directories = vec![backing::open_directory(repository, unit.unit.as_bytes())?];
     let names: Vec<&[u8]> = path.split(|b| *b == b'/').collect();
     for name in &names[..names.len() - 1] {
         let last = directories.last().expect("starts with one");
         directories.push(backing::open_directory(last, name)?);
     }
-    let mut flags = AtFlags::empty();
-    for (directory, name) in directories.iter().zip(&names).rev() {
-        match rustix::fs::unlinkat(directory, os(name), flags) {
-            Ok(()) | Err(Errno::NOENT) => flags = AtFlags::REMOVEDIR,
-            Err(Errno::NOTEMPTY) if flags == AtFlags::REMOVEDIR => break,
+    let mut levels = directories.iter().zip(&names).rev();
+    if let Some((directory, name)) = levels.next() {
+        match private.disk.unlink(directory, name) {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    for (directory, name) in levels {
+        match private.disk.remove_directory(directory, name) {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(Errno::NOTEMPTY) => break,
             Err(error) => return Err(error),
         }
     }

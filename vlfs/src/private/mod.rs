@@ -22,6 +22,7 @@
 //! keeps, and `origin`, what it was copied from (see [`origin`]).
 
 pub mod copy_up;
+pub mod disk;
 pub mod journal;
 pub mod markers;
 pub mod origin;
@@ -33,12 +34,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rustix::fs::{FlockOperation, Mode, OFlags, XattrFlags};
+use rustix::fs::{FlockOperation, Mode, OFlags, RenameFlags, XattrFlags};
 use rustix::io::Errno;
 use strata_core::MacAddr;
 
 use crate::backing;
 use crate::whiteout::WhiteoutTree;
+use disk::Disk;
 
 pub const FORMAT: &str = "strata-private 1\n";
 pub const UPPER: &[u8] = b"upper";
@@ -134,6 +136,7 @@ struct Hidden {
 /// An opened, locked private directory.
 #[derive(Debug)]
 pub struct Private {
+    pub(crate) disk: Disk,
     path: PathBuf,
     root: OwnedFd,
     pub upper: OwnedFd,
@@ -171,6 +174,14 @@ impl Private {
     /// It belongs to another VA, is in use, is of another format, or no place
     /// where private files can live.
     pub fn open(path: &Path, owner: &Owner) -> Result<Private, PrivateError> {
+        Private::open_with(path, owner, Disk::default())
+    }
+
+    /// As [`Private::open`], with a disk that may fail.
+    ///
+    /// # Errors
+    /// As [`Private::open`].
+    pub fn open_with(path: &Path, owner: &Owner, disk: Disk) -> Result<Private, PrivateError> {
         let io = |what| move |errno| PrivateError::Io { path: path.to_owned(), what, errno };
         std::fs::create_dir_all(path).map_err(|error| {
             io("cannot be made")(Errno::from_io_error(&error).unwrap_or(Errno::IO))
@@ -178,15 +189,16 @@ impl Private {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = rustix::fs::open(path, flags, Mode::empty()).map_err(io("cannot be opened"))?;
         let lock = Self::lock(path, &root)?;
-        Self::check_format(path, &root, owner)?;
+        Self::check_format(&disk, path, &root, owner)?;
         for name in [UPPER, WORK, WHITEOUTS, JOURNAL] {
-            match rustix::fs::mkdirat(&root, os(name), Mode::from_raw_mode(0o755)) {
+            match disk.make_directory(&root, name, Mode::from_raw_mode(0o755)) {
                 Ok(()) | Err(Errno::EXIST) => {}
                 Err(errno) => return Err(io("cannot be filled")(errno)),
             }
         }
         let open = |name| backing::open_directory(&root, name).map_err(io("cannot be opened"));
         let private = Private {
+            disk,
             path: path.to_owned(),
             upper: open(UPPER)?,
             work: open(WORK)?,
@@ -226,14 +238,19 @@ impl Private {
         }
     }
 
-    fn check_format(path: &Path, root: &OwnedFd, owner: &Owner) -> Result<(), PrivateError> {
+    fn check_format(
+        disk: &Disk,
+        path: &Path,
+        root: &OwnedFd,
+        owner: &Owner,
+    ) -> Result<(), PrivateError> {
         let io = |errno| PrivateError::Io { path: path.to_owned(), what: "format", errno };
         let lossy = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         match read_small(root, b"format") {
             Err(Errno::NOENT) => {
-                write_small(root, b"owner", format!("{owner}\n").as_bytes()).map_err(io)?;
-                write_small(root, b"format", FORMAT.as_bytes()).map_err(io)?;
-                rustix::fs::fsync(root).map_err(io)?;
+                write_small(disk, root, b"owner", format!("{owner}\n").as_bytes()).map_err(io)?;
+                write_small(disk, root, b"format", FORMAT.as_bytes()).map_err(io)?;
+                disk.sync(root).map_err(io)?;
             }
             Err(errno) => return Err(io(errno)),
             Ok(found) if found != FORMAT.as_bytes() => {
@@ -251,7 +268,8 @@ impl Private {
 
     fn probe_xattrs(&self) -> Result<(), PrivateError> {
         let path = backing::path_of(&self.root, WORK);
-        backing::set_xattr(&path, INO_XATTR, b"0", XattrFlags::empty())
+        self.disk
+            .set_xattr(&path, INO_XATTR, b"0", XattrFlags::empty())
             .map_err(|errno| PrivateError::Xattrs { path: self.path.clone(), errno })
     }
 
@@ -272,16 +290,20 @@ impl Private {
             for step in &steps {
                 journal::perform(self, step).map_err(io)?;
             }
-            journal::remove(&self.root, &name).map_err(io)?;
+            journal::remove(self, &name).map_err(io)?;
         }
         for entry in backing::list(&self.work).map_err(io)? {
-            backing::remove_tree(&self.work, &entry.name).map_err(io)?;
+            self.disk.remove_tree(&self.work, &entry.name).map_err(io)?;
         }
         Ok(())
     }
 
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    pub fn disk(&self) -> &Disk {
+        &self.disk
     }
 
     pub(crate) fn root(&self) -> &OwnedFd {
@@ -295,7 +317,7 @@ impl Private {
 
     /// Removes a half-made object from `work/`, after a failure that is reported.
     pub fn discard(&self, name: &[u8]) {
-        if let Err(error) = backing::remove_tree(&self.work, name) {
+        if let Err(error) = self.disk.remove_tree(&self.work, name) {
             tracing::warn!(%error, "a half-made copy stays until the next mount");
         }
     }
@@ -305,7 +327,7 @@ impl Private {
     pub fn transact(&self, steps: &[journal::Step]) -> Result<(), Errno> {
         let entry = match steps {
             [] | [_] => None,
-            _ => Some(journal::write(&self.root, &self.next_name(), steps)?),
+            _ => Some(journal::write(self, &self.next_name(), steps)?),
         };
         for (index, step) in steps.iter().enumerate() {
             if let Err(error) = journal::perform(self, step) {
@@ -313,12 +335,12 @@ impl Private {
                     journal::undo(self, done)?;
                 }
                 if let Some(name) = entry {
-                    journal::remove(&self.root, &name)?;
+                    journal::remove(self, &name)?;
                 }
                 return Err(error);
             }
         }
-        entry.map_or(Ok(()), |name| journal::remove(&self.root, &name))
+        entry.map_or(Ok(()), |name| journal::remove(self, &name))
     }
 
     /// Hides a path in a layer unit, on disk and in memory.
@@ -339,7 +361,7 @@ impl Private {
         drop(hidden);
         if shown {
             *self.last_marked.lock().expect("no panic while held") = None;
-            markers::unmark(&self.whiteouts, unit, path)?;
+            markers::unmark(self, unit, path)?;
         }
         Ok(shown)
     }
@@ -387,18 +409,19 @@ impl Private {
                     other => other?,
                 };
             let aside = self.next_name();
-            match rustix::fs::renameat(&repository, unit.unit.as_str(), &self.work, os(&aside)) {
-                Ok(()) => backing::remove_tree(&self.work, &aside)?,
+            let (from, to) = ((&repository, unit.unit.as_bytes()), (&self.work, &aside[..]));
+            match self.disk.rename(from, to, RenameFlags::empty()) {
+                Ok(()) => self.disk.remove_tree(&self.work, &aside)?,
                 Err(Errno::NOENT) => {}
                 Err(error) => return Err(error),
             }
         }
-        if units.is_empty() { Ok(()) } else { rustix::fs::syncfs(&self.root) }
+        if units.is_empty() { Ok(()) } else { self.sync() }
     }
 
     /// Flushes everything of the private layer to its disk.
     pub fn sync(&self) -> Result<(), Errno> {
-        rustix::fs::syncfs(&self.root)
+        self.disk.sync_file_system(&self.root)
     }
 }
 
@@ -406,17 +429,17 @@ pub(crate) fn os(name: &[u8]) -> &std::ffi::OsStr {
     std::os::unix::ffi::OsStrExt::from_bytes(name)
 }
 
-fn write_small(directory: &OwnedFd, name: &[u8], content: &[u8]) -> Result<(), Errno> {
-    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC;
-    let fd = backing::open_beneath(directory, name, flags, Mode::from_raw_mode(0o644))?;
-    write_all(&fd, content)?;
-    rustix::fs::fsync(&fd)
+fn write_small(disk: &Disk, directory: &OwnedFd, name: &[u8], content: &[u8]) -> Result<(), Errno> {
+    let flags = OFlags::WRONLY | OFlags::TRUNC;
+    let fd = disk.create(directory, name, flags, Mode::from_raw_mode(0o644))?;
+    write_all(disk, &fd, content)?;
+    disk.sync(&fd)
 }
 
-pub(crate) fn write_all(fd: &OwnedFd, content: &[u8]) -> Result<(), Errno> {
+pub(crate) fn write_all(disk: &Disk, fd: &OwnedFd, content: &[u8]) -> Result<(), Errno> {
     let mut rest = content;
     while !rest.is_empty() {
-        match rustix::io::write(fd, rest) {
+        match disk.write(fd, rest) {
             Ok(0) => return Err(Errno::IO),
             Ok(written) => rest = &rest[written..],
             Err(Errno::INTR) => {}

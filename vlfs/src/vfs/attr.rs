@@ -5,16 +5,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use rustix::fs::{
-    AtFlags, FileType, Gid, Mode, Stat, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, Uid,
-};
+use rustix::fs::{FileType, Gid, Mode, Stat, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, Uid};
 use strata_core::manifest::Timestamp;
 
 use super::node::{Counted, Node, ROOT_ID, Upper};
 use super::{ActiveSet, Errno, Result, Vfs};
-use crate::private::os;
+use crate::backing;
+use crate::private::disk::Disk;
 use crate::tree::{self, Entry};
-use crate::{backing, proc};
 
 /// What `stat` shows. Size in bytes, `blocks` in 512-byte units.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -119,21 +117,22 @@ impl Vfs {
             other => return other.map(drop),
         }
         let active = self.active();
+        let (disk, upper) = (&self.private.disk, &self.private.upper);
         if let Some(top) = active.union.entry(crate::union::ROOT) {
             let attributes = &top.attributes;
             let (uid, gid) = (Uid::from_raw(attributes.uid), Gid::from_raw(attributes.gid));
-            rustix::fs::chownat(&self.private.upper, ".", Some(uid), Some(gid), AtFlags::empty())?;
+            disk.chown(upper, b".", (Some(uid), Some(gid)))?;
             let mode = Mode::from_raw_mode(attributes.mode);
-            rustix::fs::chmodat(&self.private.upper, ".", mode, AtFlags::empty())?;
+            disk.chmod(upper, b".", mode)?;
             for (key, value) in &attributes.xattrs {
-                backing::set_xattr(&root, key, value, rustix::fs::XattrFlags::empty())?;
+                disk.set_xattr(&root, key, value, rustix::fs::XattrFlags::empty())?;
             }
             let mtime = times(None, Some(SetTime::At(attributes.mtime)));
-            rustix::fs::utimensat(&self.private.upper, ".", &mtime, AtFlags::empty())?;
+            disk.set_times(upper, b".", &mtime)?;
         }
         let ino = format!("{:016x}", tree::ROOT_IDENTITY);
         let none = rustix::fs::XattrFlags::empty();
-        backing::set_xattr(&root, crate::private::INO_XATTR, ino.as_bytes(), none)
+        disk.set_xattr(&root, crate::private::INO_XATTR, ino.as_bytes(), none)
     }
 
     /// Attributes, and how long the kernel may keep them.
@@ -241,7 +240,7 @@ impl Vfs {
         {
             let place = node.place.read().expect("no panic while held");
             let reach = reach(&place.upper, &place.names)?.ok_or(Errno::STALE)?;
-            apply(&reach, set)?;
+            apply(&self.private.disk, &reach, set)?;
         }
         let active = self.active();
         let attr = self.attr_of(&active, &node)?;
@@ -257,9 +256,9 @@ impl Vfs {
             Some(handle) => handle.file(),
             None => self.backing(&self.active(), node)?,
         };
-        rustix::fs::ftruncate(file.as_fd(), size)?;
+        self.private.disk.truncate(file.as_fd(), size)?;
         if set.kill_privileges {
-            super::file::kill_privileges(&file)?;
+            super::file::kill_privileges(&self.private.disk, &file)?;
         }
         Ok(())
     }
@@ -278,38 +277,32 @@ pub(super) fn reach(upper: &Upper, names: &[(Arc<Node>, Box<[u8]>)]) -> Result<O
     }
 }
 
-pub(super) fn apply(reach: &Reach, set: &SetAttr) -> Result<()> {
+pub(super) fn apply(disk: &Disk, reach: &Reach, set: &SetAttr) -> Result<()> {
     let owner = (set.uid.map(Uid::from_raw), set.gid.map(Gid::from_raw));
     if owner != (None, None) {
         match reach {
             Reach::Name(directory, name) => {
-                let flags = AtFlags::SYMLINK_NOFOLLOW;
-                rustix::fs::chownat(directory, os(name), owner.0, owner.1, flags)?;
+                disk.chown(directory, name, owner)?;
             }
-            Reach::Open(fd) => {
-                rustix::fs::chownat(fd, "", owner.0, owner.1, AtFlags::EMPTY_PATH)?;
-            }
+            Reach::Open(fd) => disk.chown_open(fd, owner)?,
         }
     }
     if let Some(mode) = set.mode {
         let mode = Mode::from_raw_mode(mode & 0o7777);
         match reach {
             Reach::Name(directory, name) => {
-                rustix::fs::chmodat(directory, os(name), mode, AtFlags::empty())?;
+                disk.chmod(directory, name, mode)?;
             }
-            Reach::Open(fd) => rustix::fs::chmod(proc::path(fd), mode)?,
+            Reach::Open(fd) => disk.chmod_open(fd, mode)?,
         }
     }
     if set.atime.is_some() || set.mtime.is_some() {
         let times = times(set.atime, set.mtime);
         match reach {
             Reach::Name(directory, name) => {
-                let flags = AtFlags::SYMLINK_NOFOLLOW;
-                rustix::fs::utimensat(directory, os(name), &times, flags)?;
+                disk.set_times(directory, name, &times)?;
             }
-            Reach::Open(fd) => {
-                rustix::fs::utimensat(fd, "", &times, AtFlags::EMPTY_PATH)?;
-            }
+            Reach::Open(fd) => disk.set_times_open(fd, &times)?,
         }
     }
     Ok(())

@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, RwLockReadGuard};
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags};
+use rustix::fs::{FileType, Mode, OFlags, RenameFlags};
 
 use super::node::{Node, Upper};
 use super::{ActiveSet, Errno, Notice, Result, Vfs};
@@ -15,7 +15,7 @@ use crate::backing;
 use crate::private::copy_up::{Data, copy};
 use crate::private::journal::Step;
 use crate::private::origin::Origin;
-use crate::private::{UPPER, WORK, os};
+use crate::private::{UPPER, WORK};
 use crate::union;
 
 impl Vfs {
@@ -48,7 +48,7 @@ impl Vfs {
         self.copy_to_work(node, &work, data, true)?;
         let committed = self.commit_copy(node, &work);
         if committed.is_err() {
-            backing::remove_tree(&self.private.work, &work)?;
+            self.private.disk.remove_tree(&self.private.work, &work)?;
         }
         committed
     }
@@ -110,17 +110,12 @@ impl Vfs {
         }
         let times = kept_times(&directory)?;
         let from = &self.private.work;
-        match rustix::fs::renameat_with(
-            from,
-            os(work),
-            &directory,
-            os(&name),
-            RenameFlags::NOREPLACE,
-        ) {
+        let (from, to) = ((from, work), (&directory, &name[..]));
+        match self.private.disk.rename(from, to, RenameFlags::NOREPLACE) {
             Err(Errno::EXIST) => return Err(Errno::STALE),
             other => other?,
         }
-        rustix::fs::utimensat(&directory, ".", &times, AtFlags::empty())?;
+        self.private.disk.set_times(&directory, b".", &times)?;
         place.upper = Upper::File { inode };
         drop(place);
         self.switch_to_copy(node);
@@ -130,7 +125,7 @@ impl Vfs {
     /// The object has no name any more: its copy gets none either.
     fn commit_orphan(&self, node: &Arc<Node>, work: &[u8]) -> Result<()> {
         let fd = backing::open_beneath(&self.private.work, work, OFlags::PATH, Mode::empty())?;
-        rustix::fs::unlinkat(&self.private.work, os(work), AtFlags::empty())?;
+        self.private.disk.unlink(&self.private.work, work)?;
         node.place.write().expect("no panic while held").upper = Upper::Orphan(Arc::new(fd));
         self.switch_to_copy(node);
         Ok(())
@@ -157,7 +152,7 @@ impl Vfs {
         steps.extend(others.iter().map(|(_, path)| link(path)));
         self.private.transact(&steps)?;
         for (times, directory) in &kept {
-            rustix::fs::utimensat(directory, ".", times, AtFlags::empty())?;
+            self.private.disk.set_times(directory, b".", times)?;
         }
         node.place.write().expect("no panic while held").upper = Upper::File { inode };
         self.switch_to_copy(node);
@@ -229,12 +224,13 @@ impl Vfs {
         copy(&self.private, &work, entry, None, &origin, Data::None, false)?;
         let times = kept_times(above)?;
         let from = &self.private.work;
-        match rustix::fs::renameat_with(from, os(&work), above, os(name), RenameFlags::NOREPLACE) {
+        let disk = &self.private.disk;
+        match disk.rename((from, &work[..]), (above, name), RenameFlags::NOREPLACE) {
             Ok(()) => {
                 self.directories_made.fetch_add(1, Ordering::AcqRel);
-                rustix::fs::utimensat(above, ".", &times, AtFlags::empty())?;
+                disk.set_times(above, b".", &times)?;
             }
-            Err(Errno::EXIST) => backing::remove_tree(from, &work)?,
+            Err(Errno::EXIST) => disk.remove_tree(from, &work)?,
             Err(error) => {
                 self.private.discard(&work);
                 return Err(error);

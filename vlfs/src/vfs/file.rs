@@ -16,6 +16,7 @@ use super::{ActiveSet, Caller, Errno, Found, KEPT_BACKINGS, Passthrough, Result,
 use crate::backing;
 use crate::layer::Layer;
 use crate::private::copy_up::Data;
+use crate::private::disk::Disk;
 use crate::verify::first_open::FirstOpen;
 
 /// An open file below the union.
@@ -81,13 +82,13 @@ pub struct OpenMode {
 }
 
 /// Takes setuid away, and setgid from what a group may execute.
-pub(super) fn kill_privileges(file: impl AsFd) -> Result<()> {
+pub(super) fn kill_privileges(disk: &Disk, file: impl AsFd) -> Result<()> {
     let mode = rustix::fs::fstat(&file)?.st_mode & 0o7777;
     let mut kept = mode & !0o4000;
     if mode & 0o010 != 0 {
         kept &= !0o2000;
     }
-    if kept == mode { Ok(()) } else { rustix::fs::fchmod(&file, Mode::from_raw_mode(kept)) }
+    if kept == mode { Ok(()) } else { disk.chmod_open(&file, Mode::from_raw_mode(kept)) }
 }
 
 impl Vfs {
@@ -142,9 +143,9 @@ impl Vfs {
         let active = self.active();
         let backing = self.backing(&active, &node)?;
         if mode.truncate {
-            rustix::fs::ftruncate(&*backing, 0)?;
+            self.private.disk.truncate(&*backing, 0)?;
             if mode.kill_privileges {
-                kill_privileges(&*backing)?;
+                kill_privileges(&self.private.disk, &*backing)?;
             }
         }
         let opened = self.add_handle(&node, backing);
@@ -344,7 +345,7 @@ impl Vfs {
         }
         let mut written = 0;
         while written < data.len() {
-            match rustix::io::pwrite(&*file, &data[written..], offset + written as u64) {
+            match self.private.disk.write_at(&*file, &data[written..], offset + written as u64) {
                 Ok(length) => written += length,
                 Err(Errno::INTR) => {}
                 Err(_) if written > 0 => break,
@@ -352,7 +353,7 @@ impl Vfs {
             }
         }
         if kill {
-            kill_privileges(&*file)?;
+            kill_privileges(&self.private.disk, &*file)?;
         }
         Ok(written)
     }
@@ -371,7 +372,8 @@ impl Vfs {
 
     pub fn fsync(&self, handle: u64, data_only: bool) -> Result<()> {
         let file = self.file(handle)?.file();
-        if data_only { rustix::fs::fdatasync(&*file) } else { rustix::fs::fsync(&*file) }
+        let disk = &self.private.disk;
+        if data_only { disk.sync_data(&*file) } else { disk.sync(&*file) }
     }
 
     pub fn fallocate(&self, handle: u64, mode: u32, offset: u64, length: u64) -> Result<()> {
@@ -379,7 +381,8 @@ impl Vfs {
         if file.layer.is_some() {
             return Err(Errno::BADF);
         }
-        rustix::fs::fallocate(&*file, FallocateFlags::from_bits_retain(mode), offset, length)
+        let mode = FallocateFlags::from_bits_retain(mode);
+        self.private.disk.allocate(&*file, mode, offset, length)
     }
 
     /// `SEEK_DATA` and `SEEK_HOLE`.
@@ -398,7 +401,7 @@ impl Vfs {
         if target.layer.is_some() {
             return Err(Errno::BADF);
         }
-        rustix::fs::copy_file_range(&*source, Some(&mut from), &*target, Some(&mut to), length)
+        self.private.disk.copy_range((&*source, &mut from), (&*target, &mut to), length)
     }
 
     /// The layers of former sets that open files still hold, with how many files.

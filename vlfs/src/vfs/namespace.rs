@@ -4,15 +4,22 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid};
+use rustix::fs::{FileType, Gid, Mode, OFlags, RenameFlags, Uid};
 
 use super::node::{Node, Upper};
 use super::{ActiveSet, Caller, Errno, Found, Object, Result, Vfs};
 use crate::backing;
 use crate::private::copy_up::Data;
-use crate::private::os;
 
 const DEFAULT_ACL: &[u8] = b"system.posix_acl_default";
+
+/// Attributes of an object that is to be made.
+struct NewObject {
+    mode: u32,
+    owner: (Uid, Gid),
+    /// The directory has one, which the new object inherits from.
+    has_default_acl: bool,
+}
 
 impl Vfs {
     /// Whether a name stands in a directory.
@@ -45,14 +52,14 @@ impl Vfs {
         self.private_directory(active, parent)
     }
 
-    /// The mode and owner of a new object (setgid directories pass their group on).
+    /// The attributes of a new object (setgid directories pass their group on).
     fn attributes_for(
         &self,
         directory: &OwnedFd,
         mode: u32,
         caller: &Caller,
         kind: FileType,
-    ) -> Result<(u32, Uid, Gid)> {
+    ) -> Result<NewObject> {
         let parent = rustix::fs::fstat(directory)?;
         let inherits = parent.st_mode & 0o2000 != 0;
         let gid = if inherits { parent.st_gid } else { caller.gid };
@@ -70,26 +77,49 @@ impl Vfs {
         if inherits && kind == FileType::Directory {
             mode |= 0o2000;
         }
-        Ok((mode, Uid::from_raw(caller.uid), Gid::from_raw(gid)))
+        let owner = (Uid::from_raw(caller.uid), Gid::from_raw(gid));
+        Ok(NewObject { mode, owner, has_default_acl })
     }
 
-    fn own(
+    /// Makes an object with `make` and gives it its owner. One that is not
+    /// root's is made in `work/` and renamed into place: no crash shows it as root's.
+    fn make_owned<T>(
         &self,
         directory: &OwnedFd,
         name: &[u8],
-        mode: u32,
-        (uid, gid): (Uid, Gid),
-    ) -> Result<()> {
-        if (uid.as_raw(), gid.as_raw()) == (0, 0) && mode & 0o6000 == 0 {
-            return Ok(());
+        new: &NewObject,
+        make: impl FnOnce(&OwnedFd, &[u8]) -> Result<T>,
+    ) -> Result<T> {
+        let (uid, gid) = new.owner;
+        if (uid.as_raw(), gid.as_raw()) == (0, 0) && new.mode & 0o6000 == 0 {
+            return make(directory, name);
         }
-        let flags = AtFlags::SYMLINK_NOFOLLOW;
-        rustix::fs::chownat(directory, os(name), Some(uid), Some(gid), flags)?;
-        if mode & 0o7000 != 0 {
+        if new.has_default_acl {
+            // Only an object that is made in place inherits from it.
+            let made = make(directory, name)?;
+            self.own(directory, name, new)?;
+            return Ok(made);
+        }
+        let (work, at) = (&self.private.work, self.private.next_name());
+        let made = make(work, &at).and_then(|made| {
+            self.own(work, &at, new)?;
+            let (from, to) = ((work, &at[..]), (directory, name));
+            self.private.disk.rename(from, to, RenameFlags::NOREPLACE)?;
+            Ok(made)
+        });
+        if made.is_err() {
+            self.private.discard(&at);
+        }
+        made
+    }
+
+    fn own(&self, directory: &OwnedFd, name: &[u8], new: &NewObject) -> Result<()> {
+        let disk = &self.private.disk;
+        disk.chown(directory, name, (Some(new.owner.0), Some(new.owner.1)))?;
+        if new.mode & 0o7000 != 0 {
             // A change of owner took these bits away.
             let now = backing::stat_at(directory, name)?.st_mode & 0o777;
-            let mode = Mode::from_raw_mode(mode & 0o7000 | now);
-            rustix::fs::chmodat(directory, os(name), mode, AtFlags::empty())?;
+            disk.chmod(directory, name, Mode::from_raw_mode(new.mode & 0o7000 | now))?;
         }
         Ok(())
     }
@@ -103,12 +133,11 @@ impl Vfs {
         caller: &Caller,
     ) -> Result<OwnedFd> {
         let directory = self.place_for(active, parent, name)?;
-        let kind = FileType::RegularFile;
-        let (mode, uid, gid) = self.attributes_for(&directory, mode, caller, kind)?;
-        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
-        let fd = backing::open_beneath(&directory, name, flags, Mode::from_raw_mode(mode))?;
-        self.own(&directory, name, mode, (uid, gid))?;
-        Ok(fd)
+        let new = self.attributes_for(&directory, mode, caller, FileType::RegularFile)?;
+        let mode = Mode::from_raw_mode(new.mode);
+        self.make_owned(&directory, name, &new, |directory, name| {
+            self.private.disk.create(directory, name, OFlags::RDWR | OFlags::EXCL, mode)
+        })
     }
 
     fn made(&self, active: &Arc<ActiveSet>, parent: &Arc<Node>, name: &[u8]) -> Result<Found> {
@@ -135,10 +164,12 @@ impl Vfs {
             return self.made(&active, &parent, name);
         }
         let directory = self.place_for(&active, &parent, name)?;
-        let (mode, uid, gid) = self.attributes_for(&directory, mode, caller, kind)?;
+        let new = self.attributes_for(&directory, mode, caller, kind)?;
         let device = rustix::fs::makedev(device.0, device.1);
-        rustix::fs::mknodat(&directory, os(name), kind, Mode::from_raw_mode(mode), device)?;
-        self.own(&directory, name, mode, (uid, gid))?;
+        let mode = Mode::from_raw_mode(new.mode);
+        self.make_owned(&directory, name, &new, |directory, name| {
+            self.private.disk.make_node(directory, name, kind, mode, device)
+        })?;
         self.made(&active, &parent, name)
     }
 
@@ -147,11 +178,12 @@ impl Vfs {
         let active = self.active();
         let parent = self.directory_node(parent)?;
         let directory = self.place_for(&active, &parent, name)?;
-        let kind = FileType::Directory;
-        let (mode, uid, gid) = self.attributes_for(&directory, mode, caller, kind)?;
-        rustix::fs::mkdirat(&directory, os(name), Mode::from_raw_mode(mode & 0o1777))?;
+        let new = self.attributes_for(&directory, mode, caller, FileType::Directory)?;
+        let mode = Mode::from_raw_mode(new.mode & 0o1777);
+        self.make_owned(&directory, name, &new, |directory, name| {
+            self.private.disk.make_directory(directory, name, mode)
+        })?;
         self.directories_made.fetch_add(1, Ordering::AcqRel);
-        self.own(&directory, name, mode, (uid, gid))?;
         self.made(&active, &parent, name)
     }
 
@@ -166,10 +198,11 @@ impl Vfs {
         let active = self.active();
         let parent = self.directory_node(parent)?;
         let directory = self.place_for(&active, &parent, name)?;
-        let kind = FileType::Symlink;
-        let (_, uid, gid) = self.attributes_for(&directory, 0o777, caller, kind)?;
-        rustix::fs::symlinkat(os(target), &directory, os(name))?;
-        self.own(&directory, name, 0, (uid, gid))?;
+        let new = self.attributes_for(&directory, 0o777, caller, FileType::Symlink)?;
+        let new = NewObject { mode: 0, ..new };
+        self.make_owned(&directory, name, &new, |directory, name| {
+            self.private.disk.symlink(target, directory, name)
+        })?;
         self.made(&active, &parent, name)
     }
 
@@ -188,14 +221,11 @@ impl Vfs {
         match (&place.upper, place.names.last()) {
             (Upper::File { .. }, Some((above, own))) => {
                 let above = above.directory().ok_or(Errno::STALE)?;
-                let flags = AtFlags::empty();
-                rustix::fs::linkat(&above, os(own), &directory, os(name), flags)?;
+                self.private.disk.link((&above, &own[..]), (&directory, name))?;
             }
             // Made without a name (O_TMPFILE): this is its first.
             (Upper::Orphan(fd), _) => {
-                let path = crate::proc::path(&**fd);
-                let flags = AtFlags::SYMLINK_FOLLOW;
-                rustix::fs::linkat(rustix::fs::CWD, path, &directory, os(name), flags)?;
+                self.private.disk.link_open(&**fd, &directory, name)?;
                 let inode = rustix::fs::fstat(fd)?.st_ino;
                 place.upper = Upper::File { inode };
             }
@@ -250,7 +280,7 @@ impl Vfs {
         self.hide(&active, &parent, name)?;
         if let Object::Private { .. } = object {
             let directory = parent.directory().ok_or(Errno::STALE)?;
-            rustix::fs::unlinkat(&directory, os(name), AtFlags::empty())?;
+            self.private.disk.unlink(&directory, name)?;
         }
         place.names.retain(|(p, n)| p.id != parent.id || **n != *name);
         if let Some(orphan) = orphan {
@@ -286,7 +316,7 @@ impl Vfs {
         self.hide(&active, &parent, name)?;
         if let Object::Private { .. } = object {
             let directory = parent.directory().ok_or(Errno::STALE)?;
-            rustix::fs::unlinkat(&directory, os(name), AtFlags::REMOVEDIR)?;
+            self.private.disk.remove_directory(&directory, name)?;
         }
         self.directories_made.fetch_add(1, Ordering::AcqRel);
         self.forget_directory(&parent, name, &node, attr);
@@ -323,17 +353,18 @@ impl Vfs {
         let parent = self.directory_node(parent)?;
         let directory = self.private_directory(&active, &parent)?;
         let kind = FileType::RegularFile;
-        let (mode, uid, gid) = self.attributes_for(&directory, mode, caller, kind)?;
+        let new = self.attributes_for(&directory, mode, caller, kind)?;
+        let mode = Mode::from_raw_mode(new.mode);
         let inside = backing::open_beneath(
             &directory,
             b"",
             OFlags::RDONLY | OFlags::DIRECTORY,
             Mode::empty(),
         )?;
-        let flags = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC;
-        let fd = rustix::fs::openat(&inside, ".", flags, Mode::from_raw_mode(mode))?;
-        rustix::fs::fchown(&fd, Some(uid), Some(gid))?;
-        rustix::fs::fchmod(&fd, Mode::from_raw_mode(mode))?;
+        let disk = &self.private.disk;
+        let fd = disk.temporary(&inside, mode)?;
+        disk.chown_open(&fd, (Some(new.owner.0), Some(new.owner.1)))?;
+        disk.chmod_open(&fd, mode)?;
         let inode = rustix::fs::fstat(fd.as_fd())?.st_ino;
         let upper = Upper::Orphan(Arc::new(fd));
         let node = self.table.new_node(crate::tree::PRIVATE_TAG | inode, kind, upper);

@@ -14,7 +14,6 @@ use super::node::{self, Node, Upper};
 use super::{ActiveSet, Errno, Object, Result, Vfs};
 use crate::backing;
 use crate::private::copy_up::Data;
-use crate::private::os;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
@@ -117,7 +116,7 @@ impl Vfs {
                 result = if private { Ok(()) } else { self.commit_copy(&node, &work) };
             }
             // What was not moved to its place is not wanted.
-            backing::remove_tree(&self.private.work, &work)?;
+            self.private.disk.remove_tree(&self.private.work, &work)?;
         }
         for node in nodes.iter().rev() {
             self.table.release(node);
@@ -233,10 +232,10 @@ impl Vfs {
         };
         let flags =
             if mode == Mode::Exchange { RenameFlags::EXCHANGE } else { RenameFlags::empty() };
-        let (old, new) = (os(from.name), os(to.name));
+        let (old, new) = ((&directory, from.name), (&new_directory, to.name));
         {
             let _source = source.place.write().expect("no panic while held");
-            rustix::fs::renameat_with(&directory, old, &new_directory, new, flags)?;
+            self.private.disk.rename(old, new, flags)?;
         }
         // The private file obscures what it replaced; that it did is noted for `diff`.
         self.hide(&active, &new_parent, to.name)?;

@@ -4,12 +4,11 @@
 
 use std::sync::Arc;
 
-use rustix::fs::{AtFlags, FileType};
+use rustix::fs::FileType;
 
 use super::node::{Node, Upper};
 use super::{ActiveSet, Caller, Errno, Notice, Object, Result, SwapOutcome, Vfs};
 use crate::backing;
-use crate::private::os;
 
 /// What a revert did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -135,6 +134,6 @@ impl Vfs {
             node.unresolve();
             self.table.remove_child(parent.id, name);
         }
-        rustix::fs::unlinkat(directory, os(name), AtFlags::empty())
+        self.private.disk.unlink(directory, name)
     }
 }

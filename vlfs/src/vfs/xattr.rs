@@ -11,6 +11,7 @@ use super::attr::{Reach, reach};
 use super::node::{self, Node, ROOT_ID};
 use super::{Caller, Errno, Result, Vfs};
 use crate::private::copy_up::Data;
+use crate::private::disk::Disk;
 use crate::{backing, proc};
 
 /// Attributes of the root that answer what is mounted; never listed.
@@ -49,25 +50,21 @@ impl Reach {
         }
     }
 
-    fn set(&self, name: &[u8], value: &[u8], flags: XattrFlags) -> Result<()> {
+    fn set(&self, disk: &Disk, name: &[u8], value: &[u8], flags: XattrFlags) -> Result<()> {
         match self {
             Reach::Name(directory, own) => {
-                backing::set_xattr(&backing::path_of(directory, own), name, value, flags)
+                disk.set_xattr(&backing::path_of(directory, own), name, value, flags)
             }
-            Reach::Open(fd) => {
-                rustix::fs::setxattr(proc::path(fd), OsStr::from_bytes(name), value, flags)
-            }
+            Reach::Open(fd) => disk.set_xattr_open(fd, name, value, flags),
         }
     }
 
-    fn remove(&self, name: &[u8]) -> Result<()> {
-        let name = OsStr::from_bytes(name);
+    fn remove(&self, disk: &Disk, name: &[u8]) -> Result<()> {
         match self {
             Reach::Name(directory, own) => {
-                let path = backing::path_of(directory, own);
-                rustix::fs::lremovexattr(OsStr::from_bytes(&path), name)
+                disk.remove_xattr(&backing::path_of(directory, own), name)
             }
-            Reach::Open(fd) => rustix::fs::removexattr(proc::path(fd), name),
+            Reach::Open(fd) => disk.remove_xattr_open(fd, name),
         }
     }
 }
@@ -139,11 +136,11 @@ impl Vfs {
         let _shared = self.private_copy(&node, Data::All)?;
         let node = node::current(node);
         let reach = self.reach_of(&node)?.ok_or(Errno::STALE)?;
-        reach.set(name, value, XattrFlags::from_bits_retain(flags))?;
+        reach.set(&self.private.disk, name, value, XattrFlags::from_bits_retain(flags))?;
         if kill_setgid {
             let mode = reach.stat()?.st_mode & 0o7777;
             let set = super::SetAttr { mode: Some(mode & !0o2000), ..super::SetAttr::default() };
-            super::attr::apply(&reach, &set)?;
+            super::attr::apply(&self.private.disk, &reach, &set)?;
         }
         Ok(())
     }
@@ -155,7 +152,7 @@ impl Vfs {
         let node = self.node(id)?;
         let _shared = self.private_copy(&node, Data::All)?;
         let node = node::current(node);
-        self.reach_of(&node)?.ok_or(Errno::STALE)?.remove(name)
+        self.reach_of(&node)?.ok_or(Errno::STALE)?.remove(&self.private.disk, name)
     }
 
     /// The target of a symbolic link.

@@ -2,6 +2,7 @@
 //!
 //! The mounts need root and `/dev/fuse`; without them the tests fail and say so.
 
+mod crash;
 mod fixture;
 mod full_disk;
 mod model;
