@@ -10,7 +10,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Context as _, anyhow};
 use rustix::process::{Resource, Rlimit};
 use signal_hook::consts::{SIGINT, SIGTERM};
-use strata_core::MacAddr;
+use strata_core::{GenerationId, MacAddr};
 use strata_store::Store;
 
 use crate::control::{self, Server};
@@ -35,6 +35,16 @@ pub enum Source {
     Directories(Vec<PathBuf>),
     /// The link of a VA in a store.
     Va { store: PathBuf, mac: MacAddr, reports: Option<PathBuf> },
+    /// A private directory of the past over layers, read-only: files are salvaged
+    /// from it (§4.5). It is a layer here, and nothing in it is changed.
+    Former { former: PathBuf, layers: FormerLayers },
+}
+
+/// What lies below a former private layer.
+#[derive(Debug, Clone)]
+pub enum FormerLayers {
+    Directories(Vec<PathBuf>),
+    Generation { store: PathBuf, id: GenerationId },
 }
 
 /// All paths absolute.
@@ -144,6 +154,16 @@ fn layers(
                 desired.ok_or_else(|| anyhow!("the store has no generation for the VA {mac}"))?;
             follower.progress.lock().expect("no panic while held").desired = Some(desired);
             Ok(set::open_generation(&follower.store, &desired, &[])?)
+        }
+        (Source::Former { former, layers }, _) => {
+            let mut all = vec![Arc::new(Layer::scan(former)?)];
+            all.extend(match layers {
+                FormerLayers::Directories(directories) => set::open_directories(directories, &[])?,
+                FormerLayers::Generation { store, id } => {
+                    set::open_generation(&Store::open(store)?, id, &[])?.0
+                }
+            });
+            Ok((all, SetInfo::default()))
         }
         (Source::Va { .. }, None) => Err(anyhow!("the store is not open")),
     }

@@ -9,6 +9,7 @@
 //! set, follow                  layer sets opened, the VA's link followed
 //! daemon, control, status      one mount's threads, and talking to them
 //! diff                         what the private layer holds, from outside (§4.5)
+//! reset                        a fresh private layer, the old one kept
 //! verify                       the layers against their manifests
 //! ```
 
@@ -22,6 +23,7 @@ pub mod layer;
 pub mod notify;
 pub mod private;
 pub mod proc;
+pub mod reset;
 pub mod set;
 pub mod status;
 pub mod stop;

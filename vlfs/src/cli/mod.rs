@@ -1,7 +1,9 @@
 //! The command line: parse, do, print. Data to stdout, the rest to stderr.
 
+mod diff;
 mod mount;
 mod query;
+mod reset;
 mod verify;
 
 use std::path::PathBuf;
@@ -78,18 +80,9 @@ Only root and a file's owner may; it works inside a VA, too. The private copy is
         paths: Vec<PathBuf>,
     },
     /// List what the private layer holds against the layers.
-    #[command(after_help = "Examples:
-  strata-vlfs diff /mnt
-  strata-vlfs diff /srv/strata/machines/web-03/private        # of a VA that is stopped
-
-A added, M modified, a attributes alone, D deleted [the layer unit].
-Exit status: 0 no difference, 1 differences, 2 an error.")]
-    Diff {
-        /// A mount point, or a private directory alone.
-        path: PathBuf,
-        #[arg(long, value_enum, default_value = "text")]
-        output: Output,
-    },
+    Diff(diff::Diff),
+    /// Give a VA a fresh private layer; the old one is kept.
+    Reset(reset::Reset),
     /// Check the layers of a mount or a generation against their manifests.
     Verify(verify::Verify),
     /// Print a completion script for a shell.
@@ -143,7 +136,8 @@ fn dispatch(command: Command) -> anyhow::Result<u8> {
         Command::Status { mount_point, output } => query::status(&mount_point, output),
         Command::Swap { mount_point, layers, output } => query::swap(&mount_point, &layers, output),
         Command::Revert { paths } => query::revert(&paths),
-        Command::Diff { path, output } => query::diff(&path, output),
+        Command::Diff(diff) => diff.run(),
+        Command::Reset(reset) => reset.run(),
         Command::Verify(verify) => verify.run(),
         Command::Completions { shell } => {
             let mut command = Arguments::command();

@@ -11,8 +11,11 @@ use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
 use clap::Args;
-use strata_core::MacAddr;
-use strata_vlfs::daemon::{self, Options, Source};
+use strata_core::{GenerationId, MacAddr};
+use strata_store::Store;
+use strata_vlfs::daemon::{self, FormerLayers, Options, Source};
+use strata_vlfs::fuse::device;
+use strata_vlfs::{control, reset};
 
 use super::hinted;
 
@@ -66,8 +69,19 @@ pub struct Mount {
     #[command(flatten)]
     layers: Layers,
     /// The private layer: made when absent, never shared between VAs.
-    #[arg(long, value_name = "DIR")]
-    private: PathBuf,
+    #[arg(long, value_name = "DIR", required_unless_present = "former")]
+    private: Option<PathBuf>,
+    /// Mount a former private layer, or another machine's, over the layers: read-only, not
+    /// followed, not reported, and nothing in it is changed. For salvaging files.
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["private", "reports", "attach"])]
+    former: Option<PathBuf>,
+    /// With --former: the layers of this generation [default: what the link of --va names].
+    #[arg(long, value_name = "ID", requires = "former", conflicts_with = "va")]
+    generation: Option<GenerationId>,
+    /// Also mount what `reset` put aside, at DIR (below the mount point unless absolute; made
+    /// when absent): the latest, or the one of this NAME.
+    #[arg(long, value_name = "DIR[=NAME]")]
+    attach: Option<String>,
     /// Stay in the foreground, log to standard error.
     #[arg(long)]
     foreground: bool,
@@ -106,11 +120,54 @@ impl Mount {
         if !rustix::process::geteuid().is_root() {
             return Err(hinted("only root can mount", "run it with sudo"));
         }
-        if self.foreground { self.serve() } else { self.start_daemon() }
+        if self.foreground {
+            return self.serve();
+        }
+        let attachment = self.attachment()?;
+        let done = self.start_daemon()?;
+        match attachment {
+            Some(attachment) => attachment.mount(self, done),
+            None => Ok(done),
+        }
     }
 
-    fn options(&self) -> anyhow::Result<Options> {
-        let source = match self.va {
+    /// What `--attach` asks for, looked for before anything is mounted.
+    fn attachment(&self) -> anyhow::Result<Option<Attachment>> {
+        let (Some(attach), Some(private)) = (&self.attach, &self.private) else { return Ok(None) };
+        let (directory, name) = match attach.rsplit_once('=') {
+            Some((directory, name)) => (directory, Some(name)),
+            None => (attach.as_str(), None),
+        };
+        let former = reset::find(private, name).map_err(|error| {
+            hinted(error.to_string(), "`strata-vlfs reset --list PRIVATE` lists them")
+        })?;
+        let directory = canonical(&self.mount_point)?.join(directory);
+        Ok(Some(Attachment { former: former.path, directory }))
+    }
+
+    fn source(&self) -> anyhow::Result<Source> {
+        let Some(former) = &self.former else { return self.living_source() };
+        let former = canonical(former)?;
+        let store = || {
+            let store = self.store.as_ref();
+            let store = store.ok_or_else(|| hinted("no store is given", "give --store DIR"))?;
+            canonical(store)
+        };
+        let layers = match (self.generation, self.va) {
+            (Some(id), _) => FormerLayers::Generation { store: store()?, id },
+            (None, Some(mac)) => {
+                let store = store()?;
+                let id = Store::open(&store)?.desired(mac)?;
+                let id = id.ok_or_else(|| anyhow!("the store has no generation for {mac}"))?;
+                FormerLayers::Generation { store, id }
+            }
+            (None, None) => FormerLayers::Directories(self.layers.directories()?),
+        };
+        Ok(Source::Former { former, layers })
+    }
+
+    fn living_source(&self) -> anyhow::Result<Source> {
+        Ok(match self.va {
             Some(mac) => {
                 let store = self.store.as_ref().ok_or_else(|| {
                     hinted("--va needs a store", "give --store DIR or set STRATA_STORE")
@@ -128,15 +185,23 @@ impl Mount {
                 }
                 Source::Directories(directories)
             }
+        })
+    }
+
+    fn options(&self) -> anyhow::Result<Options> {
+        let source = self.source()?;
+        let private = match &self.private {
+            Some(private) => private.clone(),
+            // Of a former layer nothing is written: this one stays empty.
+            None => scratch(),
         };
-        std::fs::create_dir_all(&self.private)
-            .with_context(|| self.private.display().to_string())?;
+        std::fs::create_dir_all(&private).with_context(|| private.display().to_string())?;
         Ok(Options {
             source,
-            private: canonical(&self.private)?,
+            private: canonical(&private)?,
             mount_point: canonical(&self.mount_point)?,
             passthrough: !self.no_passthrough,
-            read_only: self.read_only,
+            read_only: self.read_only || self.former.is_some(),
             verify_open: self.verify_open,
             poll: Duration::from_millis(self.poll_ms),
             report_interval: Duration::from_secs(self.report_interval),
@@ -153,11 +218,17 @@ impl Mount {
         }
         let told = self.daemon;
         let mounted = self.options().and_then(|options| {
-            daemon::run(&options, move || {
+            let served = daemon::run(&options, move || {
                 if told {
                     tell(READY);
                 }
-            })
+            });
+            if self.former.is_some()
+                && let Err(error) = std::fs::remove_dir_all(&options.private)
+            {
+                tracing::warn!(%error, "the empty private layer stays");
+            }
+            served
         });
         if let Err(error) = &mounted {
             tracing::error!("{error:#}");
@@ -171,7 +242,15 @@ impl Mount {
     fn start_daemon(&self) -> anyhow::Result<u8> {
         // What can be refused at once is refused here, with its hint.
         let options = self.options()?;
-        let log_path = self.log.clone().unwrap_or_else(|| options.private.join("vlfs.log"));
+        let log_path = match (&self.log, &self.former) {
+            (Some(log), _) => log.clone(),
+            (None, None) => options.private.join("vlfs.log"),
+            // Nothing of it is worth keeping: what goes wrong at the start is told.
+            (None, Some(_)) => PathBuf::from("/dev/null"),
+        };
+        if self.former.is_some() {
+            std::fs::remove_dir(&options.private)?;
+        }
         let mut log = OpenOptions::new()
             .create(true)
             .append(true)
@@ -196,6 +275,52 @@ impl Mount {
             failure => Err(hinted_failure(failure)),
         }
     }
+}
+
+/// A former private layer to mount beside the new one.
+struct Attachment {
+    former: PathBuf,
+    directory: PathBuf,
+}
+
+impl Attachment {
+    /// Mounts it; where that fails the mount that is up already goes too.
+    fn mount(&self, main: &Mount, done: u8) -> anyhow::Result<u8> {
+        let attached = self.start(main);
+        if attached.is_err()
+            && let Err(error) = device::unmount(&canonical(&main.mount_point)?, true)
+        {
+            tracing::debug!(%error, "the mount was gone already");
+        }
+        attached.map(|()| done)
+    }
+
+    fn start(&self, main: &Mount) -> anyhow::Result<()> {
+        std::fs::create_dir_all(&self.directory)
+            .with_context(|| self.directory.display().to_string())?;
+        let mut command = Command::new(std::env::current_exe()?);
+        command.arg("mount").arg("--former").arg(&self.former);
+        if let (Some(mac), Some(store)) = (main.va, &main.store) {
+            command.args(["--va", &mac.to_string()]).arg("--store").arg(store);
+        }
+        for layer in main.layers.directories()? {
+            command.arg("--layer").arg(layer);
+        }
+        if main.no_passthrough {
+            command.arg("--no-passthrough");
+        }
+        let attached = command.arg(&self.directory).output()?;
+        if attached.status.success() {
+            return Ok(());
+        }
+        let error = String::from_utf8_lossy(&attached.stderr).into_owned();
+        Err(anyhow!("the former private layer cannot be attached: {}", error.trim_end()))
+    }
+}
+
+/// A private directory for a mount that writes nothing.
+fn scratch() -> PathBuf {
+    Path::new(control::DIRECTORY).join(format!("former-{}", std::process::id()))
 }
 
 /// A failure that the daemon told, with a hint where there is one.

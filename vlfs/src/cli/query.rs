@@ -9,12 +9,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, anyhow};
 use strata_vlfs::control::{self, Answer, Request};
-use strata_vlfs::diff::{self, Change};
 use strata_vlfs::fuse::device;
 use strata_vlfs::status::Status;
 
 use super::mount::Layers;
-use super::{DIFFERENT, Output, hinted};
+use super::{Output, hinted};
 
 /// The control socket of a mount, found in the mount table or, inside a VA, by
 /// the mount's number.
@@ -174,44 +173,4 @@ fn revert_by_attribute(path: &Path) -> anyhow::Result<String> {
         Ok(()) => Ok("reverted".to_owned()),
         Err(errno) => Err(anyhow!(control::revert_error(errno))),
     }
-}
-
-pub fn diff(path: &Path, output: Output) -> anyhow::Result<u8> {
-    let private = if path.join("format").is_file() && path.join("upper").is_dir() {
-        path.to_owned()
-    } else {
-        ask_status(path)
-            .map_err(|error| {
-                hinted(
-                    format!("{}: {error:#}", path.display()),
-                    "give a mount point or a private directory",
-                )
-            })?
-            .private
-    };
-    let differences = diff::diff(&private)?;
-    match output {
-        Output::Json => print_json(&differences)?,
-        Output::Text => {
-            let mut text = String::new();
-            for found in &differences {
-                let sign = match found.change {
-                    Change::Added => 'A',
-                    Change::Modified => 'M',
-                    Change::Attributes => 'a',
-                    Change::Deleted => 'D',
-                };
-                let _infallible = write!(text, "{sign} {}", found.path);
-                if let Some(from) = &found.moved_from {
-                    let _infallible = write!(text, " (was {from})");
-                }
-                if let Some(unit) = &found.unit {
-                    let _infallible = write!(text, " [{unit}]");
-                }
-                text.push('\n');
-            }
-            print(&text)?;
-        }
-    }
-    Ok(if differences.is_empty() { 0 } else { DIFFERENT })
 }

@@ -33,6 +33,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, Mode, OFlags, RenameFlags, XattrFlags};
 use rustix::io::Errno;
@@ -51,6 +52,10 @@ pub const JOURNAL: &[u8] = b"journal";
 pub const INO_XATTR: &[u8] = b"trusted.strata.ino";
 /// Extended attribute with what a private copy was made from.
 pub const ORIGIN_XATTR: &[u8] = b"trusted.strata.origin";
+
+/// How long a mount waits for the lock of one that ends, and how often it looks.
+const LOCK_PATIENCE: Duration = Duration::from_secs(5);
+const LOCK_POLL: Duration = Duration::from_millis(10);
 
 /// The directory of a layer unit's white-outs below `whiteouts/`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -158,7 +163,7 @@ pub fn is_private_directory(directory: &OwnedFd) -> Result<bool, Errno> {
     }
 }
 
-fn read_small(directory: &OwnedFd, name: &[u8]) -> Result<Vec<u8>, Errno> {
+pub(crate) fn read_small(directory: &OwnedFd, name: &[u8]) -> Result<Vec<u8>, Errno> {
     let fd =
         backing::open_beneath(directory, name, OFlags::RDONLY | OFlags::NONBLOCK, Mode::empty())?;
     let mut buffer = [0; 256];
@@ -190,6 +195,8 @@ impl Private {
         let root = rustix::fs::open(path, flags, Mode::empty()).map_err(io("cannot be opened"))?;
         let lock = Self::lock(path, &root)?;
         Self::check_format(&disk, path, &root, owner)?;
+        crate::reset::finish(&disk, &root)
+            .map_err(io("an interrupted reset cannot be finished"))?;
         for name in [UPPER, WORK, WHITEOUTS, JOURNAL] {
             match disk.make_directory(&root, name, Mode::from_raw_mode(0o755)) {
                 Ok(()) | Err(Errno::EXIST) => {}
@@ -231,11 +238,35 @@ impl Private {
         let flags = OFlags::RDWR | OFlags::CREATE;
         let lock =
             backing::open_beneath(root, b"lock", flags, Mode::from_raw_mode(0o600)).map_err(io)?;
-        match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(lock),
-            Err(Errno::WOULDBLOCK) => Err(PrivateError::Locked(path.to_owned())),
-            Err(errno) => Err(io(errno)),
+        // A daemon whose mount is gone still flushes for a moment.
+        let start = Instant::now();
+        loop {
+            match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => return Ok(lock),
+                Err(Errno::WOULDBLOCK) if start.elapsed() >= LOCK_PATIENCE => {
+                    return Err(PrivateError::Locked(path.to_owned()));
+                }
+                Err(Errno::WOULDBLOCK) => std::thread::sleep(LOCK_POLL),
+                Err(errno) => return Err(io(errno)),
+            }
         }
+    }
+
+    /// Opens and locks a private directory that exists and is not mounted.
+    pub(crate) fn lock_unmounted<E: From<PrivateError>>(
+        path: &Path,
+        none: impl Fn(PathBuf) -> E,
+    ) -> Result<(OwnedFd, OwnedFd), E> {
+        let error = |errno| {
+            E::from(PrivateError::Io { path: path.to_owned(), what: "cannot be opened", errno })
+        };
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = rustix::fs::open(path, flags, Mode::empty()).map_err(error)?;
+        if !is_private_directory(&root).map_err(error)? {
+            return Err(none(path.to_owned()));
+        }
+        let lock = Self::lock(path, &root)?;
+        Ok((root, lock))
     }
 
     fn check_format(
@@ -429,7 +460,12 @@ pub(crate) fn os(name: &[u8]) -> &std::ffi::OsStr {
     std::os::unix::ffi::OsStrExt::from_bytes(name)
 }
 
-fn write_small(disk: &Disk, directory: &OwnedFd, name: &[u8], content: &[u8]) -> Result<(), Errno> {
+pub(crate) fn write_small(
+    disk: &Disk,
+    directory: &OwnedFd,
+    name: &[u8],
+    content: &[u8],
+) -> Result<(), Errno> {
     let flags = OFlags::WRONLY | OFlags::TRUNC;
     let fd = disk.create(directory, name, flags, Mode::from_raw_mode(0o644))?;
     write_all(disk, &fd, content)?;

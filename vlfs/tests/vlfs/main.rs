@@ -4,6 +4,7 @@
 
 mod crash;
 mod fixture;
+mod forensics;
 mod full_disk;
 mod model;
 mod mounted;
