@@ -272,3 +272,32 @@ fn the_example_repository_reads_without_a_fault() {
     let (_, faults) = read_example(&[("templates/web-server.ldf", "main/\n")]);
     assert_eq!(faults.len(), 1, "{faults:?}");
 }
+
+/// What ci/conformance finds between results of the disk and of the union.
+fn differences(native: &str, union: &str, allowed: &str) -> (String, bool) {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    for (name, text) in [("native", native), ("union", union), ("allowed", allowed)] {
+        fs::write(directory.path().join(name), text).expect("written");
+    }
+    let output = Command::new("bash")
+        .arg("-c")
+        .arg(r#". ci/conformance.d/compare.sh; differences suite "$0/native" "$0/union" "$0/allowed""#)
+        .arg(directory.path())
+        .current_dir(repository_root())
+        .output()
+        .expect("bash runs");
+    (String::from_utf8_lossy(&output.stdout).into_owned(), output.status.success())
+}
+
+#[test]
+fn conformance_fails_on_what_the_disk_passes() {
+    let native = "a\tok\nb\tok\nc\tfailed\nd\tskipped\n";
+    let none = (String::new(), true);
+    assert_eq!(differences(native, "a\tok\nb\tok\nc\tfailed\n", "# none\n"), none);
+    let worse = differences(native, "b\tskipped\nd\tfailed\n", "other a is another suite's\n");
+    assert_eq!(worse, ("a: missing\nb: skipped\n".to_owned(), false));
+    let allowed = "# why\nsuite a for a reason\nsuite b\n";
+    let without_a_reason = differences(native, "a\tfailed\nb\tfailed\n", allowed);
+    assert_eq!(without_a_reason, ("b: failed\n".to_owned(), false));
+    assert!(!differences("a\tfailed\n", "a\tok\n", "").1, "native passes nothing");
+}
