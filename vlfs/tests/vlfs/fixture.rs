@@ -1,8 +1,12 @@
 //! A mount of plain directories that goes away with the test.
 
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
+
+use rustix::mm::{MapFlags, ProtFlags};
 
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_strata-vlfs");
 /// How long anything that a test waits for may take.
@@ -147,4 +151,54 @@ pub fn names(path: impl AsRef<Path>) -> Vec<String> {
 pub fn ino(path: impl AsRef<Path>) -> u64 {
     use std::os::unix::fs::MetadataExt;
     std::fs::symlink_metadata(path).expect("described").ino()
+}
+
+/// A shared mapping of a whole file, used through `/proc/self/mem`: that needs
+/// no unsafe access of ours.
+pub struct Mapping {
+    address: *mut std::ffi::c_void,
+    length: usize,
+}
+
+impl Mapping {
+    /// The file must be open for writing too, and not be empty.
+    pub fn writable(file: &File) -> Mapping {
+        Mapping::with(file, ProtFlags::READ | ProtFlags::WRITE)
+    }
+
+    pub fn new(file: &File) -> Mapping {
+        Mapping::with(file, ProtFlags::READ)
+    }
+
+    #[allow(unsafe_code, reason = "mmap has no safe form")]
+    fn with(file: &File, protection: ProtFlags) -> Mapping {
+        let length = usize::try_from(file.metadata().expect("described").len()).expect("small");
+        let anywhere = std::ptr::null_mut();
+        // SAFETY: the kernel chooses the address; nothing else uses the mapping.
+        let address =
+            unsafe { rustix::mm::mmap(anywhere, length, protection, MapFlags::SHARED, file, 0) };
+        Mapping { address: address.expect("mapped"), length }
+    }
+
+    pub fn bytes(&self) -> Vec<u8> {
+        let memory = File::open("/proc/self/mem").expect("opened");
+        let mut bytes = vec![0; self.length];
+        memory.read_exact_at(&mut bytes, self.address as u64).expect("read");
+        bytes
+    }
+
+    /// Writes at the start of the mapping.
+    pub fn write(&self, bytes: &[u8]) {
+        assert!(bytes.len() <= self.length);
+        let memory = File::options().write(true).open("/proc/self/mem").expect("opened");
+        memory.write_all_at(bytes, self.address as u64).expect("written");
+    }
+}
+
+impl Drop for Mapping {
+    #[allow(unsafe_code, reason = "munmap has no safe form")]
+    fn drop(&mut self) {
+        // SAFETY: the mapping is ours, and no reference into it exists.
+        unsafe { rustix::mm::munmap(self.address, self.length) }.expect("unmapped");
+    }
 }

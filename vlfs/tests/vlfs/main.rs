@@ -8,6 +8,7 @@ mod forensics;
 mod full_disk;
 mod model;
 mod mounted;
+mod soak;
 mod store;
 mod swapping;
 mod verify;

@@ -1,5 +1,7 @@
 //! A VA's mount: follows its link, refuses what is damaged, reports, ends.
 
+use std::collections::BTreeMap;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -45,17 +47,41 @@ impl Va {
 
     /// Publishes `main/<layer> <version>` with one file, and its set entry.
     pub fn unit(&self, layer: &str, version: &str, path: &str, content: &str) -> LayerSetEntry {
+        self.unit_of(layer, version, &[(path.to_owned(), content.as_bytes().to_vec(), 0o644)])
+    }
+
+    /// Publishes `main/<layer> <version>` with files: path, content, mode.
+    pub fn unit_of(
+        &self,
+        layer: &str,
+        version: &str,
+        files: &[(String, Vec<u8>, u32)],
+    ) -> LayerSetEntry {
         let repository = RepositoryName::new("main").expect("a name");
         let staged = self.store.stage_unit(&repository).expect("staged");
-        std::fs::write(staged.filesystem().join(path), content).expect("written");
-        for path in [staged.filesystem().join(path), staged.filesystem()] {
-            let file = std::fs::File::open(path).expect("opened");
+        let root = staged.filesystem();
+        // By components, as a manifest has them; written to in that order, dated in reverse.
+        let mut entries = BTreeMap::from([(Vec::new(), entry("", Kind::Directory))]);
+        for (path, content, mode) in files {
+            let components: Vec<&str> = path.split('/').collect();
+            for length in 1..components.len() {
+                let above = components[..length].join("/");
+                std::fs::create_dir_all(root.join(&above)).expect("made");
+                entries
+                    .entry(components[..length].to_vec())
+                    .or_insert_with(|| entry(&above, Kind::Directory));
+            }
+            std::fs::write(root.join(path), content).expect("written");
+            let permissions = std::fs::Permissions::from_mode(*mode);
+            std::fs::set_permissions(root.join(path), permissions).expect("set");
+            let kind = Kind::Regular { size: content.len() as u64, digest: Digest::of(content) };
+            entries.insert(components, Entry { mode: *mode, ..entry(path, kind) });
+        }
+        for components in entries.keys().rev() {
+            let file = std::fs::File::open(root.join(components.join("/"))).expect("opened");
             file.set_modified(std::time::UNIX_EPOCH).expect("a time of a sealed file");
         }
-        let kind =
-            Kind::Regular { size: content.len() as u64, digest: Digest::of(content.as_bytes()) };
-        let manifest = Manifest::new(vec![entry("", Kind::Directory), entry(path, kind)]);
-        let manifest = manifest.expect("a tree");
+        let manifest = Manifest::new(entries.into_values().collect()).expect("a tree");
         let (layer, version) =
             (layer.parse().expect("a name"), version.parse().expect("a version"));
         let metadata = Metadata::new(layer, version, LayerKind::Software);
@@ -108,7 +134,7 @@ impl Va {
         self.store.report(mac()).expect("readable")
     }
 
-    fn generation_attribute(&self) -> String {
+    pub fn generation_attribute(&self) -> String {
         let mut value = [0; 128];
         let length = rustix::fs::getxattr(self.path(""), "user.strata.generation", &mut value[..])
             .expect("the root answers");

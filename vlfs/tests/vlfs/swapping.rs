@@ -3,7 +3,7 @@
 use std::io::{Read, Seek};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use crate::fixture::{Mount, names, read};
+use crate::fixture::{Mapping, Mount, names, read};
 
 /// Acceptance 2 of the whole-line issue: 200 swaps under four readers and a lister.
 fn two_hundred_swaps(extra: &[&str]) {
@@ -81,41 +81,6 @@ struct StopOnDrop<'a>(&'a AtomicBool);
 impl Drop for StopOnDrop<'_> {
     fn drop(&mut self) {
         self.0.store(true, Ordering::Relaxed);
-    }
-}
-
-/// A shared mapping of the first bytes of a file, read through a child's eyes:
-/// `/proc/self/mem` needs no unsafe access of ours.
-struct Mapping {
-    address: u64,
-    length: usize,
-}
-
-impl Mapping {
-    #[allow(unsafe_code, reason = "mmap has no safe form")]
-    fn new(file: &std::fs::File) -> Mapping {
-        use rustix::mm::{MapFlags, ProtFlags};
-        let length = usize::try_from(file.metadata().expect("described").len()).expect("small");
-        // SAFETY: the kernel chooses the address; nothing else uses the mapping.
-        let address = unsafe {
-            rustix::mm::mmap(
-                std::ptr::null_mut(),
-                length,
-                ProtFlags::READ,
-                MapFlags::SHARED,
-                file,
-                0,
-            )
-        };
-        Mapping { address: address.expect("mapped") as u64, length }
-    }
-
-    fn bytes(&self) -> Vec<u8> {
-        use std::os::unix::fs::FileExt;
-        let memory = std::fs::File::open("/proc/self/mem").expect("opened");
-        let mut bytes = vec![0; self.length];
-        memory.read_exact_at(&mut bytes, self.address).expect("read");
-        bytes
     }
 }
 
