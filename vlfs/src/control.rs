@@ -4,25 +4,34 @@
 //! that whoever sees the mount finds it; only root may connect.
 
 use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
 use crate::set;
 use crate::status::{Status, StatusSource};
 use crate::stop::Stop;
+use crate::takeover::Predecessor;
 use crate::vfs::{Caller, Reverted, SetInfo};
 
 pub const DIRECTORY: &str = "/run/strata/vlfs";
-/// Bytes of one request or answer.
-const LINE_LIMIT: u64 = 16 << 20;
+/// Bytes of one answer.
+const ANSWER_LIMIT: u64 = 64 << 20;
+/// Bytes of one request: 4096 layer directories of the longest paths fit.
+const REQUEST_LIMIT: usize = 20 << 20;
+/// Connections at a time; more are told so and closed.
+const CONNECTIONS: usize = 16;
 /// A suspended daemon accepts a connection and never answers.
 const CLIENT_TIMEOUT: Duration = Duration::from_secs(10);
-const SERVER_TIMEOUT: Duration = Duration::from_secs(60);
+/// An upgrade waits for slow requests, and opens all layers anew.
+const UPGRADE_TIMEOUT: Duration = Duration::from_secs(120);
+/// From the start of a connection, or its last answer, to the end of a request.
+const SERVER_TIMEOUT: Duration = Duration::from_secs(30);
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "lowercase", deny_unknown_fields)]
@@ -31,6 +40,10 @@ pub enum Request {
     /// Directories, topmost first; for mounts without a store.
     Swap {
         layers: Vec<PathBuf>,
+    },
+    /// Another program takes over; the path as who asks sees it.
+    Upgrade {
+        binary: PathBuf,
     },
     /// A path relative to the mount's root, as bytes.
     Revert {
@@ -44,6 +57,7 @@ pub enum Answer {
     Status(Box<Status>),
     Swapped { names: usize, directories: usize },
     Reverted { what: String },
+    Upgraded { pid: u32, version: String },
     Error { message: String },
 }
 
@@ -51,8 +65,10 @@ pub enum Answer {
 pub enum ControlError {
     #[error("the control socket {path}: {source}")]
     Socket { path: PathBuf, source: std::io::Error },
-    #[error("the daemon did not answer within {} s: it is suspended or hangs", CLIENT_TIMEOUT.as_secs())]
+    #[error("the daemon did not answer in time: it is suspended or hangs")]
     Silent,
+    #[error("the daemon ended without an answer")]
+    Ended,
     #[error("the daemon's answer makes no sense: {0}")]
     Answer(#[from] serde_json::Error),
     #[error("{0}")]
@@ -71,13 +87,20 @@ pub fn ask(path: &Path, request: &Request) -> Result<Answer, ControlError> {
         _ => ControlError::Socket { path: path.to_owned(), source },
     };
     let mut stream = UnixStream::connect(path).map_err(error)?;
-    stream.set_read_timeout(Some(CLIENT_TIMEOUT)).map_err(error)?;
+    let timeout = match request {
+        Request::Upgrade { .. } => UPGRADE_TIMEOUT,
+        Request::Status | Request::Swap { .. } | Request::Revert { .. } => CLIENT_TIMEOUT,
+    };
+    stream.set_read_timeout(Some(timeout)).map_err(error)?;
     stream.set_write_timeout(Some(CLIENT_TIMEOUT)).map_err(error)?;
     let mut line = serde_json::to_vec(request)?;
     line.push(b'\n');
     stream.write_all(&line).map_err(error)?;
     let mut answer = String::new();
-    BufReader::new(stream.take(LINE_LIMIT)).read_line(&mut answer).map_err(error)?;
+    BufReader::new(stream.take(ANSWER_LIMIT)).read_line(&mut answer).map_err(error)?;
+    if answer.is_empty() {
+        return Err(ControlError::Ended);
+    }
     match serde_json::from_str(&answer)? {
         Answer::Error { message } => Err(ControlError::Refused(message)),
         answer => Ok(answer),
@@ -140,6 +163,21 @@ impl Server {
         Ok(Server { listener: Arc::new(listener), path, inode })
     }
 
+    /// The socket of a predecessor in this process.
+    ///
+    /// # Errors
+    /// Its name is gone.
+    pub fn adopt(listener: OwnedFd, path: PathBuf) -> Result<Server, ControlError> {
+        let inode = std::fs::symlink_metadata(&path).map(|meta| meta.ino());
+        let inode = inode.map_err(|source| ControlError::Socket { path: path.clone(), source })?;
+        Ok(Server { listener: Arc::new(UnixListener::from(listener)), path, inode })
+    }
+
+    /// The socket itself, to hand to a successor.
+    pub fn listener(&self) -> Arc<UnixListener> {
+        self.listener.clone()
+    }
+
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -148,16 +186,28 @@ impl Server {
         Waker(self.listener.clone())
     }
 
-    /// Serves until `stop`, one thread a connection.
-    pub fn run(&self, source: &Arc<StatusSource>, stop: &Arc<Stop>) {
+    /// Serves until `stop`, one thread a connection, [`CONNECTIONS`] at most.
+    pub fn run(
+        &self,
+        source: &Arc<StatusSource>,
+        predecessor: &Arc<Predecessor>,
+        stop: &Arc<Stop>,
+    ) {
+        let open = Arc::new(());
         loop {
             match self.listener.accept() {
                 Ok((stream, _)) if !stop.is_stopped() => {
-                    let source = source.clone();
+                    if Arc::strong_count(&open) > CONNECTIONS {
+                        refuse(stream);
+                        continue;
+                    }
+                    let (source, predecessor) = (source.clone(), predecessor.clone());
+                    let counted = open.clone();
                     let serve = move || {
-                        if let Err(error) = serve(stream, &source) {
+                        if let Err(error) = serve(stream, &source, &predecessor) {
                             tracing::debug!(%error, "a control connection ended");
                         }
+                        drop(counted);
                     };
                     let spawned = std::thread::Builder::new().name("control".into()).spawn(serve);
                     if let Err(error) = spawned {
@@ -177,29 +227,104 @@ impl Server {
     }
 }
 
-fn serve(stream: UnixStream, source: &StatusSource) -> std::io::Result<()> {
-    stream.set_read_timeout(Some(SERVER_TIMEOUT))?;
-    stream.set_write_timeout(Some(SERVER_TIMEOUT))?;
-    let mut out = stream.try_clone()?;
-    let mut input = BufReader::new(stream);
+fn refuse(mut stream: UnixStream) {
+    let message = format!("{CONNECTIONS} connections are open already: try again");
+    let sent = line(&Answer::Error { message })
+        .map_err(std::io::Error::from)
+        .and_then(|line| stream.set_nonblocking(true).and_then(|()| stream.write_all(&line)));
+    if let Err(error) = sent {
+        tracing::debug!(%error, "a control connection was refused unheard");
+    }
+}
+
+fn line(answer: &Answer) -> serde_json::Result<Vec<u8>> {
+    let mut line = serde_json::to_vec(answer)?;
+    line.push(b'\n');
+    Ok(line)
+}
+
+/// What a successor answers to who asked for it.
+///
+/// # Errors
+/// None in practice: plain fields serialise.
+pub fn upgraded() -> serde_json::Result<Vec<u8>> {
+    let version = env!("CARGO_PKG_VERSION").to_owned();
+    line(&Answer::Upgraded { pid: std::process::id(), version })
+}
+
+/// One request, without its newline. `None` at the end of the connection.
+fn read_request(stream: &mut UnixStream, rest: &mut Vec<u8>) -> std::io::Result<Option<Vec<u8>>> {
+    let start = Instant::now();
+    let mut buffer = vec![0; 64 << 10];
+    let mut searched = 0;
     loop {
-        let mut line = String::new();
-        if (&mut input).take(LINE_LIMIT).read_line(&mut line)? == 0 {
-            return Ok(());
+        if let Some(at) = rest[searched..].iter().position(|b| *b == b'\n') {
+            let mut request: Vec<u8> = rest.drain(..=searched + at).collect();
+            request.pop();
+            return Ok(Some(request));
         }
-        let answer = match serde_json::from_str(&line) {
+        searched = rest.len();
+        if searched > REQUEST_LIMIT {
+            return Err(std::io::ErrorKind::FileTooLarge.into());
+        }
+        let left = SERVER_TIMEOUT.saturating_sub(start.elapsed());
+        if left.is_zero() {
+            return Err(std::io::ErrorKind::TimedOut.into());
+        }
+        stream.set_read_timeout(Some(left))?;
+        match stream.read(&mut buffer) {
+            Ok(0) => return Ok(None),
+            Ok(length) => rest.extend_from_slice(&buffer[..length]),
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+fn serve(
+    mut stream: UnixStream,
+    source: &StatusSource,
+    predecessor: &Predecessor,
+) -> std::io::Result<()> {
+    stream.set_write_timeout(Some(SERVER_TIMEOUT))?;
+    let mut rest = Vec::new();
+    while let Some(request) = read_request(&mut stream, &mut rest)? {
+        let answer = match serde_json::from_slice(&request) {
+            Ok(Request::Upgrade { binary }) => upgrade(&stream, &binary, source, predecessor),
             Ok(request) => answer(request, source),
             Err(error) => Answer::Error { message: format!("the request makes no sense: {error}") },
         };
-        let mut line = serde_json::to_vec(&answer)?;
-        line.push(b'\n');
-        out.write_all(&line)?;
+        stream.write_all(&line(&answer)?)?;
     }
+    Ok(())
+}
+
+/// Returns only where the upgrade failed; else the successor answers.
+fn upgrade(
+    stream: &UnixStream,
+    binary: &Path,
+    source: &StatusSource,
+    predecessor: &Predecessor,
+) -> Answer {
+    // By the root directory of who asks: it may be in another mount namespace.
+    let below = binary.strip_prefix("/").unwrap_or(binary);
+    let message = match rustix::net::sockopt::socket_peercred(stream) {
+        Ok(peer) => {
+            let process = crate::proc::process(peer.pid.as_raw_nonzero().get());
+            let program = process.join("root").join(below);
+            tracing::info!(program = %binary.display(), "an upgrade is asked for");
+            predecessor.hand_over(source, &program, stream).to_string()
+        }
+        Err(error) => format!("who asks cannot be told: {error}"),
+    };
+    tracing::warn!(message, "the upgrade failed: the old program goes on");
+    Answer::Error { message }
 }
 
 fn answer(request: Request, source: &StatusSource) -> Answer {
     let refused = |message: String| Answer::Error { message };
     match request {
+        Request::Upgrade { .. } => refused("it is answered elsewhere".to_owned()),
         Request::Status => Answer::Status(Box::new(source.status())),
         Request::Swap { .. } if source.follows_a_store() => {
             refused("this mount follows its link in the store: move the link instead".to_owned())

@@ -3,12 +3,14 @@
 //! It never touches its own mount, holds everything it needs open from the
 //! start, and ends when the file system is unmounted.
 
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, anyhow};
 use rustix::process::{Resource, Rlimit};
+use serde::{Deserialize, Serialize};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use strata_core::{GenerationId, MacAddr};
 use strata_store::Store;
@@ -16,12 +18,15 @@ use strata_store::Store;
 use crate::control::{self, Server};
 use crate::follow::{Follower, Progress};
 use crate::fuse::device::{self, Device};
-use crate::fuse::session::Session;
+use crate::fuse::ioctl;
+use crate::fuse::session::{Ready, Session};
 use crate::layer::Layer;
+use crate::notify::Message;
 use crate::private::{Owner, Private};
 use crate::status::StatusSource;
 use crate::stop::Stop;
-use crate::vfs::{SetInfo, Vfs};
+use crate::takeover::{self, Predecessor};
+use crate::vfs::{Notice, SetInfo, Vfs};
 use crate::{notify, proc, set};
 
 /// Threads that answer requests. More make single requests slower (measured on
@@ -29,7 +34,8 @@ use crate::{notify, proc, set};
 const WORKERS: usize = 4;
 
 /// Where the layers come from.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub enum Source {
     /// Directories, topmost first.
     Directories(Vec<PathBuf>),
@@ -41,14 +47,16 @@ pub enum Source {
 }
 
 /// What lies below a former private layer.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub enum FormerLayers {
     Directories(Vec<PathBuf>),
     Generation { store: PathBuf, id: GenerationId },
 }
 
 /// All paths absolute.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Options {
     pub source: Source,
     pub private: PathBuf,
@@ -80,28 +88,117 @@ pub fn run(options: &Options, ready: impl FnOnce() + Send + 'static) -> anyhow::
     let ino_gen = started.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
     let ino_gen = u64::try_from(ino_gen).unwrap_or(0) & u64::from(u32::MAX);
     let session = Arc::new(Session::new(vfs.clone(), device.clone(), options.passthrough, ino_gen));
-    let source = Arc::new(StatusSource {
-        vfs: vfs.clone(),
-        session: session.clone(),
-        mount_point: options.mount_point.clone(),
-        mac: follower.as_ref().map(|follower| follower.mac),
-        store: follower.as_ref().map(|follower| follower.store.root().to_owned()),
-        wanted_passthrough: options.passthrough,
-        started,
-        since: Instant::now(),
-        progress,
-    });
-    let served = serve(options, &vfs, &device, &session, &source, follower, ready);
+    let service =
+        service(options, vfs, device, session, ino_gen, follower.as_ref(), started, progress);
+    let served = serve(&service, follower, Start::Mounted(Box::new(ready)));
     if served.is_err() {
         // Nothing answers any more: leave no dead mount behind.
         if let Err(error) = device::unmount(&options.mount_point, true) {
             tracing::debug!(%error, "the mount was gone already");
         }
     }
-    if let Err(error) = vfs.private().sync() {
-        tracing::error!(%error, "the private layer could not be flushed");
-    }
+    service.end();
     served
+}
+
+/// Goes on with a mount that another program in this process's place served.
+/// Returns once the file system is unmounted.
+///
+/// # Errors
+/// The state makes no sense, or something in it is gone. The mount then gives errors.
+pub fn take_over(state: i32) -> anyhow::Result<()> {
+    let state = takeover::State::read(ioctl::adopt(state))?;
+    let device = Device::adopt(ioctl::adopt(state.device));
+    let client = ioctl::adopt(state.client);
+    let listener = ioctl::adopt(state.listener);
+    let lock = ioctl::adopt(state.lock);
+    raise_file_limit();
+    rustix::process::umask(rustix::fs::Mode::empty());
+    proc::pin_again().context("/proc must be mounted")?;
+    let started = UNIX_EPOCH + Duration::from_millis(state.started_ms);
+    let progress = Arc::new(Mutex::new(Progress::default()));
+    let options = &state.options;
+    let follower = follower(options, started, &progress)?;
+    let owner = follower.as_ref().map_or(Owner::AdHoc, |follower| Owner::Va(follower.mac));
+    let (layers, info) = match (&follower, &state.generation, &options.source) {
+        (Some(follower), Some(id), _) => set::open_generation(&follower.store, id, &[])?,
+        (_, _, Source::Directories(_)) => {
+            (set::open_directories(&state.directories, &[])?, SetInfo::default())
+        }
+        (follower, ..) => layers(options, follower.as_ref())?,
+    };
+    let private = Private::adopt(&options.private, &owner, lock)?;
+    let vfs = Arc::new(Vfs::new(private, layers, info)?);
+    if options.verify_open {
+        vfs.set_first_open();
+    }
+    let session = Session::new(vfs.clone(), device.clone(), options.passthrough, state.ino_gen);
+    session.resume(state.agreed);
+    vfs.import(&state.vfs, &ioctl::adopt)?;
+    let session = Arc::new(session);
+    let server = Server::adopt(listener, control::socket_path(state.number))?;
+    let ino_gen = state.ino_gen;
+    let service =
+        service(options, vfs, device, session, ino_gen, follower.as_ref(), started, progress);
+    let start = Start::TakenOver { server, number: state.number, notices: state.notices, client };
+    let served = serve(&service, follower, start);
+    service.end();
+    served
+}
+
+/// What all threads of a daemon share.
+struct Service<'a> {
+    options: &'a Options,
+    vfs: Arc<Vfs>,
+    device: Arc<Device>,
+    session: Arc<Session>,
+    source: Arc<StatusSource>,
+    ino_gen: u64,
+}
+
+impl Service<'_> {
+    /// After the last answer.
+    fn end(&self) {
+        if let Err(error) = self.vfs.private().sync() {
+            tracing::error!(%error, "the private layer could not be flushed");
+        }
+    }
+}
+
+/// How a daemon begins to serve.
+enum Start {
+    /// Calls back once the kernel was answered.
+    Mounted(Ready),
+    TakenOver {
+        server: Server,
+        number: (u32, u32),
+        notices: Vec<Notice>,
+        client: OwnedFd,
+    },
+}
+
+#[expect(clippy::too_many_arguments, reason = "the one place where a daemon is put together")]
+fn service<'a>(
+    options: &'a Options,
+    vfs: Arc<Vfs>,
+    device: Arc<Device>,
+    session: Arc<Session>,
+    ino_gen: u64,
+    follower: Option<&Follower>,
+    started: SystemTime,
+    progress: Arc<Mutex<Progress>>,
+) -> Service<'a> {
+    let source = Arc::new(StatusSource {
+        vfs: vfs.clone(),
+        session: session.clone(),
+        mount_point: options.mount_point.clone(),
+        mac: follower.map(|follower| follower.mac),
+        store: follower.map(|follower| follower.store.root().to_owned()),
+        wanted_passthrough: options.passthrough,
+        started,
+        progress,
+    });
+    Service { options, vfs, device, session, source, ino_gen }
 }
 
 fn follower(
@@ -169,23 +266,34 @@ fn layers(
     }
 }
 
-fn serve(
-    options: &Options,
-    vfs: &Arc<Vfs>,
-    device: &Arc<Device>,
-    session: &Arc<Session>,
-    source: &Arc<StatusSource>,
-    follower: Option<Follower>,
-    ready: impl FnOnce() + Send + 'static,
-) -> anyhow::Result<()> {
+fn serve(service: &Service<'_>, follower: Option<Follower>, start: Start) -> anyhow::Result<()> {
+    let Service { options, vfs, device, session, source, ino_gen } = service;
     let stop = Arc::new(Stop::default());
-    let (notify, queue) = notify::queue();
+    let (notify, notices, queue) = notify::queue();
     vfs.set_notify(notify);
-    let number = device::device_number(&options.mount_point)
-        .ok_or_else(|| anyhow!("{} is not in the mount table", options.mount_point.display()))?;
-    let server = Server::bind(control::socket_path(number))?;
+    let (server, number, taken_over) = match start {
+        Start::TakenOver { server, number, notices, client } => {
+            (server, number, Some((notices, client)))
+        }
+        Start::Mounted(ready) => {
+            session.on_ready(ready);
+            let number = device::device_number(&options.mount_point);
+            let number = number.ok_or_else(|| {
+                anyhow!("{} is not in the mount table", options.mount_point.display())
+            })?;
+            (Server::bind(control::socket_path(number))?, number, None)
+        }
+    };
     let waker = server.waker();
     vfs.set_control(server.path().to_owned());
+    let predecessor = Predecessor {
+        options: (*options).clone(),
+        device: device.clone(),
+        listener: server.listener(),
+        notices: notices.clone(),
+        ino_gen: *ino_gen,
+        number,
+    };
     let mut helpers = Vec::new();
     {
         let (session, vfs, device, stop) =
@@ -196,18 +304,24 @@ fn serve(
     }
     {
         let (source, stop) = (source.clone(), stop.clone());
-        helpers.push(spawn("accept", move || server.run(&source, &stop))?);
+        let predecessor = Arc::new(predecessor);
+        helpers.push(spawn("accept", move || server.run(&source, &predecessor, &stop))?);
     }
     if let Some(follower) = follower {
         let (vfs, stop, poll) = (vfs.clone(), stop.clone(), options.poll);
         helpers.push(spawn("follow", move || follower.run(&vfs, poll, &stop))?);
     }
     let signals = unmount_on_signal(options.mount_point.clone())?;
-    session.on_ready(Box::new(ready));
     let mut workers = Vec::new();
     for index in 0..WORKERS {
         let session = session.clone();
         workers.push(spawn(&format!("fuse-{index}"), move || session.serve())?);
+    }
+    if let Some((pending, client)) = taken_over {
+        notices.send(Message::Notices(pending)).context("the thread that notifies ended")?;
+        device.resend().context("the kernel sends nothing again")?;
+        tracing::info!("took over");
+        takeover::tell(client, &control::upgraded()?);
     }
     let mut result = Ok(());
     for worker in workers {

@@ -94,6 +94,18 @@ impl Layer {
 }
 
 impl Layer {
+    /// A layer of a former set that a predecessor's open files hold: it has a name, and
+    /// nothing is looked up in it. `root` is any descriptor.
+    pub fn unlinked(
+        name: String,
+        unit: UnitKey,
+        digest: Option<strata_core::Digest>,
+        root: OwnedFd,
+    ) -> Layer {
+        let tree = Arc::new(TreeBuilder::new().finish());
+        Layer { name, unit, digest, hides_below: None, tree, root }
+    }
+
     /// The manifest's digest of a regular file's content, where there is a manifest.
     pub fn content_digest(&self, entry: u32) -> Option<strata_core::Digest> {
         match self.tree.entry(entry).kind {

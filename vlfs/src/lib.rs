@@ -7,6 +7,7 @@
 //! vfs                          the file system: every operation, with an errno; no FUSE
 //! fuse, notify                 the kernel's protocol over it
 //! set, follow                  layer sets opened, the VA's link followed
+//! takeover                     another program in the daemon's place
 //! daemon, control, status      one mount's threads, and talking to them
 //! diff                         what the private layer holds, from outside (§4.5)
 //! reset                        a fresh private layer, the old one kept
@@ -27,6 +28,7 @@ pub mod reset;
 pub mod set;
 pub mod status;
 pub mod stop;
+pub mod takeover;
 pub mod tree;
 pub mod union;
 pub mod verify;

@@ -28,6 +28,8 @@ pub enum Message {
     Notices(Vec<Notice>),
     /// Answered once all before it was sent.
     Flush(Sender<()>),
+    /// Answered with all that the kernel is still to be told again.
+    HandOver(Sender<Vec<Notice>>),
 }
 
 struct Queue(Sender<Message>);
@@ -50,10 +52,10 @@ impl Notify for Queue {
     }
 }
 
-/// A queue for notices, to hand to [`Vfs::set_notify`], and its other end.
-pub fn queue() -> (Box<dyn Notify>, Receiver<Message>) {
+/// A queue for notices, to hand to [`Vfs::set_notify`], and both its ends.
+pub fn queue() -> (Box<dyn Notify>, Sender<Message>, Receiver<Message>) {
     let (sender, receiver) = channel();
-    (Box::new(Queue(sender)), receiver)
+    (Box::new(Queue(sender.clone())), sender, receiver)
 }
 
 /// Sends notices until the queue's other end is dropped or `stop` says so.
@@ -71,6 +73,12 @@ pub fn run(
             Ok(Message::Flush(done)) => {
                 if done.send(()).is_err() {
                     tracing::debug!("who waited for the notices is gone");
+                }
+            }
+            Ok(Message::HandOver(answer)) => {
+                let rest = again.drain(..).flat_map(|(_, notices)| notices).collect();
+                if answer.send(rest).is_err() {
+                    tracing::debug!("who takes over is late");
                 }
             }
             Ok(Message::Notices(notices)) => {

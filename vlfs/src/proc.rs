@@ -23,6 +23,21 @@ pub fn pin() -> Result<(), Errno> {
     Ok(())
 }
 
+/// [`pin`] for a program whose predecessor in this process was pinned already:
+/// `/proc` may be mounted elsewhere by now.
+///
+/// # Errors
+/// It was not, and `/proc` is not mounted.
+pub fn pin_again() -> Result<(), Errno> {
+    /// `f_type` of procfs.
+    const PROC: rustix::fs::FsWord = 0x9fa0;
+    if rustix::fs::statfs(".").is_ok_and(|stat| stat.f_type == PROC) {
+        PINNED.store(true, Ordering::Release);
+        return Ok(());
+    }
+    pin()
+}
+
 /// A path that names the open descriptor itself.
 pub fn path(fd: impl AsFd) -> String {
     let number = fd.as_fd().as_raw_fd();
@@ -31,6 +46,12 @@ pub fn path(fd: impl AsFd) -> String {
     } else {
         format!("/proc/self/fd/{number}")
     }
+}
+
+/// The directory of a process below `/proc`.
+pub fn process(pid: i32) -> std::path::PathBuf {
+    let proc = if PINNED.load(Ordering::Acquire) { "../.." } else { "/proc" };
+    std::path::Path::new(proc).join(pid.to_string())
 }
 
 /// A path that names `name` in the open directory.

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
@@ -69,11 +69,16 @@ pub struct StatusSource {
     pub store: Option<PathBuf>,
     pub wanted_passthrough: bool,
     pub started: SystemTime,
-    pub since: Instant,
     pub progress: Arc<Mutex<Progress>>,
 }
 
 impl StatusSource {
+    /// Milliseconds since 1970.
+    pub fn started_ms(&self) -> u64 {
+        let since = self.started.duration_since(UNIX_EPOCH).unwrap_or_default();
+        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    }
+
     pub fn follows_a_store(&self) -> bool {
         self.mac.is_some()
     }
@@ -99,7 +104,6 @@ impl StatusSource {
             (true, false) => "off: this kernel has none",
             (true, true) => "on",
         };
-        let started = self.started.duration_since(UNIX_EPOCH).unwrap_or_default();
         Status {
             mount_point: self.mount_point.clone(),
             pid: std::process::id(),
@@ -120,8 +124,8 @@ impl StatusSource {
             open_files,
             open_directories,
             swaps: self.vfs.swap_count(),
-            uptime_s: self.since.elapsed().as_secs(),
-            started_at_ms: u64::try_from(started.as_millis()).unwrap_or(u64::MAX),
+            uptime_s: self.started.elapsed().unwrap_or_default().as_secs(),
+            started_at_ms: self.started_ms(),
         }
     }
 }

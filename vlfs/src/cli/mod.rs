@@ -4,6 +4,7 @@ mod diff;
 mod mount;
 mod query;
 mod reset;
+mod upgrade;
 mod verify;
 
 use std::path::PathBuf;
@@ -83,6 +84,10 @@ Only root and a file's owner may; it works inside a VA, too. The private copy is
     Diff(diff::Diff),
     /// Give a VA a fresh private layer; the old one is kept.
     Reset(reset::Reset),
+    /// Let another program serve a mount, without unmounting it.
+    Upgrade(upgrade::Upgrade),
+    #[command(hide = true)]
+    TakeOver(upgrade::TakeOver),
     /// Check the layers of a mount or a generation against their manifests.
     Verify(verify::Verify),
     /// Print a completion script for a shell.
@@ -138,6 +143,8 @@ fn dispatch(command: Command) -> anyhow::Result<u8> {
         Command::Revert { paths } => query::revert(&paths),
         Command::Diff(diff) => diff.run(),
         Command::Reset(reset) => reset.run(),
+        Command::Upgrade(upgrade) => upgrade.run(),
+        Command::TakeOver(take_over) => take_over.run(),
         Command::Verify(verify) => verify.run(),
         Command::Completions { shell } => {
             let mut command = Arguments::command();

@@ -362,7 +362,7 @@ fn tail(log: &mut File, start: u64, path: &Path) -> String {
     }
 }
 
-fn init_log() {
+pub(super) fn init_log() {
     use tracing_subscriber::EnvFilter;
     let filter = EnvFilter::try_from_env("STRATA_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     let set = tracing_subscriber::fmt()

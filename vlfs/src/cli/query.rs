@@ -17,7 +17,7 @@ use super::{Output, hinted};
 
 /// The control socket of a mount, found in the mount table or, inside a VA, by
 /// the mount's number.
-fn socket(mount_point: &Path) -> anyhow::Result<PathBuf> {
+pub(super) fn socket(mount_point: &Path) -> anyhow::Result<PathBuf> {
     let path = std::path::absolute(mount_point)?;
     let number = match device::device_number(&path) {
         Some(number) => number,

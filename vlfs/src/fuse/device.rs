@@ -96,6 +96,20 @@ impl Device {
         }
     }
 
+    /// The device that a predecessor mounted with.
+    pub fn adopt(fd: OwnedFd) -> Arc<Device> {
+        Arc::new(Device { fd })
+    }
+
+    /// Lets the kernel send again what was read and never answered.
+    ///
+    /// # Errors
+    /// `EINVAL` before Linux 6.9.
+    pub fn resend(&self) -> Result<(), Errno> {
+        const RESEND: i32 = 7;
+        self.send(0, RESEND, &[])
+    }
+
     /// Sends one message: a reply (`unique` of the request, error negated) or a notification.
     pub fn send(&self, unique: u64, error: i32, body: &[u8]) -> Result<(), Errno> {
         let mut header = Writer::default();

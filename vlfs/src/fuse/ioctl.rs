@@ -3,10 +3,18 @@
 #![allow(unsafe_code, reason = "rustix leaves the description of an ioctl to the caller")]
 
 use std::ffi::c_void;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use rustix::io::Errno;
 use rustix::ioctl::{Ioctl, IoctlOutput, Opcode, opcode};
+
+/// Takes a descriptor that a predecessor in this process left open (`takeover.rs`).
+/// Its number comes from that predecessor's state, once each.
+pub(crate) fn adopt(number: i32) -> OwnedFd {
+    // SAFETY: the predecessor wrote the number of a descriptor of its own into the
+    // state and was replaced; nobody else in this process knows it.
+    unsafe { OwnedFd::from_raw_fd(number) }
+}
 
 /// Type of the ioctls of `/dev/fuse`.
 const FUSE: u8 = 229;

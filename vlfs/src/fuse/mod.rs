@@ -10,6 +10,7 @@
 //! and writes the messages' fields, `session` answers requests.
 
 pub mod device;
-mod ioctl;
+pub mod gate;
+pub(crate) mod ioctl;
 pub mod session;
 pub mod wire;

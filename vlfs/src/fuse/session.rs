@@ -7,9 +7,11 @@ use std::time::Duration;
 
 use rustix::fs::{FileType, SeekFrom};
 use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
 use strata_core::manifest::Timestamp;
 
 use super::device::Device;
+use super::gate::Gate;
 use super::wire::{Reader, Writer};
 use crate::vfs::file::OpenMode;
 use crate::vfs::{Attr, Caller, Found, Opened, SetAttr, SetTime, Vfs, rename};
@@ -42,6 +44,7 @@ mod init {
     pub const INIT_EXT: u64 = 1 << 30;
     pub const HAS_EXPIRE_ONLY: u64 = 1 << 35;
     pub const PASSTHROUGH: u64 = 1 << 37;
+    pub const HAS_RESEND: u64 = 1 << 39;
     pub const WANTED: u64 = ASYNC_READ
         | ATOMIC_O_TRUNC
         | EXPORT_SUPPORT
@@ -70,11 +73,14 @@ mod fopen {
 }
 
 /// What the kernel agreed to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Agreed {
     pub minor: u32,
     pub passthrough: bool,
     pub expire_only: bool,
+    /// The kernel can send unanswered requests again.
+    pub resend: bool,
     setxattr_ext: bool,
 }
 
@@ -93,6 +99,8 @@ pub type Ready = Box<dyn FnOnce() + Send>;
 pub struct Session {
     pub vfs: Arc<Vfs>,
     device: Arc<Device>,
+    /// Closed while a successor takes over.
+    pub gate: Gate,
     agreed: OnceLock<Agreed>,
     want_passthrough: bool,
     /// Whichever thread gets the kernel's first request calls it.
@@ -134,6 +142,7 @@ impl Session {
         Session {
             vfs,
             device,
+            gate: Gate::default(),
             agreed: OnceLock::new(),
             want_passthrough,
             ready: Mutex::new(None),
@@ -143,6 +152,14 @@ impl Session {
 
     pub fn agreed(&self) -> Option<Agreed> {
         self.agreed.get().copied()
+    }
+
+    /// Goes on with what the kernel agreed to with a predecessor.
+    pub fn resume(&self, agreed: Agreed) {
+        if agreed.passthrough {
+            self.vfs.set_passthrough(self.device.clone());
+        }
+        let _first_time = self.agreed.set(agreed);
     }
 
     pub fn on_ready(&self, ready: Ready) {
@@ -162,6 +179,7 @@ impl Session {
                 Err(Errno::NODEV) => return Ok(()),
                 Err(error) => return Err(SessionError::Device(error)),
             };
+            let _in_hand = self.gate.enter();
             self.handle(&buffer[..length])?;
         }
     }
@@ -218,6 +236,7 @@ impl Session {
             minor,
             passthrough,
             expire_only: flags & init::HAS_EXPIRE_ONLY != 0,
+            resend: offered & init::HAS_RESEND != 0,
             setxattr_ext: flags & init::SETXATTR_EXT != 0,
         };
         let (low, high) = (flags as u32, (flags >> 32) as u32);

@@ -29,7 +29,7 @@ pub mod origin;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -151,7 +151,7 @@ pub struct Private {
     hidden: Mutex<Hidden>,
     /// The directory that got the last marker: the next is often beside it.
     last_marked: Mutex<Option<markers::Marked>>,
-    _lock: OwnedFd,
+    lock: OwnedFd,
 }
 
 /// Whether an open directory is a private directory of Strata.
@@ -187,13 +187,38 @@ impl Private {
     /// # Errors
     /// As [`Private::open`].
     pub fn open_with(path: &Path, owner: &Owner, disk: Disk) -> Result<Private, PrivateError> {
+        Private::open_locked(path, owner, disk, None)
+    }
+
+    /// As [`Private::open`], with the lock that a predecessor in this process holds.
+    ///
+    /// # Errors
+    /// As [`Private::open`].
+    pub fn adopt(path: &Path, owner: &Owner, lock: OwnedFd) -> Result<Private, PrivateError> {
+        Private::open_locked(path, owner, Disk::default(), Some(lock))
+    }
+
+    /// The lock, to hand to a successor.
+    pub fn lock_descriptor(&self) -> BorrowedFd<'_> {
+        self.lock.as_fd()
+    }
+
+    fn open_locked(
+        path: &Path,
+        owner: &Owner,
+        disk: Disk,
+        lock: Option<OwnedFd>,
+    ) -> Result<Private, PrivateError> {
         let io = |what| move |errno| PrivateError::Io { path: path.to_owned(), what, errno };
         std::fs::create_dir_all(path).map_err(|error| {
             io("cannot be made")(Errno::from_io_error(&error).unwrap_or(Errno::IO))
         })?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = rustix::fs::open(path, flags, Mode::empty()).map_err(io("cannot be opened"))?;
-        let lock = Self::lock(path, &root)?;
+        let lock = match lock {
+            Some(lock) => lock,
+            None => Self::lock(path, &root)?,
+        };
         Self::check_format(&disk, path, &root, owner)?;
         crate::reset::finish(&disk, &root)
             .map_err(io("an interrupted reset cannot be finished"))?;
@@ -214,7 +239,7 @@ impl Private {
             sequence: AtomicU64::new(1),
             hidden: Mutex::default(),
             last_marked: Mutex::default(),
-            _lock: lock,
+            lock,
         };
         private.probe_xattrs()?;
         private.recover()?;

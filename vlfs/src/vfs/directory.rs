@@ -32,6 +32,18 @@ pub struct DirectoryHandle {
     listing: Mutex<Option<Arc<Vec<Listed>>>>,
 }
 
+impl DirectoryHandle {
+    /// A handle that a predecessor gave out.
+    pub(super) fn adopt(node: Arc<Node>, listing: Option<Vec<Listed>>) -> DirectoryHandle {
+        DirectoryHandle { node, listing: Mutex::new(listing.map(Arc::new)) }
+    }
+
+    /// The listing that its reader goes on with.
+    pub(super) fn listing_now(&self) -> Option<Arc<Vec<Listed>>> {
+        self.listing.lock().expect("no panic while held").clone()
+    }
+}
+
 /// The answer to opening a directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct OpenedDirectory {

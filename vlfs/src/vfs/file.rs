@@ -46,6 +46,18 @@ impl Drop for Backing {
     }
 }
 
+impl Backing {
+    /// A file that a predecessor opened, and registered where it has an `id`.
+    pub(super) fn adopt(
+        fd: OwnedFd,
+        id: Option<i32>,
+        layer: Option<Arc<Layer>>,
+        passthrough: Option<Arc<dyn Passthrough>>,
+    ) -> Backing {
+        Backing { fd, id, layer, passthrough }
+    }
+}
+
 /// One open file of a process.
 #[derive(Debug)]
 pub struct FileHandle {
@@ -54,6 +66,11 @@ pub struct FileHandle {
 }
 
 impl FileHandle {
+    /// A handle that a predecessor gave out.
+    pub(super) fn adopt(node: Arc<Node>, backing: Arc<Backing>) -> FileHandle {
+        FileHandle { node, backing: Mutex::new(backing) }
+    }
+
     pub fn file(&self) -> Arc<Backing> {
         self.backing.lock().expect("no panic while held").clone()
     }

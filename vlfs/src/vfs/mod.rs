@@ -20,6 +20,7 @@ mod attr;
 mod copy_up;
 mod directory;
 pub mod file;
+pub mod handover;
 mod namespace;
 pub mod node;
 pub mod rename;
@@ -116,7 +117,7 @@ pub trait Passthrough: Send + Sync + std::fmt::Debug {
 }
 
 /// What the kernel should be told. Sent to a thread of its own (`notify.rs`).
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Notice {
     /// A name must be looked up again at its next use; what is mounted there stays.
     Expire { parent: u64, name: Box<[u8]> },

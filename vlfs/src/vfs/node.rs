@@ -256,6 +256,40 @@ impl Table {
     }
 }
 
+/// What the table holds, for a successor.
+pub struct Dump {
+    /// With the kernel's references.
+    pub nodes: Vec<(Arc<Node>, u64)>,
+    pub children: Vec<(u64, Box<[u8]>, Arc<Node>)>,
+    pub linked: Vec<Arc<Node>>,
+    pub next: u64,
+}
+
+impl Table {
+    pub fn dump(&self) -> Dump {
+        let inner = self.inner();
+        let children = inner.children.iter().flat_map(|(parent, children)| {
+            children.iter().map(|(name, node)| (*parent, name.clone(), node.clone()))
+        });
+        Dump {
+            nodes: inner.nodes.values().cloned().collect(),
+            children: children.collect(),
+            linked: inner.linked.values().cloned().collect(),
+            next: self.next.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Puts a node in with as many references as the kernel holds.
+    pub fn insert(&self, node: &Arc<Node>, references: u64) {
+        self.inner().nodes.insert(node.id, (node.clone(), references));
+    }
+
+    /// The next new node gets this number.
+    pub fn continue_from(&self, next: u64) {
+        self.next.store(next, Ordering::Relaxed);
+    }
+}
+
 impl Inner {
     fn drop_names(&mut self, node: &Arc<Node>) {
         let names = node.place.read().expect("no panic while held").names.clone();

@@ -154,6 +154,17 @@ impl Vfs {
         }
     }
 
+    /// Keeps swaps away while the guard lives. `None` where one is under way, or
+    /// was a moment ago. On return the kernel has been told all that it was to be told.
+    pub fn hold_swaps(&self) -> Option<std::sync::MutexGuard<'_, ()>> {
+        let held = self.swapping.try_lock().ok()?;
+        if !self.is_settled() {
+            return None;
+        }
+        self.flush_notices();
+        Some(held)
+    }
+
     pub fn is_settled(&self) -> bool {
         !self.unsettled.load(Ordering::Acquire)
     }

@@ -11,4 +11,5 @@ mod mounted;
 mod soak;
 mod store;
 mod swapping;
+mod upgrade;
 mod verify;
