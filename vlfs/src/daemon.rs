@@ -33,6 +33,10 @@ use crate::{notify, proc, set};
 /// two processors); a slow copy occupies one, so there are some to spare.
 const WORKERS: usize = 4;
 
+/// Descriptors that the daemon asks for: one for each private directory that the
+/// kernel knows, and two for each open or lately opened file.
+const DESCRIPTORS: u64 = 1 << 17;
+
 /// Where the layers come from.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -369,6 +373,12 @@ fn unmount_on_signal(mount_point: PathBuf) -> anyhow::Result<signal_hook::iterat
 /// Each private directory and open file takes a descriptor.
 fn raise_file_limit() {
     let limit = rustix::process::getrlimit(Resource::Nofile);
+    // Only the privileged may have more than the limit they were started with.
+    let more = limit.maximum.map(|limit| limit.max(DESCRIPTORS));
+    if rustix::process::setrlimit(Resource::Nofile, Rlimit { current: more, maximum: more }).is_ok()
+    {
+        return;
+    }
     let wanted = Rlimit { current: limit.maximum, maximum: limit.maximum };
     if let Err(error) = rustix::process::setrlimit(Resource::Nofile, wanted) {
         tracing::warn!(%error, "the limit of open files stays as it is");

@@ -237,11 +237,13 @@ impl Vfs {
         if let Some(size) = set.size {
             self.set_size(&node, size, set)?;
         }
-        {
+        let applied = {
             let place = node.place.read().expect("no panic while held");
             let reach = reach(&place.upper, &place.names)?.ok_or(Errno::STALE)?;
-            apply(&self.private.disk, &reach, set)?;
-        }
+            apply(&self.private.disk, &reach, set)
+        };
+        self.directory_changed(&node);
+        applied?;
         let active = self.active();
         let attr = self.attr_of(&active, &node)?;
         drop(shared);

@@ -7,16 +7,18 @@
 //! the old node answers `ESTALE`, and the kernel walks the path again.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, Weak};
 
 use rustix::fs::{FallocateFlags, FileType, Mode, OFlags, SeekFrom};
 
 use super::node::{Node, Upper};
-use super::{ActiveSet, Caller, Errno, Found, KEPT_BACKINGS, Passthrough, Result, Vfs};
+use super::{ActiveSet, Caller, Errno, Found, Object, Passthrough, Result, Vfs};
 use crate::backing;
 use crate::layer::Layer;
 use crate::private::copy_up::Data;
 use crate::private::disk::Disk;
+use crate::tree::PRIVATE_TAG;
 use crate::verify::first_open::FirstOpen;
 
 /// An open file below the union.
@@ -174,7 +176,7 @@ impl Vfs {
         let backing_id = backing.id;
         let handle = Arc::new(FileHandle { node: node.clone(), backing: Mutex::new(backing) });
         node.files.lock().expect("no panic while held").open.push(Arc::downgrade(&handle));
-        let number = self.next_handle.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let number = self.next_handle.fetch_add(1, Ordering::Relaxed);
         self.files.write().expect("no panic while held").insert(number, handle);
         Opened { handle: number, backing_id }
     }
@@ -193,6 +195,15 @@ impl Vfs {
             files.backing = None;
         }
         let (fd, layer) = self.open_below(active, node)?;
+        let backing = self.register(fd, layer);
+        files.backing = Some(backing.clone());
+        drop(files);
+        self.keep(node);
+        Ok(backing)
+    }
+
+    /// Offers an open file to the kernel.
+    fn register(&self, fd: OwnedFd, layer: Option<Arc<Layer>>) -> Arc<Backing> {
         let passthrough = self.passthrough.get().cloned();
         let id = passthrough.as_ref().and_then(|passthrough| match passthrough.open(fd.as_fd()) {
             Ok(id) => Some(id),
@@ -201,11 +212,7 @@ impl Vfs {
                 None
             }
         });
-        let backing = Arc::new(Backing { fd, id, layer, passthrough });
-        files.backing = Some(backing.clone());
-        drop(files);
-        self.keep(node);
-        Ok(backing)
+        Arc::new(Backing { fd, id, layer, passthrough })
     }
 
     fn still_serves(&self, active: &Arc<ActiveSet>, node: &Arc<Node>, backing: &Backing) -> bool {
@@ -266,7 +273,7 @@ impl Vfs {
     fn keep(&self, node: &Arc<Node>) {
         let mut kept = self.kept.lock().expect("no panic while held");
         kept.push_back(Arc::downgrade(node));
-        let oldest = if kept.len() > KEPT_BACKINGS { kept.pop_front() } else { None };
+        let oldest = if kept.len() > self.kept_limit { kept.pop_front() } else { None };
         drop(kept);
         if let Some(node) = oldest.as_ref().and_then(Weak::upgrade) {
             let mut files = node.files.lock().expect("no panic while held");
@@ -302,11 +309,15 @@ impl Vfs {
         let active = self.active();
         let parent = self.directory_node(parent)?;
         let fd = self.make_file(&active, &parent, name, mode, caller)?;
-        drop(fd);
-        let object = self.find(&active, &parent, name)?;
+        let stat = rustix::fs::fstat(&fd)?;
+        let object = Object::Private { stat, ino: PRIVATE_TAG | stat.st_ino };
         let node = self.intern(&active, &parent, name, &object)?;
+        node.bare.store(true, Ordering::Release);
+        // What made it serves it: opening it again would cost as much as making it.
+        node.files.lock().expect("no panic while held").backing = Some(self.register(fd, None));
+        self.keep(&node);
         let opened = self.open_found(&active, &node)?;
-        let found = self.found(&active, node)?;
+        let found = self.found(&active, node, &object)?;
         Ok((found, opened))
     }
 

@@ -60,8 +60,10 @@ const LONG: Duration = Duration::from_secs(86_400);
 /// How long a request that began before a swap may take to be answered with
 /// the old set; for so long that set is kept.
 pub const GRACE: Duration = Duration::from_millis(250);
-/// Backing files kept open without a handle, most recent ones.
-const KEPT_BACKINGS: usize = 1024;
+/// Backing files kept open without a handle, most recent ones: opening a file of
+/// a layer again then costs no system call but the kernel's own. At most a
+/// quarter of the descriptors that the process may have.
+const KEPT_BACKINGS: usize = 16_384;
 
 /// One layer set with its merged index. Immutable but for hidden paths.
 #[derive(Debug)]
@@ -141,6 +143,8 @@ pub struct Vfs {
     epoch: AtomicU64,
     /// Counts directories that were made, copied or removed in the private layer.
     directories_made: AtomicU64,
+    /// Counts changes of directories' own attributes, from 1.
+    directory_changes: AtomicU64,
     /// While set, the kernel is told to keep nothing: a swap is under way.
     unsettled: AtomicBool,
     table: Table,
@@ -157,6 +161,7 @@ pub struct Vfs {
     directories: RwLock<HashMap<u64, Arc<DirectoryHandle>>>,
     next_handle: AtomicU64,
     kept: Mutex<VecDeque<Weak<Node>>>,
+    kept_limit: usize,
     /// Sets that were swapped away, with their layers, for as long as requests
     /// that began before the swap may still be under way.
     retired: Mutex<Vec<(Instant, Arc<ActiveSet>)>>,
@@ -196,6 +201,7 @@ impl Vfs {
             active: ArcSwap::from_pointee(active),
             epoch: AtomicU64::new(1),
             directories_made: AtomicU64::new(0),
+            directory_changes: AtomicU64::new(1),
             unsettled: AtomicBool::new(false),
             table: Table::new(root),
             private,
@@ -209,6 +215,7 @@ impl Vfs {
             directories: RwLock::default(),
             next_handle: AtomicU64::new(1),
             kept: Mutex::default(),
+            kept_limit: kept_limit(),
             retired: Mutex::default(),
             unlinked: Mutex::default(),
             swaps: AtomicU64::new(0),
@@ -468,19 +475,34 @@ impl Vfs {
 
     fn lookup_in(&self, active: &Arc<ActiveSet>, parent: &Arc<Node>, name: &[u8]) -> Result<Found> {
         if name == b"." {
-            return self.found(active, parent.clone());
+            return self.found_node(active, parent.clone());
         }
         if name == b".." {
             let above = parent.name().map_or_else(|| parent.clone(), |(above, _)| above);
-            return self.found(active, above);
+            return self.found_node(active, above);
         }
         let object = self.find(active, parent, name)?;
         let node = self.intern(active, parent, name, &object)?;
-        self.found(active, node)
+        self.found(active, node, &object)
     }
 
-    fn found(&self, active: &Arc<ActiveSet>, node: Arc<Node>) -> Result<Found> {
+    /// The answer for a node, and one reference of the kernel's.
+    fn found(&self, active: &Arc<ActiveSet>, node: Arc<Node>, object: &Object) -> Result<Found> {
+        let attr = match object {
+            Object::Private { stat, .. } if node.kind != FileType::Directory => {
+                Attr::of_stat(stat, node.ino)
+            }
+            Object::Private { .. } | Object::Layer { .. } => self.attr_of(active, &node)?,
+        };
+        self.referenced(node, attr)
+    }
+
+    fn found_node(&self, active: &Arc<ActiveSet>, node: Arc<Node>) -> Result<Found> {
         let attr = self.attr_of(active, &node)?;
+        self.referenced(node, attr)
+    }
+
+    fn referenced(&self, node: Arc<Node>, attr: Attr) -> Result<Found> {
         self.table.reference(&node);
         let valid = self.valid();
         Ok(Found { id: node.id, attr, entry_valid: valid, attr_valid: valid })
@@ -515,6 +537,13 @@ impl Vfs {
     pub fn swap_count(&self) -> u64 {
         self.swaps.load(Ordering::Relaxed)
     }
+}
+
+fn kept_limit() -> usize {
+    let descriptors = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    descriptors.map_or(KEPT_BACKINGS, |limit| {
+        KEPT_BACKINGS.min(usize::try_from(limit / 4).unwrap_or(KEPT_BACKINGS))
+    })
 }
 
 /// A directory that the kernel knows became private while it was looked up.

@@ -22,21 +22,8 @@ struct NewObject {
 }
 
 impl Vfs {
-    /// Whether a name stands in a directory.
-    pub(super) fn exists(
-        &self,
-        active: &Arc<ActiveSet>,
-        parent: &Arc<Node>,
-        name: &[u8],
-    ) -> Result<bool> {
-        match self.find(active, parent, name) {
-            Ok(_) => Ok(true),
-            Err(Errno::NOENT) => Ok(false),
-            Err(error) => Err(error),
-        }
-    }
-
-    /// The private directory for a new name, checked to be free.
+    /// The private directory for a new name, which no layer shows. Whether a
+    /// private object has it, the call that makes it says.
     fn place_for(
         &self,
         active: &Arc<ActiveSet>,
@@ -46,7 +33,10 @@ impl Vfs {
         if parent.name().is_none() && parent.id != super::ROOT_ID {
             return Err(Errno::NOENT);
         }
-        if self.exists(active, parent, name)? {
+        if name.len() > 255 {
+            return Err(Errno::NAMETOOLONG);
+        }
+        if self.lower(active, parent).is_some_and(|at| active.union.child(at, name).is_some()) {
             return Err(Errno::EXIST);
         }
         self.private_directory(active, parent)
@@ -55,11 +45,19 @@ impl Vfs {
     /// The attributes of a new object (setgid directories pass their group on).
     fn attributes_for(
         &self,
-        directory: &OwnedFd,
+        (parent, directory): (&Node, &OwnedFd),
         mode: u32,
         caller: &Caller,
         kind: FileType,
     ) -> Result<NewObject> {
+        let owner = (Uid::from_raw(caller.uid), Gid::from_raw(caller.gid));
+        // Taken before the directory is looked at: what changes it meanwhile counts on.
+        let changes = self.directory_changes.load(Ordering::Acquire);
+        if parent.plain_at.load(Ordering::Acquire) == changes {
+            let mode = mode & 0o7777 & !caller.umask;
+            return Ok(NewObject { mode, owner, has_default_acl: false });
+        }
+        let plain_at = &parent.plain_at;
         let parent = rustix::fs::fstat(directory)?;
         let inherits = parent.st_mode & 0o2000 != 0;
         let gid = if inherits { parent.st_gid } else { caller.gid };
@@ -73,6 +71,9 @@ impl Vfs {
         };
         if !has_default_acl {
             mode &= !caller.umask;
+        }
+        if !inherits && !has_default_acl {
+            plain_at.store(changes, Ordering::Release);
         }
         if inherits && kind == FileType::Directory {
             mode |= 0o2000;
@@ -133,17 +134,18 @@ impl Vfs {
         caller: &Caller,
     ) -> Result<OwnedFd> {
         let directory = self.place_for(active, parent, name)?;
-        let new = self.attributes_for(&directory, mode, caller, FileType::RegularFile)?;
+        let new = self.attributes_for((parent, &directory), mode, caller, FileType::RegularFile)?;
         let mode = Mode::from_raw_mode(new.mode);
         self.make_owned(&directory, name, &new, |directory, name| {
-            self.private.disk.create(directory, name, OFlags::RDWR | OFlags::EXCL, mode)
+            let flags = OFlags::RDWR | OFlags::EXCL | OFlags::NOATIME;
+            self.private.disk.create(directory, name, flags, mode)
         })
     }
 
     fn made(&self, active: &Arc<ActiveSet>, parent: &Arc<Node>, name: &[u8]) -> Result<Found> {
         let object = self.find(active, parent, name)?;
         let node = self.intern(active, parent, name, &object)?;
-        self.found(active, node)
+        self.found(active, node, &object)
     }
 
     /// Makes a file, FIFO, socket or device. `mode` has the type's bits.
@@ -164,7 +166,7 @@ impl Vfs {
             return self.made(&active, &parent, name);
         }
         let directory = self.place_for(&active, &parent, name)?;
-        let new = self.attributes_for(&directory, mode, caller, kind)?;
+        let new = self.attributes_for((&parent, &directory), mode, caller, kind)?;
         let device = rustix::fs::makedev(device.0, device.1);
         let mode = Mode::from_raw_mode(new.mode);
         self.make_owned(&directory, name, &new, |directory, name| {
@@ -178,7 +180,7 @@ impl Vfs {
         let active = self.active();
         let parent = self.directory_node(parent)?;
         let directory = self.place_for(&active, &parent, name)?;
-        let new = self.attributes_for(&directory, mode, caller, FileType::Directory)?;
+        let new = self.attributes_for((&parent, &directory), mode, caller, FileType::Directory)?;
         let mode = Mode::from_raw_mode(new.mode & 0o1777);
         self.make_owned(&directory, name, &new, |directory, name| {
             self.private.disk.make_directory(directory, name, mode)
@@ -198,7 +200,7 @@ impl Vfs {
         let active = self.active();
         let parent = self.directory_node(parent)?;
         let directory = self.place_for(&active, &parent, name)?;
-        let new = self.attributes_for(&directory, 0o777, caller, FileType::Symlink)?;
+        let new = self.attributes_for((&parent, &directory), 0o777, caller, FileType::Symlink)?;
         let new = NewObject { mode: 0, ..new };
         self.make_owned(&directory, name, &new, |directory, name| {
             self.private.disk.symlink(target, directory, name)
@@ -237,7 +239,7 @@ impl Vfs {
         drop(place);
         self.table.set_linked(&node);
         self.replace_child(&parent, name, &node);
-        self.found(&active, node)
+        self.found_node(&active, node)
     }
 
     /// Hides what the layers show at a name of a directory: a white-out for
@@ -269,14 +271,17 @@ impl Vfs {
         if node.kind == FileType::Directory {
             return Err(Errno::ISDIR);
         }
-        let attr = self.attr_of(&active, &node)?;
-        let mut place = node.place.write().expect("no panic while held");
-        let orphan = match (&object, place.names.len()) {
-            (Object::Private { stat, .. }, _) if stat.st_nlink == 1 => {
-                Some(self.open_orphan(&parent, name)?)
+        // A private file's last name leaves the file to who has it open; of
+        // everything else the last attributes are kept.
+        let (orphan, attr) = match &object {
+            Object::Private { stat, .. } if stat.st_nlink == 1 => {
+                (Some(self.open_orphan(&node, &parent, name)?), None)
             }
-            _ => None,
+            Object::Private { .. } | Object::Layer { .. } => {
+                (None, Some(self.attr_of(&active, &node)?))
+            }
         };
+        let mut place = node.place.write().expect("no panic while held");
         self.hide(&active, &parent, name)?;
         if let Object::Private { .. } = object {
             let directory = parent.directory().ok_or(Errno::STALE)?;
@@ -286,7 +291,9 @@ impl Vfs {
         if let Some(orphan) = orphan {
             place.upper = Upper::Orphan(Arc::new(orphan));
         } else if place.names.is_empty() {
-            place.removed = Some(super::Attr { nlink: attr.nlink.saturating_sub(1), ..attr });
+            let last =
+                |attr: super::Attr| super::Attr { nlink: attr.nlink.saturating_sub(1), ..attr };
+            place.removed = attr.map(last);
         }
         drop(place);
         node.unresolve();
@@ -294,7 +301,15 @@ impl Vfs {
         Ok(())
     }
 
-    fn open_orphan(&self, parent: &Arc<Node>, name: &[u8]) -> Result<OwnedFd> {
+    /// Holds a private file whose name is about to go.
+    fn open_orphan(&self, node: &Node, parent: &Arc<Node>, name: &[u8]) -> Result<OwnedFd> {
+        {
+            let files = node.files.lock().expect("no panic while held");
+            let open = files.backing.as_ref().filter(|backing| backing.layer.is_none());
+            if let Some(backing) = open {
+                return Ok(rustix::io::fcntl_dupfd_cloexec(&**backing, 0)?);
+            }
+        }
         let directory = parent.directory().ok_or(Errno::STALE)?;
         backing::open_beneath(&directory, name, OFlags::PATH, Mode::empty())
     }
@@ -353,7 +368,7 @@ impl Vfs {
         let parent = self.directory_node(parent)?;
         let directory = self.private_directory(&active, &parent)?;
         let kind = FileType::RegularFile;
-        let new = self.attributes_for(&directory, mode, caller, kind)?;
+        let new = self.attributes_for((&parent, &directory), mode, caller, kind)?;
         let mode = Mode::from_raw_mode(new.mode);
         let inside = backing::open_beneath(
             &directory,
@@ -368,7 +383,7 @@ impl Vfs {
         let inode = rustix::fs::fstat(fd.as_fd())?.st_ino;
         let upper = Upper::Orphan(Arc::new(fd));
         let node = self.table.new_node(crate::tree::PRIVATE_TAG | inode, kind, upper);
-        let found = self.found(&active, node.clone())?;
+        let found = self.found_node(&active, node.clone())?;
         let opened = self.open_found(&active, &node)?;
         Ok((found, opened))
     }

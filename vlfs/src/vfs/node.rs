@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock, Weak};
 
 use rustix::fs::FileType;
@@ -80,6 +80,11 @@ pub struct Node {
     pub copying: Mutex<()>,
     /// Set by a removal of the listing's validity: see `directory.rs`.
     pub listing_epoch: AtomicU64,
+    /// A file that was made here and was never given an extended attribute.
+    pub bare: AtomicBool,
+    /// A directory that hands nothing down, neither group nor ACL, as of this
+    /// count of [`Vfs::directory_changes`](super::Vfs); 0 where that is not known.
+    pub plain_at: AtomicU64,
     /// Private subdirectories that no layer has, as counted last: see `attr.rs`.
     pub counted: Mutex<Option<Counted>>,
 }
@@ -320,6 +325,8 @@ impl Node {
             files: Mutex::default(),
             copying: Mutex::new(()),
             listing_epoch: AtomicU64::new(0),
+            bare: AtomicBool::new(false),
+            plain_at: AtomicU64::new(0),
             counted: Mutex::default(),
         }
     }

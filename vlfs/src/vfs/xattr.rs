@@ -4,8 +4,9 @@
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
-use rustix::fs::XattrFlags;
+use rustix::fs::{FileType, XattrFlags};
 
 use super::attr::{Reach, reach};
 use super::node::{self, Node, ROOT_ID};
@@ -85,6 +86,10 @@ impl Vfs {
             let value = value.ok_or(Errno::NODATA)?;
             return if value.len() > VALUE_LIMIT { Err(Errno::TOOBIG) } else { Ok(value) };
         }
+        // The kernel asks before the first write of every file.
+        if name == b"security.capability" && node.bare.load(Ordering::Acquire) {
+            return Err(Errno::NODATA);
+        }
         if let Some(reach) = self.reach_of(&node)? {
             return reach.get(name);
         }
@@ -136,13 +141,16 @@ impl Vfs {
         let _shared = self.private_copy(&node, Data::All)?;
         let node = node::current(node);
         let reach = self.reach_of(&node)?.ok_or(Errno::STALE)?;
-        reach.set(&self.private.disk, name, value, XattrFlags::from_bits_retain(flags))?;
-        if kill_setgid {
+        node.bare.store(false, Ordering::Release);
+        let flags = XattrFlags::from_bits_retain(flags);
+        let mut done = reach.set(&self.private.disk, name, value, flags);
+        if kill_setgid && done.is_ok() {
             let mode = reach.stat()?.st_mode & 0o7777;
             let set = super::SetAttr { mode: Some(mode & !0o2000), ..super::SetAttr::default() };
-            super::attr::apply(&self.private.disk, &reach, &set)?;
+            done = super::attr::apply(&self.private.disk, &reach, &set);
         }
-        Ok(())
+        self.directory_changed(&node);
+        done
     }
 
     pub fn removexattr(&self, id: u64, name: &[u8]) -> Result<()> {
@@ -152,7 +160,16 @@ impl Vfs {
         let node = self.node(id)?;
         let _shared = self.private_copy(&node, Data::All)?;
         let node = node::current(node);
-        self.reach_of(&node)?.ok_or(Errno::STALE)?.remove(&self.private.disk, name)
+        let removed = self.reach_of(&node)?.ok_or(Errno::STALE)?.remove(&self.private.disk, name);
+        self.directory_changed(&node);
+        removed
+    }
+
+    /// What a directory hands down to what is made in it may be another from now on.
+    pub(super) fn directory_changed(&self, node: &Node) {
+        if node.kind == FileType::Directory {
+            self.directory_changes.fetch_add(1, Ordering::AcqRel);
+        }
     }
 
     /// The target of a symbolic link.

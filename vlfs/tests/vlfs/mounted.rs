@@ -355,3 +355,68 @@ fn the_work_of_a_change_does_not_grow_with_the_directory() {
         "500 files: {first} ns in an empty directory, {last} ns in a full one"
     );
 }
+
+#[test]
+fn what_a_directory_hands_down_follows_its_attributes() {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+    let mount = Mount::new();
+    mount.mount(&[&mount.layer("a", &[("d/", "")])]);
+    let directory = mount.path("d");
+    let mode = |name: &str| {
+        let path = directory.join(name);
+        std::fs::write(&path, "x").expect("written");
+        path.metadata().expect("described").mode() & 0o777
+    };
+    let before = mode("before");
+    assert_eq!(before & 0o077, mode("again") & 0o077, "the umask decides");
+    // u::rwx, g::-, o::-
+    let entry = |tag: u16, bits: u16| [tag.to_le_bytes(), bits.to_le_bytes(), [0xff; 2], [0xff; 2]];
+    let entries = [entry(1, 7), entry(4, 0), entry(0x20, 0)].concat().concat();
+    let acl = [&2_u32.to_le_bytes()[..], &entries].concat();
+    let none = rustix::fs::XattrFlags::empty();
+    rustix::fs::setxattr(&directory, "system.posix_acl_default", &acl, none).expect("set");
+    assert_eq!(mode("private"), 0o600, "the default ACL decides");
+    rustix::fs::removexattr(&directory, "system.posix_acl_default").expect("removed");
+    assert_eq!(mode("public"), before);
+    std::os::unix::fs::chown(&directory, None, Some(1234)).expect("changed");
+    std::fs::set_permissions(&directory, PermissionsExt::from_mode(0o2755)).expect("changed");
+    mode("grouped");
+    let gid = |name: &str| directory.join(name).metadata().expect("described").gid();
+    assert_eq!((gid("public"), gid("grouped")), (0, 1234));
+}
+
+#[test]
+fn a_capability_of_a_new_file_is_shown_and_goes_with_a_write() {
+    let mount = Mount::new();
+    mount.mount(&[&mount.layer("a", &[("d/", "")])]);
+    let path = mount.path("d/new");
+    std::fs::write(&path, "x").expect("written");
+    let mut value = [0; 64];
+    let name = "security.capability";
+    let absent = rustix::fs::getxattr(&path, name, &mut value[..]);
+    assert_eq!(absent.expect_err("there is none"), rustix::io::Errno::NODATA);
+    let capability = [1, 0, 0, 2, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    rustix::fs::setxattr(&path, name, &capability, rustix::fs::XattrFlags::empty()).expect("set");
+    assert_eq!(rustix::fs::getxattr(&path, name, &mut value[..]).expect("shown"), 20);
+    std::fs::write(&path, "y").expect("written");
+    assert!(rustix::fs::getxattr(&path, name, &mut value[..]).is_err(), "a write takes it away");
+}
+
+#[test]
+fn an_open_file_that_was_made_here_outlives_its_name() {
+    use std::io::{Read, Seek, Write};
+    use std::os::unix::fs::MetadataExt;
+    let mount = Mount::new();
+    mount.mount(&[&mount.layer("a", &[("d/", "")])]);
+    let path = mount.path("d/new");
+    let options = std::fs::OpenOptions::new().read(true).write(true).create(true).clone();
+    let mut file = options.open(&path).expect("made");
+    std::fs::remove_file(&path).expect("removed");
+    file.write_all(b"still here").expect("written");
+    file.rewind().expect("rewound");
+    let mut text = String::new();
+    file.read_to_string(&mut text).expect("read");
+    let described = file.metadata().expect("described");
+    assert_eq!((text.as_str(), described.nlink(), described.size()), ("still here", 0, 10));
+    assert_eq!(options.open(&path).expect("made anew").metadata().expect("described").size(), 0);
+}
