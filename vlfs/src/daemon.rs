@@ -20,6 +20,7 @@ use crate::follow::{Follower, Progress};
 use crate::fuse::device::{self, Device};
 use crate::fuse::ioctl;
 use crate::fuse::session::{Ready, Session};
+use crate::fuse::turn::Turn;
 use crate::layer::Layer;
 use crate::notify::Message;
 use crate::private::{Owner, Private};
@@ -29,9 +30,9 @@ use crate::takeover::{self, Predecessor};
 use crate::vfs::{Notice, SetInfo, Vfs};
 use crate::{notify, proc, set};
 
-/// Threads that answer requests. More make single requests slower (measured on
-/// two processors); a slow copy occupies one, so there are some to spare.
-const WORKERS: usize = 4;
+/// Threads that answer requests. One at a time reads them (`fuse/turn.rs`); the
+/// others are there for while it copies, flushes or waits.
+const WORKERS: usize = 8;
 
 /// Descriptors that the daemon asks for: one for each private directory that the
 /// kernel knows, and two for each open or lately opened file.
@@ -316,11 +317,17 @@ fn serve(service: &Service<'_>, follower: Option<Follower>, start: Start) -> any
         helpers.push(spawn("follow", move || follower.run(&vfs, poll, &stop))?);
     }
     let signals = unmount_on_signal(options.mount_point.clone())?;
+    let turn = Arc::new(Turn::new(WORKERS));
     let mut workers = Vec::new();
     for index in 0..WORKERS {
-        let session = session.clone();
-        workers.push(spawn(&format!("fuse-{index}"), move || session.serve())?);
+        let (session, turn) = (session.clone(), turn.clone());
+        workers.push(spawn(&format!("fuse-{index}"), move || session.serve(index, &turn))?);
     }
+    let overseer = turn.clone();
+    workers.push(spawn("fuse-turns", move || {
+        overseer.oversee();
+        Ok(())
+    })?);
     if let Some((pending, client)) = taken_over {
         notices.send(Message::Notices(pending)).context("the thread that notifies ended")?;
         device.resend().context("the kernel sends nothing again")?;

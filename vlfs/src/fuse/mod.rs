@@ -7,10 +7,13 @@
 //! `SETATTR` and `SETXATTR` that take setuid away. No file system logic here.
 //!
 //! `device` opens and mounts, `ioctl` hands files to the kernel, `wire` reads
-//! and writes the messages' fields, `session` answers requests.
+//! and writes the messages' fields, `session` answers requests, `turn` says whose turn it is,
+//! `placement` on which processor.
 
 pub mod device;
 pub mod gate;
 pub(crate) mod ioctl;
+mod placement;
 pub mod session;
+pub mod turn;
 pub mod wire;

@@ -12,6 +12,8 @@ use strata_core::manifest::Timestamp;
 
 use super::device::Device;
 use super::gate::Gate;
+use super::placement::Placement;
+use super::turn::Turn;
 use super::wire::{Reader, Writer};
 use crate::vfs::file::OpenMode;
 use crate::vfs::{Attr, Caller, Found, Opened, SetAttr, SetTime, Vfs, rename};
@@ -166,13 +168,21 @@ impl Session {
         *self.ready.lock().expect("no panic while held") = Some(ready);
     }
 
-    /// Answers requests until the file system is unmounted. For several threads.
+    /// Answers requests until the file system is unmounted. For as many threads
+    /// as take turns; `worker` counts them.
     ///
     /// # Errors
     /// The kernel is too old, or the device fails.
-    pub fn serve(&self) -> Result<(), SessionError> {
+    pub fn serve(&self, worker: usize, turn: &Turn) -> Result<(), SessionError> {
+        let served = self.take_turns(worker, turn);
+        turn.end();
+        served
+    }
+
+    fn take_turns(&self, worker: usize, turn: &Turn) -> Result<(), SessionError> {
         let mut buffer = vec![0_u8; MAX_WRITE as usize + 4096];
-        loop {
+        let mut placement = Placement::new();
+        while turn.take(worker) {
             let length = match rustix::io::read(self.device.as_fd(), &mut buffer[..]) {
                 Ok(length) => length,
                 Err(Errno::INTR | Errno::NOENT | Errno::AGAIN) => continue,
@@ -180,8 +190,19 @@ impl Session {
                 Err(error) => return Err(SessionError::Device(error)),
             };
             let _in_hand = self.gate.enter();
+            turn.begin(worker);
+            if waits_for_disk(&buffer[..length]) {
+                turn.give_up(worker);
+            } else {
+                placement.follow(client(&buffer[..length]));
+            }
             self.handle(&buffer[..length])?;
+            turn.finish(worker);
+            if !turn.is_of(worker) {
+                placement.leave();
+            }
         }
+        Ok(())
     }
 
     fn handle(&self, message: &[u8]) -> Result<(), SessionError> {
@@ -579,6 +600,17 @@ impl Session {
         }
         Ok(Answer::Body(out))
     }
+}
+
+/// Whether a request reads data, flushes or copies: it may take long, surely.
+fn waits_for_disk(message: &[u8]) -> bool {
+    let opcode = Reader::new(message.get(4..).unwrap_or_default()).u32();
+    matches!(opcode, Ok(15 | 20 | 30 | 43 | 47))
+}
+
+/// The thread that asks; 0 for the kernel itself and for other process namespaces.
+fn client(message: &[u8]) -> u32 {
+    Reader::new(message.get(32..).unwrap_or_default()).u32().unwrap_or(0)
 }
 
 fn parse(message: &[u8]) -> Result<Request<'_>, Errno> {

@@ -307,7 +307,7 @@ impl Vfs {
             let files = node.files.lock().expect("no panic while held");
             let open = files.backing.as_ref().filter(|backing| backing.layer.is_none());
             if let Some(backing) = open {
-                return Ok(rustix::io::fcntl_dupfd_cloexec(&**backing, 0)?);
+                return rustix::io::fcntl_dupfd_cloexec(&**backing, 0);
             }
         }
         let directory = parent.directory().ok_or(Errno::STALE)?;
