@@ -281,6 +281,7 @@ impl Vfs {
                 (None, Some(self.attr_of(&active, &node)?))
             }
         };
+        self.date_removal(&parent, &object)?;
         let mut place = node.place.write().expect("no panic while held");
         self.hide(&active, &parent, name)?;
         if let Object::Private { .. } = object {
@@ -299,6 +300,19 @@ impl Vfs {
         node.unresolve();
         self.table.remove_child(parent.id, name);
         Ok(())
+    }
+
+    /// A white-out is written elsewhere: the disk dates no directory for it. One
+    /// that is not private keeps its layer's time, as making it private would
+    /// outlive the layer.
+    fn date_removal(&self, parent: &Arc<Node>, object: &Object) -> Result<()> {
+        match (object, parent.directory()) {
+            (Object::Layer { .. }, Some(directory)) => {
+                let now = super::attr::times(None, Some(super::SetTime::Now));
+                self.private.disk.set_times_open(&*directory, &now)
+            }
+            (Object::Layer { .. } | Object::Private { .. }, _) => Ok(()),
+        }
     }
 
     /// Holds a private file whose name is about to go.
@@ -328,6 +342,7 @@ impl Vfs {
             return Err(Errno::NOTEMPTY);
         }
         let attr = self.attr_of(&active, &node)?;
+        self.date_removal(&parent, &object)?;
         self.hide(&active, &parent, name)?;
         if let Object::Private { .. } = object {
             let directory = parent.directory().ok_or(Errno::STALE)?;

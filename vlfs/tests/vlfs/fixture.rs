@@ -202,3 +202,11 @@ impl Drop for Mapping {
         unsafe { rustix::mm::munmap(self.address, self.length) }.expect("unmapped");
     }
 }
+
+/// How many cases a property is tried on: `usually`, or what `STRATA_CASES` says.
+pub fn cases(usually: u32) -> u32 {
+    match std::env::var("STRATA_CASES") {
+        Ok(cases) => cases.parse().expect("STRATA_CASES is a number"),
+        Err(_) => usually,
+    }
+}

@@ -11,5 +11,6 @@ mod mounted;
 mod soak;
 mod store;
 mod swapping;
+mod twin;
 mod upgrade;
 mod verify;
