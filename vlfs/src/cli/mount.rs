@@ -5,12 +5,14 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead as _, BufReader, Read as _, Seek as _, SeekFrom, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
 use clap::Args;
+use rustix::fs::OFlags;
 use strata_core::{GenerationId, MacAddr};
 use strata_store::Store;
 use strata_vlfs::daemon::{self, FormerLayers, Options, Source};
@@ -45,7 +47,14 @@ impl Layers {
                 lines.map(|line| PathBuf::from(std::ffi::OsString::from_vec(line.to_vec()))),
             );
         }
-        directories.iter().map(|directory| canonical(directory)).collect()
+        let directory = |path: &PathBuf| match canonical(path)? {
+            path if path.is_dir() => Ok(path),
+            path => {
+                let message = format!("the layer {} is not a directory", path.display());
+                Err(hinted(message, "name the directory that holds the layer's files"))
+            }
+        };
+        directories.iter().map(directory).collect()
     }
 }
 
@@ -113,6 +122,43 @@ fn canonical(path: &Path) -> anyhow::Result<PathBuf> {
     std::fs::canonicalize(path).map_err(|error| {
         hinted(format!("{}: {error}", path.display()), "name a directory that is there")
     })
+}
+
+/// What a private directory must be.
+const WRITABLE: &str = "give --private a directory on a disk that can be written and has room";
+
+/// The path that a directory has, or will have once it is made.
+fn to_be(path: &Path) -> anyhow::Result<PathBuf> {
+    let path = std::path::absolute(path)?;
+    let existing = path.ancestors().find(|above| above.exists()).unwrap_or(Path::new("/"));
+    let rest = path.strip_prefix(existing).unwrap_or(Path::new(""));
+    Ok(canonical(existing)?.join(rest))
+}
+
+/// The private directory, the layers and the mount point must not hold each other.
+fn check_places(source: &Source, private: &Path, mount_point: &Path) -> anyhow::Result<()> {
+    let shown = private.display();
+    if private.starts_with(mount_point) {
+        let message = format!(
+            "the private directory {shown} is in the mount point {}",
+            mount_point.display()
+        );
+        return Err(hinted(message, "the mount would cover it: give another --private"));
+    }
+    let Source::Directories(layers) = source else { return Ok(()) };
+    for layer in layers {
+        let name = layer.display();
+        if private.starts_with(layer) {
+            let message = format!("the private directory {shown} is in the layer {name}");
+            return Err(hinted(message, "a layer must not change: give another --private"));
+        }
+        // What a reset put aside is a layer like any other.
+        if layer.starts_with(private) && !layer.starts_with(private.join("former")) {
+            let message = format!("the layer {name} is in the private directory {shown}");
+            return Err(hinted(message, "a layer must not change: give another --private"));
+        }
+    }
+    Ok(())
 }
 
 impl Mount {
@@ -195,11 +241,18 @@ impl Mount {
             // Of a former layer nothing is written: this one stays empty.
             None => scratch(),
         };
-        std::fs::create_dir_all(&private).with_context(|| private.display().to_string())?;
+        let mount_point = canonical(&self.mount_point)?;
+        if !mount_point.is_dir() {
+            let message = format!("{}: not a directory", mount_point.display());
+            return Err(hinted(message, "mount on a directory"));
+        }
+        check_places(&source, &to_be(&private)?, &mount_point)?;
+        std::fs::create_dir_all(&private)
+            .map_err(|error| hinted(format!("{}: {error}", private.display()), WRITABLE))?;
         Ok(Options {
             source,
             private: canonical(&private)?,
-            mount_point: canonical(&self.mount_point)?,
+            mount_point,
             passthrough: !self.no_passthrough,
             read_only: self.read_only || self.former.is_some(),
             verify_open: self.verify_open,
@@ -251,12 +304,15 @@ impl Mount {
         if self.former.is_some() {
             std::fs::remove_dir(&options.private)?;
         }
-        let mut log = OpenOptions::new()
-            .create(true)
-            .append(true)
-            .read(true)
+        let mut log = OpenOptions::new();
+        log.create(true).append(true).read(true);
+        if self.log.is_none() && self.former.is_none() {
+            // Whoever rules a private directory must not choose what root writes to.
+            log.custom_flags(OFlags::NOFOLLOW.bits().cast_signed());
+        }
+        let mut log = log
             .open(&log_path)
-            .with_context(|| log_path.display().to_string())?;
+            .map_err(|error| hinted(format!("{}: {error}", log_path.display()), WRITABLE))?;
         let start = log.seek(SeekFrom::End(0))?;
         let program = std::env::current_exe().context("where is this program?")?;
         let mut child = Command::new(program)
@@ -333,6 +389,16 @@ fn hinted_failure(failure: &str) -> anyhow::Error {
         "provision it first: strata va provision --template T --mac MAC NAME"
     } else if failure.contains("holds other files") {
         "give --private a directory that is empty or does not exist"
+    } else if failure.contains("has the format") {
+        "a newer strata-vlfs made it: mount it with that one"
+    } else if failure.contains("cannot hold trusted extended attributes") {
+        "give --private a directory on ext4, xfs, btrfs or tmpfs"
+    } else if failure.contains("/dev/fuse cannot be opened") {
+        "modprobe fuse; in a container, let it use the device /dev/fuse"
+    } else if failure.contains("the private directory") {
+        "look at it with `strata-vlfs diff PRIVATE`; another --private starts afresh"
+    } else if failure.contains("the generation") {
+        "`strata-vlfs verify --store STORE --generation ID` names all that is missing or damaged"
     } else {
         return anyhow!("{failure}");
     };

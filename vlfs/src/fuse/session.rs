@@ -205,7 +205,12 @@ impl Session {
         Ok(())
     }
 
-    fn handle(&self, message: &[u8]) -> Result<(), SessionError> {
+    /// Answers one request, as the kernel writes it. Whatever it holds, the
+    /// answer is an error at worst.
+    ///
+    /// # Errors
+    /// It is the first, and the kernel is too old.
+    pub fn handle(&self, message: &[u8]) -> Result<(), SessionError> {
         let Ok(mut request) = parse(message) else {
             tracing::warn!(length = message.len(), "a request was cut short");
             return Ok(());
@@ -286,7 +291,7 @@ impl Session {
         let body = &mut request.body;
         let vfs = &*self.vfs;
         match request.opcode {
-            1 => self.lookup(node, body.name()?),
+            1 => self.lookup(node, component(body)?),
             2 => {
                 vfs.forget(node, body.u64()?);
                 Ok(Answer::Silent)
@@ -299,25 +304,31 @@ impl Session {
                 Ok(Answer::Body(out))
             }
             6 => {
-                let (name, target) = (body.name()?, body.name()?);
+                let (name, target) = (new_name(body)?, body.name()?);
                 self.entry(&vfs.symlink(node, name, target, &request.caller)?)
             }
             8 => {
                 let (mode, device, umask, _) = (body.u32()?, body.u32()?, body.u32()?, body.u32()?);
                 let caller = Caller { umask, ..request.caller };
-                self.entry(&vfs.mknod(node, body.name()?, mode, decode_device(device), &caller)?)
+                self.entry(&vfs.mknod(
+                    node,
+                    new_name(body)?,
+                    mode,
+                    decode_device(device),
+                    &caller,
+                )?)
             }
             9 => {
                 let (mode, umask) = (body.u32()?, body.u32()?);
                 let caller = Caller { umask, ..request.caller };
-                self.entry(&vfs.mkdir(node, body.name()?, mode, &caller)?)
+                self.entry(&vfs.mkdir(node, new_name(body)?, mode, &caller)?)
             }
-            10 => vfs.unlink(node, body.name()?).map(|()| Answer::Empty),
-            11 => vfs.rmdir(node, body.name()?).map(|()| Answer::Empty),
+            10 => vfs.unlink(node, new_name(body)?).map(|()| Answer::Empty),
+            11 => vfs.rmdir(node, new_name(body)?).map(|()| Answer::Empty),
             12 | 45 => self.rename(node, request.opcode == 45, body),
             13 => {
                 let id = body.u64()?;
-                self.entry(&vfs.link(id, node, body.name()?)?)
+                self.entry(&vfs.link(id, node, new_name(body)?)?)
             }
             21..=24 => self.xattr(request),
             17 => self.statfs(),
@@ -404,8 +415,8 @@ impl Session {
                 _ => return Err(Errno::INVAL),
             };
         }
-        let (name, new_name) = (body.name()?, body.name()?);
-        self.vfs.rename((parent, name), (new_parent, new_name), mode).map(|()| Answer::Empty)
+        let (name, to) = (new_name(body)?, new_name(body)?);
+        self.vfs.rename((parent, name), (new_parent, to), mode).map(|()| Answer::Empty)
     }
 
     fn xattr(&self, request: &mut Request<'_>) -> Answered {
@@ -505,7 +516,7 @@ impl Session {
                 let (flags, mode) = (body.u32()?, body.u32()?);
                 let (umask, _) = (body.u32()?, body.u32()?);
                 let caller = Caller { umask, ..request.caller };
-                let made = vfs.create(request.node, body.name()?, mode, &caller);
+                let made = vfs.create(request.node, new_name(body)?, mode, &caller);
                 let exclusive = flags & 0o200 != 0;
                 let (found, opened) = match made {
                     // The kernel did not know of it: it looks again, and opens.
@@ -611,6 +622,19 @@ fn waits_for_disk(message: &[u8]) -> bool {
 /// The thread that asks; 0 for the kernel itself and for other process namespaces.
 fn client(message: &[u8]) -> u32 {
     Reader::new(message.get(32..).unwrap_or_default()).u32().unwrap_or(0)
+}
+
+/// One component of a path. The kernel sends nothing else, and system calls on
+/// private directories rely on it.
+fn component<'a>(body: &mut Reader<'a>) -> Result<&'a [u8], Errno> {
+    let name = body.name()?;
+    if name.is_empty() || name.contains(&b'/') { Err(Errno::INVAL) } else { Ok(name) }
+}
+
+/// A name to make or to remove: neither of the two that every directory has.
+fn new_name<'a>(body: &mut Reader<'a>) -> Result<&'a [u8], Errno> {
+    let name = component(body)?;
+    if matches!(name, b"." | b"..") { Err(Errno::INVAL) } else { Ok(name) }
 }
 
 fn parse(message: &[u8]) -> Result<Request<'_>, Errno> {

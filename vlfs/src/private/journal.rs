@@ -12,7 +12,7 @@
 use std::fmt::Write as _;
 use std::os::fd::OwnedFd;
 
-use rustix::fs::{Mode, OFlags, RenameFlags};
+use rustix::fs::{FileType, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 
 use super::{JOURNAL, Private, write_all};
@@ -95,7 +95,12 @@ pub fn pending(root: &OwnedFd) -> Result<Vec<Vec<u8>>, Errno> {
 /// `None` is one that is damaged otherwise.
 pub fn read(root: &OwnedFd, name: &[u8]) -> Result<Option<Vec<Step>>, Errno> {
     let directory = backing::open_directory(root, JOURNAL)?;
-    let fd = backing::open_beneath(&directory, name, OFlags::RDONLY, Mode::empty())?;
+    // Who rules the disk may put a FIFO there, which must not be waited for.
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK;
+    let fd = backing::open_beneath(&directory, name, flags, Mode::empty())?;
+    if FileType::from_raw_mode(rustix::fs::fstat(&fd)?.st_mode) != FileType::RegularFile {
+        return Ok(None);
+    }
     let mut bytes = Vec::new();
     let mut buffer = vec![0; 64 << 10];
     loop {

@@ -2,10 +2,12 @@
 //!
 //! The mounts need root and `/dev/fuse`; without them the tests fail and say so.
 
+mod bad_mounts;
 mod crash;
 mod fixture;
 mod forensics;
 mod full_disk;
+mod hostile;
 mod model;
 mod mounted;
 mod soak;
