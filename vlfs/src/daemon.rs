@@ -317,6 +317,10 @@ fn serve(service: &Service<'_>, follower: Option<Follower>, start: Start) -> any
         helpers.push(spawn("follow", move || follower.run(&vfs, poll, &stop))?);
     }
     let signals = unmount_on_signal(options.mount_point.clone())?;
+    if taken_over.is_some() {
+        // Before anybody reads: what a worker has in hand already would come twice.
+        device.resend().context("the kernel sends nothing again")?;
+    }
     let turn = Arc::new(Turn::new(WORKERS));
     let mut workers = Vec::new();
     for index in 0..WORKERS {
@@ -330,7 +334,6 @@ fn serve(service: &Service<'_>, follower: Option<Follower>, start: Start) -> any
     })?);
     if let Some((pending, client)) = taken_over {
         notices.send(Message::Notices(pending)).context("the thread that notifies ended")?;
-        device.resend().context("the kernel sends nothing again")?;
         tracing::info!("took over");
         takeover::tell(client, &control::upgraded()?);
     }
