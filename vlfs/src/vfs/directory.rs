@@ -59,23 +59,35 @@ impl Vfs {
         let _shared = self.shared();
         let active = self.active();
         let node = self.directory_node(id)?;
-        let listing = Arc::new(self.list_node(&active, &node)?);
+        let names = self.count_names(&active, &node)?;
         let epoch = self.epoch.load(Ordering::Acquire);
         let before = node.listing_epoch.swap(epoch, Ordering::AcqRel);
         let settled = !self.unsettled.load(Ordering::Acquire);
-        let cache = settled && listing.len() <= CACHED_NAMES;
+        let cache = settled && names <= CACHED_NAMES;
         let handle = self.next_handle.fetch_add(1, Ordering::Relaxed);
-        let open = DirectoryHandle { node, listing: Mutex::new(Some(listing)) };
+        let open = DirectoryHandle { node, listing: Mutex::new(None) };
         self.directories.write().expect("no panic while held").insert(handle, Arc::new(open));
         Ok(OpenedDirectory { handle, cache, keep: cache && before == epoch })
+    }
+
+    /// At least as many names as the directory has; more than can be kept are not
+    /// counted. It is listed only once the kernel asks, and mostly it does not,
+    /// because it kept the listing.
+    fn count_names(&self, active: &Arc<ActiveSet>, node: &Arc<Node>) -> Result<usize> {
+        let (at, directory) = (self.lower(active, node), node.directory());
+        if at.is_none() && directory.is_none() && node.name().is_some() {
+            return Err(Errno::STALE);
+        }
+        let own = directory.map_or(Ok(0), |directory| Ok(backing::list(&directory)?.len()))?;
+        let lower = at.map_or(0, |at| active.union.children(at).take(CACHED_NAMES).count());
+        Ok(2 + own + lower)
     }
 
     pub fn releasedir(&self, handle: u64) {
         self.directories.write().expect("no panic while held").remove(&handle);
     }
 
-    /// The listing of an open directory, `.` and `..` first. `offset` 0 takes a
-    /// new snapshot unless none was read of the first.
+    /// The listing of an open directory, `.` and `..` first. `offset` 0 takes a new snapshot.
     pub fn listing(&self, handle: u64, offset: u64) -> Result<Arc<Vec<Listed>>> {
         let open = {
             let directories = self.directories.read().expect("no panic while held");
