@@ -163,14 +163,13 @@ impl Server {
         Ok(Server { listener: Arc::new(listener), path, inode })
     }
 
-    /// The socket of a predecessor in this process.
-    ///
-    /// # Errors
-    /// Its name is gone.
-    pub fn adopt(listener: OwnedFd, path: PathBuf) -> Result<Server, ControlError> {
-        let inode = std::fs::symlink_metadata(&path).map(|meta| meta.ino());
-        let inode = inode.map_err(|source| ControlError::Socket { path: path.clone(), source })?;
-        Ok(Server { listener: Arc::new(UnixListener::from(listener)), path, inode })
+    /// The socket of a predecessor in this process, with its name's inode number.
+    pub fn adopt(listener: OwnedFd, path: PathBuf, inode: u64) -> Server {
+        Server { listener: Arc::new(UnixListener::from(listener)), path, inode }
+    }
+
+    pub fn inode(&self) -> u64 {
+        self.inode
     }
 
     /// The socket itself, to hand to a successor.
@@ -289,6 +288,9 @@ fn serve(
     stream.set_write_timeout(Some(SERVER_TIMEOUT))?;
     let mut rest = Vec::new();
     while let Some(request) = read_request(&mut stream, &mut rest)? {
+        if let Err(error) = crate::proc::keep_root() {
+            tracing::debug!(%error, "the root directory cannot be looked at");
+        }
         let answer = match serde_json::from_slice(&request) {
             Ok(Request::Upgrade { binary }) => upgrade(&stream, &binary, source, predecessor),
             Ok(request) => answer(request, source),

@@ -32,7 +32,7 @@ use crate::{notify, proc, set};
 
 /// Threads that answer requests. One at a time reads them (`fuse/turn.rs`); the
 /// others are there for while it copies, flushes or waits.
-const WORKERS: usize = 8;
+pub const WORKERS: usize = 8;
 
 /// Descriptors that the daemon asks for: one for each private directory that the
 /// kernel knows, and two for each open or lately opened file.
@@ -81,6 +81,7 @@ pub struct Options {
 /// It cannot be mounted; nothing is mounted then.
 pub fn run(options: &Options, ready: impl FnOnce() + Send + 'static) -> anyhow::Result<()> {
     raise_file_limit();
+    withstand_memory_pressure();
     rustix::process::umask(rustix::fs::Mode::empty());
     let started = SystemTime::now();
     let progress = Arc::new(Mutex::new(Progress::default()));
@@ -93,17 +94,30 @@ pub fn run(options: &Options, ready: impl FnOnce() + Send + 'static) -> anyhow::
     let ino_gen = started.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
     let ino_gen = u64::try_from(ino_gen).unwrap_or(0) & u64::from(u32::MAX);
     let session = Arc::new(Session::new(vfs.clone(), device.clone(), options.passthrough, ino_gen));
-    let service =
-        service(options, vfs, device, session, ino_gen, follower.as_ref(), started, progress);
+    let number = device::device_number(&options.mount_point)
+        .ok_or_else(|| anyhow!("{} is not in the mount table", options.mount_point.display()));
+    let number = match number {
+        Ok(number) => number,
+        Err(error) => {
+            unmount_dead(options);
+            return Err(error);
+        }
+    };
+    let common = Common { number, ino_gen, started, progress };
+    let service = service(options, vfs, device, session, follower.as_ref(), common);
     let served = serve(&service, follower, Start::Mounted(Box::new(ready)));
     if served.is_err() {
-        // Nothing answers any more: leave no dead mount behind.
-        if let Err(error) = device::unmount(&options.mount_point, true) {
-            tracing::debug!(%error, "the mount was gone already");
-        }
+        unmount_dead(options);
     }
     service.end();
     served
+}
+
+/// Nothing answers any more: leaves no dead mount behind.
+fn unmount_dead(options: &Options) {
+    if let Err(error) = device::unmount(&options.mount_point, true) {
+        tracing::debug!(%error, "the mount was gone already");
+    }
 }
 
 /// Goes on with a mount that another program in this process's place served.
@@ -118,6 +132,7 @@ pub fn take_over(state: i32) -> anyhow::Result<()> {
     let listener = ioctl::adopt(state.listener);
     let lock = ioctl::adopt(state.lock);
     raise_file_limit();
+    withstand_memory_pressure();
     rustix::process::umask(rustix::fs::Mode::empty());
     proc::pin_again().context("/proc must be mounted")?;
     let started = UNIX_EPOCH + Duration::from_millis(state.started_ms);
@@ -141,11 +156,10 @@ pub fn take_over(state: i32) -> anyhow::Result<()> {
     session.resume(state.agreed);
     vfs.import(&state.vfs, &ioctl::adopt)?;
     let session = Arc::new(session);
-    let server = Server::adopt(listener, control::socket_path(state.number))?;
-    let ino_gen = state.ino_gen;
-    let service =
-        service(options, vfs, device, session, ino_gen, follower.as_ref(), started, progress);
-    let start = Start::TakenOver { server, number: state.number, notices: state.notices, client };
+    let server = Server::adopt(listener, control::socket_path(state.number), state.listener_inode);
+    let common = Common { number: state.number, ino_gen: state.ino_gen, started, progress };
+    let service = service(options, vfs, device, session, follower.as_ref(), common);
+    let start = Start::TakenOver { server, notices: state.notices, client };
     let served = serve(&service, follower, start);
     service.end();
     served
@@ -176,29 +190,35 @@ enum Start {
     Mounted(Ready),
     TakenOver {
         server: Server,
-        number: (u32, u32),
         notices: Vec<Notice>,
         client: OwnedFd,
     },
 }
 
-#[expect(clippy::too_many_arguments, reason = "the one place where a daemon is put together")]
+/// What a mount has from its beginning, whichever program serves it.
+struct Common {
+    number: (u32, u32),
+    ino_gen: u64,
+    started: SystemTime,
+    progress: Arc<Mutex<Progress>>,
+}
+
 fn service<'a>(
     options: &'a Options,
     vfs: Arc<Vfs>,
     device: Arc<Device>,
     session: Arc<Session>,
-    ino_gen: u64,
     follower: Option<&Follower>,
-    started: SystemTime,
-    progress: Arc<Mutex<Progress>>,
+    common: Common,
 ) -> Service<'a> {
+    let Common { number, ino_gen, started, progress } = common;
     let source = Arc::new(StatusSource {
         vfs: vfs.clone(),
         session: session.clone(),
         mount_point: options.mount_point.clone(),
         mac: follower.map(|follower| follower.mac),
         store: follower.map(|follower| follower.store.root().to_owned()),
+        number,
         wanted_passthrough: options.passthrough,
         started,
         progress,
@@ -276,17 +296,12 @@ fn serve(service: &Service<'_>, follower: Option<Follower>, start: Start) -> any
     let stop = Arc::new(Stop::default());
     let (notify, notices, queue) = notify::queue();
     vfs.set_notify(notify);
-    let (server, number, taken_over) = match start {
-        Start::TakenOver { server, number, notices, client } => {
-            (server, number, Some((notices, client)))
-        }
+    let number = source.number;
+    let (server, taken_over) = match start {
+        Start::TakenOver { server, notices, client } => (server, Some((notices, client))),
         Start::Mounted(ready) => {
             session.on_ready(ready);
-            let number = device::device_number(&options.mount_point);
-            let number = number.ok_or_else(|| {
-                anyhow!("{} is not in the mount table", options.mount_point.display())
-            })?;
-            (Server::bind(control::socket_path(number))?, number, None)
+            (Server::bind(control::socket_path(number))?, None)
         }
     };
     let waker = server.waker();
@@ -295,6 +310,7 @@ fn serve(service: &Service<'_>, follower: Option<Follower>, start: Start) -> any
         options: (*options).clone(),
         device: device.clone(),
         listener: server.listener(),
+        listener_inode: server.inode(),
         notices: notices.clone(),
         ino_gen: *ino_gen,
         number,
@@ -378,6 +394,18 @@ fn unmount_on_signal(mount_point: PathBuf) -> anyhow::Result<signal_hook::iterat
         }
     })?;
     Ok(handle)
+}
+
+/// Keeps the daemon alive and moving when memory is short: the kernel neither
+/// ends it to get memory, nor makes it wait for writes that only it can finish.
+/// Both need privileges, and it works without.
+fn withstand_memory_pressure() {
+    if let Err(error) = std::fs::write(proc::own("oom_score_adj"), "-1000") {
+        tracing::debug!(%error, "the kernel may end this process when memory is short");
+    }
+    if let Err(error) = rustix::process::configure_io_flusher_behavior(true) {
+        tracing::debug!(%error, "allocations may wait for writes of this file system");
+    }
 }
 
 /// Each private directory and open file takes a descriptor.

@@ -23,6 +23,8 @@ pub struct Progress {
     pub desired: Option<GenerationId>,
     /// Why the last composition was refused.
     pub error: Option<String>,
+    /// Why the report cannot be written.
+    pub report_error: Option<String>,
 }
 
 #[derive(Debug)]
@@ -43,6 +45,9 @@ impl Follower {
         let mut refused: Option<(Instant, GenerationId)> = None;
         let mut unwritable: Option<Instant> = None;
         loop {
+            if let Err(error) = crate::proc::keep_root() {
+                tracing::debug!(%error, "the root directory cannot be looked at");
+            }
             self.step(vfs, &mut refused);
             let report = self.report(vfs, ServingState::Serving);
             let due = reported.as_ref().is_none_or(|(at, last)| {
@@ -53,9 +58,11 @@ impl Follower {
                     Ok(()) => {
                         reported = Some((Instant::now(), report));
                         unwritable = None;
+                        self.note_report(None);
                     }
                     Err(error) => {
                         // Told once, tried again for as long as it lasts.
+                        self.note_report(Some(error.to_string()));
                         if unwritable.replace(Instant::now()).is_none() {
                             tracing::warn!(%error, "the report cannot be written");
                         }
@@ -110,7 +117,13 @@ impl Follower {
 
     fn note(&self, desired: Option<GenerationId>, error: Option<String>) {
         let mut progress = self.progress.lock().expect("no panic while held");
-        *progress = Progress { desired: desired.or(progress.desired), error };
+        progress.desired = desired.or(progress.desired);
+        progress.error = error;
+    }
+
+    fn note_report(&self, error: Option<String>) {
+        let error = error.map(|error| format!("the report cannot be written: {error}"));
+        self.progress.lock().expect("no panic while held").report_error = error;
     }
 
     fn report(&self, vfs: &Vfs, state: ServingState) -> Report {

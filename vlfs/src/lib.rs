@@ -8,6 +8,7 @@
 //! fuse, notify                 the kernel's protocol over it
 //! set, follow                  layer sets opened, the VA's link followed
 //! takeover                     another program in the daemon's place
+//! gauges                       what the daemon costs, who holds what is gone
 //! daemon, control, status      one mount's threads, and talking to them
 //! diff                         what the private layer holds, from outside (§4.5)
 //! reset                        a fresh private layer, the old one kept
@@ -20,6 +21,7 @@ pub mod daemon;
 pub mod diff;
 pub mod follow;
 pub mod fuse;
+pub mod gauges;
 pub mod layer;
 pub mod notify;
 pub mod private;

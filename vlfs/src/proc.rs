@@ -5,12 +5,16 @@
 //! no link of anybody's making. A daemon outlives the mount namespace that it
 //! was started in, so [`pin`] keeps a working directory there.
 
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 static PINNED: AtomicBool = AtomicBool::new(false);
+/// The root directory, held open.
+static ROOT: OnceLock<OwnedFd> = OnceLock::new();
 
 /// Makes `/proc/self/fd` the process's working directory for good, so that
 /// descriptors keep their names even when `/proc` is mounted elsewhere later.
@@ -18,6 +22,7 @@ static PINNED: AtomicBool = AtomicBool::new(false);
 /// # Errors
 /// `/proc` is not mounted.
 pub fn pin() -> Result<(), Errno> {
+    hold_root()?;
     rustix::process::chdir("/proc/self/fd")?;
     PINNED.store(true, Ordering::Release);
     Ok(())
@@ -31,11 +36,46 @@ pub fn pin() -> Result<(), Errno> {
 pub fn pin_again() -> Result<(), Errno> {
     /// `f_type` of procfs.
     const PROC: rustix::fs::FsWord = 0x9fa0;
+    hold_root()?;
     if rustix::fs::statfs(".").is_ok_and(|stat| stat.f_type == PROC) {
         PINNED.store(true, Ordering::Release);
         return Ok(());
     }
     pin()
+}
+
+fn hold_root() -> Result<(), Errno> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root = rustix::fs::open("/", flags, Mode::empty())?;
+    let _kept_the_first = ROOT.set(root);
+    Ok(())
+}
+
+/// A file of this process's own below `/proc`.
+pub fn own(name: &str) -> std::path::PathBuf {
+    let own = if PINNED.load(Ordering::Acquire) { ".." } else { "/proc/self" };
+    std::path::Path::new(own).join(name)
+}
+
+/// `/proc` itself.
+pub fn all() -> &'static std::path::Path {
+    std::path::Path::new(if PINNED.load(Ordering::Acquire) { "../.." } else { "/proc" })
+}
+
+/// Goes back to the root directory of the first [`pin`]: `pivot_root` gives every
+/// process of the mount namespace the new root, which may be this daemon's own mount.
+///
+/// # Errors
+/// As chroot(2).
+pub fn keep_root() -> Result<(), Errno> {
+    let Some(root) = ROOT.get() else { return Ok(()) };
+    let (own, now) = (rustix::fs::fstat(root)?, rustix::fs::stat("/")?);
+    if (own.st_dev, own.st_ino) == (now.st_dev, now.st_ino) {
+        return Ok(());
+    }
+    rustix::process::chroot(path(root))?;
+    tracing::info!("the mount namespace has another root now: this process keeps its own");
+    Ok(())
 }
 
 /// A path that names the open descriptor itself.

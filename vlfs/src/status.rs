@@ -1,13 +1,17 @@
 //! What a mounted file system says of itself.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use rustix::process::{Resource, getrlimit};
 use serde::{Deserialize, Serialize};
 
 use crate::follow::Progress;
 use crate::fuse::session::Session;
+use crate::gauges::{self, Holder, Memory};
+use crate::proc;
 use crate::verify::first_open::FirstOpen;
 use crate::vfs::Vfs;
 
@@ -23,6 +27,29 @@ pub struct LayerStatus {
 pub struct HeldLayer {
     pub name: String,
     pub open_files: usize,
+    /// Who holds them, as far as this daemon's `/proc` shows.
+    #[serde(default)]
+    pub processes: Vec<Holder>,
+}
+
+/// What the daemon keeps and may keep.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Gauges {
+    pub memory: Memory,
+    /// Threads that answer requests.
+    pub workers: usize,
+    /// Files that the kernel reads and writes itself.
+    pub backing_files: usize,
+    /// How many of them are kept open for the next open, at most.
+    pub kept_files_limit: usize,
+    /// Descriptors, and their limit: the bound of open files and private directories.
+    pub descriptors: usize,
+    pub descriptors_limit: Option<u64>,
+    /// -1000: the kernel never ends it to get memory.
+    pub oom_score_adj: Option<i32>,
+    /// Requests so far, by kind; since the daemon's program began to serve.
+    pub requests: BTreeMap<String, u64>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -54,6 +81,8 @@ pub struct Status {
     pub nodes: usize,
     pub open_files: usize,
     pub open_directories: usize,
+    #[serde(default)]
+    pub gauges: Gauges,
     pub swaps: u64,
     pub uptime_s: u64,
     pub started_at_ms: u64,
@@ -67,6 +96,8 @@ pub struct StatusSource {
     pub mount_point: PathBuf,
     pub mac: Option<strata_core::MacAddr>,
     pub store: Option<PathBuf>,
+    /// The mount's device number.
+    pub number: (u32, u32),
     pub wanted_passthrough: bool,
     pub started: SystemTime,
     pub progress: Arc<Mutex<Progress>>,
@@ -87,6 +118,34 @@ impl StatusSource {
         self.progress.lock().expect("no panic while held").error = Some(error.to_owned());
     }
 
+    fn held_layers(&self) -> Vec<HeldLayer> {
+        let held = self.vfs.held_layers();
+        let wanted = held.iter().flat_map(|(_, files)| files.iter().copied()).collect();
+        let holders = gauges::holders(self.number, &wanted);
+        let layer = |(name, files): (String, Vec<u64>)| {
+            let processes: BTreeSet<_> =
+                files.iter().filter_map(|ino| holders.get(ino)).flatten().cloned().collect();
+            let processes = processes.into_iter().collect();
+            HeldLayer { name, open_files: files.len(), processes }
+        };
+        held.into_iter().map(layer).collect()
+    }
+
+    fn gauges(&self) -> Gauges {
+        let count = |directory| std::fs::read_dir(directory).map_or(0, Iterator::count);
+        let oom = std::fs::read_to_string(proc::own("oom_score_adj"));
+        Gauges {
+            memory: Memory::now(),
+            workers: crate::daemon::WORKERS,
+            backing_files: self.vfs.backing_count(),
+            kept_files_limit: self.vfs.kept_limit(),
+            descriptors: count(proc::own("fd")),
+            descriptors_limit: getrlimit(Resource::Nofile).current,
+            oom_score_adj: oom.ok().and_then(|text| text.trim().parse().ok()),
+            requests: self.session.requests.by_name(),
+        }
+    }
+
     pub fn status(&self) -> Status {
         let active = self.vfs.active();
         let progress = self.progress.lock().expect("no panic while held").clone();
@@ -96,8 +155,7 @@ impl StatusSource {
             digest: layer.digest.map(|digest| digest.to_string()),
             paths: layer.tree.entries().len(),
         });
-        let held = self.vfs.held_layers().into_iter();
-        let held = held.map(|(name, open_files)| HeldLayer { name, open_files });
+        let held = self.held_layers();
         let damaged = self.vfs.first_open().map(FirstOpen::damaged).unwrap_or_default();
         let passthrough = match (self.wanted_passthrough, self.vfs.has_passthrough()) {
             (false, _) => "off: switched off",
@@ -112,17 +170,18 @@ impl StatusSource {
             generation: active.info.generation.map(|id| id.to_string()),
             composition: active.info.composition.clone(),
             desired: progress.desired.map(|id| id.to_string()),
-            error: progress.error,
+            error: progress.error.or(progress.report_error),
             damaged_files: damaged.0,
             damaged_count: damaged.1,
             layers: layers.collect(),
-            held_layers: held.collect(),
+            held_layers: held,
             passthrough: passthrough.to_owned(),
             private: self.vfs.private().path().to_owned(),
             paths: active.union.node_count(),
             nodes,
             open_files,
             open_directories,
+            gauges: self.gauges(),
             swaps: self.vfs.swap_count(),
             uptime_s: self.started.elapsed().unwrap_or_default().as_secs(),
             started_at_ms: self.started_ms(),

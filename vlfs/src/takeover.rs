@@ -35,6 +35,7 @@ use crate::daemon::Options;
 use crate::fuse::device::Device;
 use crate::fuse::session::Agreed;
 use crate::notify::Message;
+use crate::private::UnitKey;
 use crate::status::StatusSource;
 use crate::vfs::{Notice, handover};
 
@@ -62,6 +63,8 @@ pub enum TakeOverError {
     NoResend,
     #[error("requests or swaps under way did not end in time: try again")]
     Busy,
+    #[error("the layer {0} is no longer at its path: it could not be opened again")]
+    Layer(PathBuf),
     #[error("the state cannot be passed on: {0}")]
     State(Errno),
     #[error("the state cannot be written: {0}")]
@@ -94,6 +97,8 @@ pub struct State {
     pub device: i32,
     pub lock: i32,
     pub listener: i32,
+    /// Inode number of the socket's name.
+    pub listener_inode: u64,
     /// Who asked for the upgrade, and is told that it is done.
     pub client: i32,
     /// What the kernel is still to be told.
@@ -107,6 +112,7 @@ pub struct Predecessor {
     pub options: Options,
     pub device: Arc<Device>,
     pub listener: Arc<UnixListener>,
+    pub listener_inode: u64,
     pub notices: Sender<Message>,
     pub ino_gen: u64,
     pub number: (u32, u32),
@@ -133,6 +139,10 @@ impl Predecessor {
         program: &Path,
         client: &UnixStream,
     ) -> Result<std::convert::Infallible, TakeOverError> {
+        if let Err(error) = crate::proc::keep_root() {
+            tracing::debug!(%error, "the root directory cannot be looked at");
+        }
+        self.layers_are_there(source)?;
         let image = load(program)
             .map_err(|source| TakeOverError::Program { path: program.to_owned(), source })?;
         ask(&image).map_err(|why| TakeOverError::Refused { path: program.to_owned(), why })?;
@@ -156,6 +166,21 @@ impl Predecessor {
             }
         }
         Err(TakeOverError::Busy)
+    }
+
+    /// Plain directories are opened again by their paths: what is elsewhere now
+    /// would stop the successor.
+    fn layers_are_there(&self, source: &StatusSource) -> Result<(), TakeOverError> {
+        for layer in &source.vfs.active().layers {
+            let path = Path::new(&layer.name);
+            if layer.digest.is_none()
+                && !rustix::fs::stat(path)
+                    .is_ok_and(|stat| UnitKey::plain(path, stat.st_dev, stat.st_ino) == layer.unit)
+            {
+                return Err(TakeOverError::Layer(path.to_owned()));
+            }
+        }
+        Ok(())
     }
 
     /// With no request in hand and no swap under way.
@@ -229,6 +254,7 @@ impl Predecessor {
             device,
             lock,
             listener,
+            listener_inode: self.listener_inode,
             client,
             notices,
             vfs: source.vfs.export(FdFlags::empty()).map_err(TakeOverError::State)?,
@@ -276,14 +302,21 @@ fn sealed(name: &str, content: impl Read, limit: u64) -> std::io::Result<OwnedFd
 
 /// Asks a program whether it knows the state. The error says why not.
 fn ask(image: &OwnedFd) -> Result<(), String> {
-    let spawned = Command::new(program_path(image))
-        .arg0("strata-vlfs")
-        .args(["take-over", "--check"])
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn();
-    let mut child = spawned.map_err(|error| format!("it cannot be run: {error}"))?;
+    // Not `/dev/null`: this process may see no `/dev` any more.
+    let nothing = || rustix::fs::memfd_create("nothing", MemfdFlags::CLOEXEC).map(Stdio::from);
+    let spawned = nothing().and_then(|input| Ok((input, nothing()?))).map_err(Into::into).and_then(
+        |(input, errors)| {
+            Command::new(program_path(image))
+                .arg0("strata-vlfs")
+                .args(["take-over", "--check"])
+                .stdin(input)
+                .stdout(Stdio::piped())
+                .stderr(errors)
+                .spawn()
+        },
+    );
+    let mut child =
+        spawned.map_err(|error: std::io::Error| format!("it cannot be run: {error}"))?;
     let start = Instant::now();
     let ended = loop {
         match child.try_wait() {

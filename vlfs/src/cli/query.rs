@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, anyhow};
 use strata_vlfs::control::{self, Answer, Request};
 use strata_vlfs::fuse::device;
-use strata_vlfs::status::Status;
+use strata_vlfs::status::{Gauges, Status};
 
 use super::mount::Layers;
 use super::{Output, hinted};
@@ -65,7 +65,7 @@ pub fn status(mount_point: &Path, output: Output) -> anyhow::Result<u8> {
 fn status_text(status: &Status) -> String {
     let mut text = String::new();
     let mut line = |name: &str, value: &str| {
-        let _infallible = writeln!(text, "{name:<14}{value}");
+        let _infallible = writeln!(text, "{name:<15}{value}");
     };
     line("mount point", &status.mount_point.display().to_string());
     line("daemon", &format!("process {}, up {} s", status.pid, status.uptime_s));
@@ -93,8 +93,35 @@ fn status_text(status: &Status) -> String {
     }
     for held in &status.held_layers {
         line("unlinked", &format!("{} (held by {} open files)", held.name, held.open_files));
+        for process in &held.processes {
+            let command = strata_vlfs::diff::shown(&process.command);
+            line("", &format!("process {} ({command})", process.pid));
+        }
     }
+    gauges_text(&status.gauges, &mut line);
     text
+}
+
+fn gauges_text(gauges: &Gauges, line: &mut impl FnMut(&str, &str)) {
+    let bytes = |bytes: u64| indicatif::HumanBytes(bytes).to_string();
+    let memory = &gauges.memory;
+    let text = format!(
+        "{} resident, {} its own, {} of files",
+        bytes(memory.resident),
+        bytes(memory.private_dirty),
+        bytes(memory.file_backed)
+    );
+    line("memory", &text);
+    let limit = gauges.descriptors_limit.map_or("no limit".to_owned(), |n| format!("of {n}"));
+    line("descriptors", &format!("{} {limit}", gauges.descriptors));
+    let text = format!(
+        "{} (at most {} without an open file)",
+        gauges.backing_files, gauges.kept_files_limit
+    );
+    line("passed through", &text);
+    line("workers", &gauges.workers.to_string());
+    let requests = gauges.requests.iter().map(|(name, count)| format!("{count} {name}"));
+    line("requests", &requests.collect::<Vec<_>>().join(", "));
 }
 
 pub fn swap(mount_point: &Path, layers: &Layers, output: Output) -> anyhow::Result<u8> {

@@ -14,6 +14,7 @@ pub mod device;
 pub mod gate;
 pub(crate) mod ioctl;
 mod placement;
+pub mod requests;
 pub mod session;
 pub mod turn;
 pub mod wire;

@@ -1,8 +1,7 @@
 //! Answers the kernel's requests: parses, calls the file system, encodes.
 
 use std::os::fd::AsFd;
-use std::sync::Arc;
-use std::sync::{Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use rustix::fs::{FileType, SeekFrom};
@@ -13,6 +12,7 @@ use strata_core::manifest::Timestamp;
 use super::device::Device;
 use super::gate::Gate;
 use super::placement::Placement;
+use super::requests::Requests;
 use super::turn::Turn;
 use super::wire::{Reader, Writer};
 use crate::vfs::file::OpenMode;
@@ -107,6 +107,7 @@ pub struct Session {
     want_passthrough: bool,
     /// Whichever thread gets the kernel's first request calls it.
     ready: Mutex<Option<Ready>>,
+    pub requests: Requests,
     /// Tells file handles of this mount from those of an earlier one.
     ino_gen: u64,
 }
@@ -148,6 +149,7 @@ impl Session {
             agreed: OnceLock::new(),
             want_passthrough,
             ready: Mutex::new(None),
+            requests: Requests::default(),
             ino_gen,
         }
     }
@@ -218,6 +220,7 @@ impl Session {
         if request.opcode == 26 {
             return self.initialise(&mut request);
         }
+        self.requests.count(request.opcode);
         let answer = self.dispatch(&mut request);
         tracing::trace!(
             opcode = request.opcode,

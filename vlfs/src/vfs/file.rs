@@ -432,16 +432,22 @@ impl Vfs {
         self.private.disk.copy_range((&*source, &mut from), (&*target, &mut to), length)
     }
 
-    /// The layers of former sets that open files still hold, with how many files.
-    pub fn held_layers(&self) -> Vec<(String, usize)> {
+    /// Files that are registered with the kernel.
+    pub fn backing_count(&self) -> usize {
+        self.table.count_backings()
+    }
+
+    /// The layers of former sets that open files still hold, with the `st_ino` of
+    /// each open file.
+    pub fn held_layers(&self) -> Vec<(String, Vec<u64>)> {
         let active = self.active();
         let files = self.files.read().expect("no panic while held");
-        let mut held = std::collections::BTreeMap::new();
+        let mut held: std::collections::BTreeMap<String, Vec<u64>> = Default::default();
         for handle in files.values() {
             if let Some(layer) = &handle.file().layer
                 && !active.layers.iter().any(|current| Arc::ptr_eq(current, layer))
             {
-                *held.entry(layer.name.clone()).or_insert(0) += 1;
+                held.entry(layer.name.clone()).or_default().push(handle.node.ino);
             }
         }
         held.into_iter().collect()

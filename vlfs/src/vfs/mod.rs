@@ -534,6 +534,11 @@ impl Vfs {
         self.passthrough.get().is_some()
     }
 
+    /// Files that are kept open without a handle, at most.
+    pub fn kept_limit(&self) -> usize {
+        self.kept_limit
+    }
+
     pub fn swap_count(&self) -> u64 {
         self.swaps.load(Ordering::Relaxed)
     }

@@ -284,6 +284,16 @@ impl Table {
         }
     }
 
+    /// Files that the kernel reads and writes itself.
+    pub fn count_backings(&self) -> usize {
+        let nodes: Vec<_> = self.inner().nodes.values().map(|(node, _)| node.clone()).collect();
+        let registered = |node: &&Arc<Node>| {
+            let files = node.files.lock().expect("no panic while held");
+            files.backing.as_ref().is_some_and(|backing| backing.id.is_some())
+        };
+        nodes.iter().filter(registered).count()
+    }
+
     /// Puts a node in with as many references as the kernel holds.
     pub fn insert(&self, node: &Arc<Node>, references: u64) {
         self.inner().nodes.insert(node.id, (node.clone(), references));

@@ -8,6 +8,7 @@ mod fixture;
 mod forensics;
 mod full_disk;
 mod hostile;
+mod life;
 mod model;
 mod mounted;
 mod soak;

@@ -24,7 +24,7 @@ pub fn mac() -> MacAddr {
     "52:54:00:12:34:56".parse().expect("a MAC address")
 }
 
-fn entry(path: &str, kind: Kind) -> Entry {
+pub fn entry(path: &str, kind: Kind) -> Entry {
     let mode = if kind == Kind::Directory { 0o755 } else { 0o644 };
     Entry {
         path: path.into(),
