@@ -156,7 +156,9 @@ impl Vfs {
         } else {
             self.shared()
         };
-        if node.successor().is_some() {
+        // The kernel may learn of a revert a moment later: what is written in
+        // between must not go to the copy that was dropped.
+        if node.successor().is_some() || node.reverted.load(Ordering::Acquire) {
             return Err(Errno::STALE);
         }
         let active = self.active();

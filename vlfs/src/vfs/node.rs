@@ -82,6 +82,8 @@ pub struct Node {
     pub listing_epoch: AtomicU64,
     /// A file that was made here and was never given an extended attribute.
     pub bare: AtomicBool,
+    /// A private copy that a revert dropped: a name that still leads here is out of date.
+    pub reverted: AtomicBool,
     /// A directory that hands nothing down, neither group nor ACL, as of this
     /// count of [`Vfs::directory_changes`](super::Vfs); 0 where that is not known.
     pub plain_at: AtomicU64,
@@ -336,6 +338,7 @@ impl Node {
             copying: Mutex::new(()),
             listing_epoch: AtomicU64::new(0),
             bare: AtomicBool::new(false),
+            reverted: AtomicBool::new(false),
             plain_at: AtomicU64::new(0),
             counted: Mutex::default(),
         }

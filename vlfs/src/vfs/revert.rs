@@ -3,6 +3,7 @@
 //! The original is that of the layer set that is active now.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use rustix::fs::FileType;
 
@@ -129,6 +130,7 @@ impl Vfs {
             place.names.retain(|(p, n)| p.id != parent.id || **n != *name);
             if last {
                 place.upper = Upper::Orphan(Arc::new(fd));
+                node.reverted.store(true, Ordering::Release);
             }
             drop(place);
             node.unresolve();

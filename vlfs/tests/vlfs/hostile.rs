@@ -205,20 +205,17 @@ impl Damage {
         if removed.is_err() && path.symlink_metadata().is_ok() {
             return;
         }
-        let mode = Mode::from_raw_mode(0o644);
-        let made = match self {
+        let node = |kind| {
+            rustix::fs::mknodat(CWD, &path, kind, Mode::from_raw_mode(0o644), 0).map_err(Into::into)
+        };
+        let made: std::io::Result<()> = match self {
             Damage::Remove(_) | Damage::Attribute(..) => Ok(()),
             Damage::Link(_, file) => {
                 let target = if *file { outside.join("secret") } else { outside.to_owned() };
                 symlink(target, &path)
             }
-            Damage::Fifo(_) => {
-                Ok(rustix::fs::mknodat(CWD, &path, FileType::Fifo, mode, 0).unwrap_or(()))
-            }
-            Damage::Device(_) => {
-                Ok(rustix::fs::mknodat(CWD, &path, FileType::CharacterDevice, mode, 0)
-                    .unwrap_or(()))
-            }
+            Damage::Fifo(_) => node(FileType::Fifo),
+            Damage::Device(_) => node(FileType::CharacterDevice),
             Damage::Directory(_) => fs::create_dir(&path),
             Damage::Content(_, content) => fs::write(&path, content),
         };

@@ -481,3 +481,21 @@ fn regression_a_refused_rename_copies_nothing() {
     let operations = [Operation::Rename("a".to_owned(), "b".to_owned()), Operation::Swap(vec![3])];
     run(units, &operations);
 }
+
+/// The kernel learns of a revert a moment after it: until then names lead to the
+/// node of the dropped copy, and what was written to it was lost. `ci/soak` found it.
+#[test]
+fn regression_a_reverted_file_is_not_opened_by_its_old_node() {
+    let unit: Tree = [("a".to_owned(), Object::File("of a".to_owned()))].into();
+    let mut real = Real::new(&[unit]);
+    real.mount(&[0]);
+    real.apply(&Operation::Write("a".to_owned(), 1)).expect("copied");
+    let node = real.walk("a").expect("there");
+    real.vfs().revert(b"a", &CALLER).expect("reverted");
+    for write in [true, false] {
+        let mode = OpenMode { write, ..OpenMode::default() };
+        assert_eq!(real.vfs().open(node, mode).map(|opened| opened.handle), Err(Errno::STALE));
+    }
+    real.apply(&Operation::Write("a".to_owned(), 2)).expect("copied anew");
+    assert_eq!(real.tree()["a"], Object::File("byte 2".to_owned()));
+}
