@@ -21,7 +21,7 @@ use crate::fuse::device::{self, Device};
 use crate::fuse::ioctl;
 use crate::fuse::session::{Ready, Session};
 use crate::fuse::turn::Turn;
-use crate::layer::Layer;
+use crate::layer::{Layer, find_lenders};
 use crate::notify::Message;
 use crate::private::{Owner, Private};
 use crate::status::StatusSource;
@@ -255,6 +255,11 @@ fn mount(
     // After the last path of the caller's: from now on names are descriptors.
     proc::pin().context("/proc must be mounted")?;
     let vfs = Arc::new(Vfs::new(private, layers, info)?);
+    // Private files keep what they had, also when the set was changed meanwhile.
+    let settled = vfs.settle_absent(|unit| set::unit_root(&follower?.store, unit));
+    if let Err(error) = settled {
+        tracing::error!(%error, "data of layers that are gone could not be copied");
+    }
     if options.verify_open {
         vfs.set_first_open();
     }
@@ -285,6 +290,10 @@ fn layers(
                     set::open_generation(&Store::open(store)?, id, &[])?.0
                 }
             });
+            // What can be salvaged is shown: the rest gives EIO.
+            if let Err(error) = find_lenders(&all) {
+                tracing::warn!(%error, "some files of the former private layer cannot be read");
+            }
             Ok((all, SetInfo::default()))
         }
         (Source::Va { .. }, None) => Err(anyhow!("the store is not open")),

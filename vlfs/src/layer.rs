@@ -3,16 +3,17 @@
 //! Shared by `Arc`: whoever holds a file of a layer open holds the layer, which
 //! is the paper's "unlinked" layer (§5.5) once no layer set names it any more.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::backing;
-use crate::private::{self, UnitKey, markers};
+use crate::private::origin::Origin;
+use crate::private::{self, UnitKey, borrowed, markers};
 use crate::tree::{Attributes, Content, Kind, Tree, TreeBuilder};
 use crate::whiteout::WhiteoutTree;
 
@@ -27,6 +28,8 @@ pub enum LayerError {
     Scan { layer: PathBuf, path: PathBuf, errno: Errno },
     #[error("{path} in the layer {layer} is longer than {PATH_BYTES} bytes")]
     PathTooLong { layer: PathBuf, path: PathBuf },
+    #[error("{files} files of {layer} have their data in {unit}, which is not below it in the set")]
+    Borrows { layer: String, files: usize, unit: String },
     #[error("the white-outs of the former private directory {path} cannot be read: {errno}")]
     Whiteouts { path: PathBuf, errno: Errno },
 }
@@ -44,6 +47,34 @@ pub struct Layer {
     pub hides_below: Option<WhiteoutTree>,
     pub tree: Arc<Tree>,
     root: OwnedFd,
+    /// Files of a former private layer whose data is another layer's, by path.
+    borrows: BTreeMap<Vec<u8>, Origin>,
+    /// Those layers, once the set is known.
+    lenders: OnceLock<HashMap<UnitKey, Arc<Layer>>>,
+}
+
+/// Finds, for the former private layers of a set (topmost first), the layers
+/// that have the data of their copies of attributes.
+///
+/// # Errors
+/// A unit is not below in the set: its files would give `EIO`.
+pub fn find_lenders(layers: &[Arc<Layer>]) -> Result<(), LayerError> {
+    let mut missing = None;
+    for (position, layer) in layers.iter().enumerate() {
+        let wanted: BTreeSet<_> = layer.borrows.values().filter_map(Origin::unit_key).collect();
+        if wanted.is_empty() || layer.lenders.get().is_some() {
+            continue;
+        }
+        let below = layers[position + 1..].iter().filter(|below| wanted.contains(&below.unit));
+        let found: HashMap<_, _> = below.map(|below| (below.unit.clone(), below.clone())).collect();
+        if let Some(unit) = wanted.iter().find(|unit| !found.contains_key(*unit)) {
+            let unit = unit.to_string();
+            let files = layer.borrows.values().filter(|origin| origin.unit == unit).count();
+            missing = Some(LayerError::Borrows { layer: layer.name.clone(), files, unit });
+        }
+        let _was_empty = layer.lenders.set(found);
+    }
+    missing.map_or(Ok(()), Err)
 }
 
 impl Layer {
@@ -55,7 +86,9 @@ impl Layer {
         tree: Tree,
         root: OwnedFd,
     ) -> Layer {
-        Layer { name, unit, digest: Some(digest), hides_below: None, tree: Arc::new(tree), root }
+        let (borrows, lenders) = (BTreeMap::new(), OnceLock::new());
+        let (digest, tree) = (Some(digest), Arc::new(tree));
+        Layer { name, unit, digest, hides_below: None, tree, root, borrows, lenders }
     }
 
     /// A plain directory, or a former private directory, read into a tree now;
@@ -81,15 +114,31 @@ impl Layer {
         } else {
             (top, None)
         };
-        let tree = Scan::run(path, &root)?;
+        let (tree, borrows) = Scan::run(path, &root, former)?;
         let name = path.display().to_string();
-        Ok(Layer { name, unit, digest: None, hides_below, tree: Arc::new(tree), root })
+        let lenders = OnceLock::new();
+        let tree = Arc::new(tree);
+        Ok(Layer { name, unit, digest: None, hides_below, tree, root, borrows, lenders })
+    }
+
+    /// Opens a regular file for reading, by its path in the layer.
+    ///
+    /// # Errors
+    /// `EIO`: its data is in a layer that is not there.
+    pub fn open_path(&self, path: &[u8]) -> Result<OwnedFd, Errno> {
+        if let Some(origin) = self.borrows.get(path) {
+            let unit = origin.unit_key().ok_or(Errno::IO)?;
+            let lender = self.lenders.get().and_then(|lenders| lenders.get(&unit));
+            let file = lender.ok_or(Errno::IO)?.open_path(&origin.path)?;
+            let same = rustix::fs::fstat(&file)?.st_size.cast_unsigned() == origin.size;
+            return if same { Ok(file) } else { Err(Errno::IO) };
+        }
+        backing::open_beneath(&self.root, path, OFlags::RDONLY | OFlags::NOATIME, Mode::empty())
     }
 
     /// Opens the regular file at an entry for reading.
     pub fn open(&self, entry: u32) -> Result<OwnedFd, Errno> {
-        let path = self.tree.path(entry);
-        backing::open_beneath(&self.root, &path, OFlags::RDONLY | OFlags::NOATIME, Mode::empty())
+        self.open_path(&self.tree.path(entry))
     }
 }
 
@@ -103,7 +152,8 @@ impl Layer {
         root: OwnedFd,
     ) -> Layer {
         let tree = Arc::new(TreeBuilder::new().finish());
-        Layer { name, unit, digest, hides_below: None, tree, root }
+        let (borrows, lenders) = (BTreeMap::new(), OnceLock::new());
+        Layer { name, unit, digest, hides_below: None, tree, root, borrows, lenders }
     }
 
     /// The manifest's digest of a regular file's content, where there is a manifest.
@@ -121,11 +171,19 @@ struct Scan<'a> {
     builder: TreeBuilder,
     /// First entry of each file with several links, by device and inode.
     linked: HashMap<(u64, u64), u32>,
+    /// It is a private layer's, whose files may have their data elsewhere.
+    former: bool,
+    borrows: BTreeMap<Vec<u8>, Origin>,
 }
 
 impl Scan<'_> {
-    fn run(layer: &Path, root: &OwnedFd) -> Result<Tree, LayerError> {
-        let mut scan = Scan { layer, builder: TreeBuilder::new(), linked: HashMap::new() };
+    fn run(
+        layer: &Path,
+        root: &OwnedFd,
+        former: bool,
+    ) -> Result<(Tree, BTreeMap<Vec<u8>, Origin>), LayerError> {
+        let (builder, linked, borrows) = (TreeBuilder::new(), HashMap::new(), BTreeMap::new());
+        let mut scan = Scan { layer, builder, linked, former, borrows };
         let mut path = Vec::new();
         let stat = rustix::fs::fstat(root).map_err(|errno| scan.error(&path, errno))?;
         let xattrs = backing::xattrs(crate::proc::path_in(root, b".").as_slice())
@@ -134,7 +192,7 @@ impl Scan<'_> {
         let kind = Kind::Directory { children: Vec::new() };
         scan.builder.push(b"", kind, attributes, &Content::None, None);
         scan.directory(root, &mut path)?;
-        Ok(scan.builder.finish())
+        Ok((scan.builder.finish(), scan.borrows))
     }
 
     fn error(&self, path: &[u8], errno: Errno) -> LayerError {
@@ -171,6 +229,13 @@ impl Scan<'_> {
     /// Adds one object. Returns whether it is a directory.
     fn object(&mut self, directory: impl AsFd, name: &[u8], path: &[u8]) -> Result<bool, Errno> {
         let stat = backing::stat_at(&directory, name)?;
+        if self.former {
+            let own = backing::path_of(&directory, name);
+            if borrowed::mark(&own, &stat)?.is_some() {
+                let origin = Origin::parse(&backing::xattr(&own, private::ORIGIN_XATTR)?);
+                self.borrows.insert(path.to_vec(), origin.ok_or(Errno::IO)?);
+            }
+        }
         let kind = match FileType::from_raw_mode(stat.st_mode) {
             FileType::Directory => Kind::Directory { children: Vec::new() },
             FileType::RegularFile => Kind::Regular { digest: None },

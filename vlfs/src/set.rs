@@ -10,7 +10,7 @@ use strata_core::GenerationId;
 use strata_core::names::unit_directory;
 use strata_store::{Store, StoreError};
 
-use crate::layer::{Layer, LayerError};
+use crate::layer::{Layer, LayerError, find_lenders};
 use crate::private::UnitKey;
 use crate::tree::Tree;
 use crate::vfs::SetInfo;
@@ -87,7 +87,16 @@ pub fn open_directories(
         }
         layers.push(layer);
     }
+    find_lenders(&layers)?;
     Ok(layers)
+}
+
+/// Opens the files of a unit that is in no set; the store is not asked whether
+/// they are what they were. `None`: it is not in the store.
+pub fn unit_root(store: &Store, unit: &UnitKey) -> Option<std::os::fd::OwnedFd> {
+    let repositories = crate::backing::open_root(&store.root().join("repos")).ok()?;
+    let path = format!("{}/{}/filesystem", unit.repository, unit.unit);
+    crate::backing::open_directory(repositories, path.as_bytes()).ok()
 }
 
 fn plain_unit(directory: &Path) -> Result<UnitKey, LayerError> {

@@ -15,6 +15,9 @@ use crate::proc;
 use crate::verify::first_open::FirstOpen;
 use crate::vfs::Vfs;
 
+/// Files that are named; their number is not bounded by it.
+const NAMED: usize = 64;
+
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct LayerStatus {
     /// `repo/layer version`, or the directory.
@@ -70,6 +73,14 @@ pub struct Status {
     pub damaged_files: Vec<String>,
     #[serde(default)]
     pub damaged_count: usize,
+    /// Private files whose data is in no layer of the set and cannot be read, some by name.
+    #[serde(default)]
+    pub unreadable_files: Vec<String>,
+    #[serde(default)]
+    pub unreadable_count: usize,
+    /// Private files whose data is still a layer's.
+    #[serde(default)]
+    pub borrowed_files: usize,
     /// Topmost first.
     pub layers: Vec<LayerStatus>,
     /// Layers of former sets that open files still hold.
@@ -157,6 +168,7 @@ impl StatusSource {
         });
         let held = self.held_layers();
         let damaged = self.vfs.first_open().map(FirstOpen::damaged).unwrap_or_default();
+        let unreadable = self.vfs.unreadable(NAMED);
         let passthrough = match (self.wanted_passthrough, self.vfs.has_passthrough()) {
             (false, _) => "off: switched off",
             (true, false) => "off: this kernel has none",
@@ -173,6 +185,9 @@ impl StatusSource {
             error: progress.error.or(progress.report_error),
             damaged_files: damaged.0,
             damaged_count: damaged.1,
+            unreadable_files: unreadable.0,
+            unreadable_count: unreadable.1,
+            borrowed_files: self.vfs.private().loans.count(),
             layers: layers.collect(),
             held_layers: held,
             passthrough: passthrough.to_owned(),

@@ -10,6 +10,7 @@ use strata_core::{Digest, limits};
 use super::Change;
 use super::originals::Originals;
 use crate::backing;
+use crate::private::borrowed;
 use crate::private::origin::{Origin, xattrs_digest};
 
 /// A private object as it is found.
@@ -65,7 +66,10 @@ pub fn compare(
     }
     let origin = true_origin.as_ref().unwrap_or(claimed);
     // Hard links share one record, with the path of one of them.
-    let shared = !is_directory && object.stat.st_nlink > 1;
+    let own = backing::path_of(object.directory, file_name(object.path));
+    // The name of a borrowed file in the registry is none of its own.
+    let names = if borrowed::mark(&own, object.stat)?.is_some() { 2 } else { 1 };
+    let shared = !is_directory && object.stat.st_nlink > names;
     if claimed.path != object.path && !shared {
         let origin = Some(source);
         return Ok(Some(Compared { change: Change::Added, origin, obscures: obscured() }));
@@ -109,6 +113,10 @@ fn content_differs(object: &Object<'_>, origin: &Origin) -> Result<Content, Errn
             return Ok(of(origin.digest.is_none_or(|digest| digest == Digest::of(&target))));
         }
         _ => return Ok(Content::None),
+    }
+    // Its data is the layer's, and nobody wrote to it.
+    if borrowed::mark(&backing::path_of(object.directory, name), object.stat)?.is_some() {
+        return Ok(Content::None);
     }
     let size = u64::try_from(object.stat.st_size).unwrap_or(u64::MAX);
     // No layer has a larger file: a record that says so is forged.

@@ -12,6 +12,7 @@ use strata_core::manifest::file_name;
 use super::compare::{self, Compared};
 use super::{Change, DiffError, Difference, Differences, HELD_PATHS, LISTED, Options, content};
 use crate::backing;
+use crate::private::borrowed;
 use crate::private::origin::Origin;
 use crate::private::{self, ORIGIN_XATTR, UPPER, UnitKey, WHITEOUTS};
 use crate::whiteout::WhiteoutTree;
@@ -120,7 +121,8 @@ impl Walk<'_> {
             return Ok(is_directory);
         };
         let mut difference = difference(path, &compared);
-        if self.options.content && FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile {
+        let regular = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
+        if self.options.content && regular && borrowed::mark(&own, &stat)?.is_none() {
             difference.content = match (self.options.originals, compared.original()) {
                 (None, Some(_)) => Some(content::NO_LAYERS.to_owned()),
                 (originals, original) => {

@@ -18,6 +18,8 @@ use crate::tree::{Entry, Kind};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Data {
     All,
+    /// Not now: it stays the layer's until somebody writes (see [`super::borrowed`]).
+    Attributes,
     /// It is about to be truncated to nothing.
     None,
 }
@@ -27,6 +29,7 @@ pub enum Data {
 ///
 /// # Errors
 /// The private layer's disk fails or is full; nothing of the copy is left then.
+/// `EAGAIN`: the data cannot stay the layer's; copy it as well.
 pub fn copy(
     private: &Private,
     name: &[u8],
@@ -56,13 +59,17 @@ fn copy_whole(
     let attributes = &entry.attributes;
     let mode = Mode::from_raw_mode(0o600);
     let mut file = None;
+    let borrows = data == Data::Attributes
+        && attributes.size > 0
+        && matches!(entry.kind, Kind::Regular { .. });
     match &entry.kind {
         Kind::Directory { .. } => disk.make_directory(work, name, Mode::from_raw_mode(0o700))?,
         Kind::Regular { .. } => {
             let target = disk.create(work, name, OFlags::RDWR | OFlags::EXCL, mode)?;
-            if data == Data::All {
-                let source = source.ok_or(Errno::IO)?;
-                copy_data(disk, source, &target)?;
+            match data {
+                Data::All => copy_data(disk, source.ok_or(Errno::IO)?, &target)?,
+                Data::Attributes => disk.truncate(&target, attributes.size)?,
+                Data::None => {}
             }
             file = Some(target);
         }
@@ -91,11 +98,16 @@ fn copy_whole(
     let ino = format!("{:016x}", entry.identity);
     disk.set_xattr(&path, INO_XATTR, ino.as_bytes(), XattrFlags::empty())?;
     match disk.set_xattr(&path, ORIGIN_XATTR, &origin.print(), XattrFlags::empty()) {
+        Err(Errno::NOSPC | Errno::RANGE | Errno::TOOBIG) if borrows => return Err(Errno::AGAIN),
         // A very long path may not fit; `diff` then compares with the mount.
         Err(Errno::NOSPC | Errno::RANGE | Errno::TOOBIG) => {
             tracing::debug!("the record of origin does not fit on the private copy");
         }
         other => other?,
+    }
+    if borrows {
+        let unit = origin.unit_key().ok_or(Errno::IO)?;
+        private.lend(name, &unit, attributes.blocks)?;
     }
     set_mtime(private, name, entry)?;
     match file {

@@ -116,7 +116,7 @@ impl Disk {
         name: &[u8],
     ) -> Result<(), Errno> {
         self.step()?;
-        let path = proc::path(file);
+        let path = proc::path(&file);
         let flags = AtFlags::SYMLINK_FOLLOW;
         rustix::fs::linkat(rustix::fs::CWD, path, directory, os(name), flags)
     }
@@ -191,7 +191,7 @@ impl Disk {
     /// Changes the mode of an open object, also one opened for walking only.
     pub fn chmod_open(&self, file: impl AsFd, mode: Mode) -> Result<(), Errno> {
         self.step()?;
-        rustix::fs::chmod(proc::path(file), mode)
+        rustix::fs::chmod(proc::path(&file), mode)
     }
 
     /// Changes the times of `name` itself, also if it is a link.
@@ -232,7 +232,7 @@ impl Disk {
         flags: XattrFlags,
     ) -> Result<(), Errno> {
         self.step()?;
-        rustix::fs::setxattr(proc::path(file), os(name), value, flags)
+        rustix::fs::setxattr(proc::path(&file), os(name), value, flags)
     }
 
     /// Removes an extended attribute of the file at `path`, a link itself.
@@ -244,7 +244,7 @@ impl Disk {
     /// Removes an extended attribute of an open object.
     pub fn remove_xattr_open(&self, file: impl AsFd, name: &[u8]) -> Result<(), Errno> {
         self.step()?;
-        rustix::fs::removexattr(proc::path(file), os(name))
+        rustix::fs::removexattr(proc::path(&file), os(name))
     }
 
     pub fn truncate(&self, file: impl AsFd, size: u64) -> Result<(), Errno> {

@@ -7,6 +7,7 @@
 //! PRIVATE/upper/…                        the private files, at their paths
 //! PRIVATE/whiteouts/<repo>/<unit>/…      what is hidden in that layer unit: the tree of a
 //!                                        path's directories, and a plain file for the path
+//! PRIVATE/borrowed/<repo>/<unit>/…       names of private files whose data is still that unit's
 //! PRIVATE/work/                          half-made objects; emptied at every mount
 //! PRIVATE/journal/<n>                    steps that belong together and are under way
 //! ```
@@ -19,8 +20,10 @@
 //!
 //! Private files carry attributes of Strata's own, `trusted.strata.*`, which the
 //! mounted file system never shows: `ino`, the `st_ino` that a copied object
-//! keeps, and `origin`, what it was copied from (see [`origin`]).
+//! keeps, `origin`, what it was copied from (see [`origin`]), and `data`, that
+//! its data is still the layer's (see [`borrowed`]).
 
+pub mod borrowed;
 pub mod copy_up;
 pub mod disk;
 pub mod journal;
@@ -48,10 +51,15 @@ pub const UPPER: &[u8] = b"upper";
 pub const WORK: &[u8] = b"work";
 pub const WHITEOUTS: &[u8] = b"whiteouts";
 pub const JOURNAL: &[u8] = b"journal";
+pub const BORROWED: &[u8] = b"borrowed";
 /// Extended attribute that keeps `st_ino` on a private copy: 16 hexadecimal digits.
 pub const INO_XATTR: &[u8] = b"trusted.strata.ino";
 /// Extended attribute with what a private copy was made from.
 pub const ORIGIN_XATTR: &[u8] = b"trusted.strata.origin";
+/// Extended attribute of a private file whose data is still the layer's.
+pub const DATA_XATTR: &[u8] = b"trusted.strata.data";
+/// Extended attribute with what copying that data in changes beside it.
+pub const KEPT_XATTR: &[u8] = b"trusted.strata.kept";
 
 /// How long a mount waits for the lock of one that ends, and how often it looks.
 const LOCK_PATIENCE: Duration = Duration::from_secs(5);
@@ -151,6 +159,8 @@ pub struct Private {
     hidden: Mutex<Hidden>,
     /// The directory that got the last marker: the next is often beside it.
     last_marked: Mutex<Option<markers::Marked>>,
+    /// Private files whose data is still a layer's.
+    pub loans: borrowed::Registry,
     lock: OwnedFd,
 }
 
@@ -222,7 +232,7 @@ impl Private {
         Self::check_format(&disk, path, &root, owner)?;
         crate::reset::finish(&disk, &root)
             .map_err(io("an interrupted reset cannot be finished"))?;
-        for name in [UPPER, WORK, WHITEOUTS, JOURNAL] {
+        for name in [UPPER, WORK, WHITEOUTS, JOURNAL, BORROWED] {
             match disk.make_directory(&root, name, Mode::from_raw_mode(0o755)) {
                 Ok(()) | Err(Errno::EXIST) => {}
                 Err(errno) => return Err(io("cannot be filled")(errno)),
@@ -239,10 +249,12 @@ impl Private {
             sequence: AtomicU64::new(1),
             hidden: Mutex::default(),
             last_marked: Mutex::default(),
+            loans: borrowed::Registry::default(),
             lock,
         };
         private.probe_xattrs()?;
         private.recover()?;
+        private.load_loans().map_err(io("its borrowed files cannot be read"))?;
         let units = markers::load_all(&private.root).map_err(io("white-outs cannot be read"))?;
         private.hidden.lock().expect("no panic while held").units = units;
         Ok(private)
@@ -254,7 +266,7 @@ impl Private {
         let names = backing::list(root).map_err(io)?;
         let known = |name: &[u8]| {
             matches!(name, b"format" | b"owner" | b"lock" | b"vlfs.log" | b"lost+found")
-                || [UPPER, WORK, WHITEOUTS, JOURNAL].contains(&name)
+                || [UPPER, WORK, WHITEOUTS, JOURNAL, BORROWED].contains(&name)
         };
         let has_format = names.iter().any(|name| &*name.name == b"format");
         if !has_format && names.iter().any(|name| !known(&name.name)) {
@@ -373,7 +385,12 @@ impl Private {
 
     /// Removes a half-made object from `work/`, after a failure that is reported.
     pub fn discard(&self, name: &[u8]) {
-        if let Err(error) = self.disk.remove_tree(&self.work, name) {
+        let removed = match backing::stat_at(&self.work, name) {
+            Ok(stat) => self.disk.remove_tree(&self.work, name).and(self.end_loan(stat.st_ino)),
+            Err(Errno::NOENT) => Ok(()),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = removed {
             tracing::warn!(%error, "a half-made copy stays until the next mount");
         }
     }

@@ -63,6 +63,12 @@ impl Origin {
         }
     }
 
+    /// The unit, for comparison with those of a set.
+    pub fn unit_key(&self) -> Option<super::UnitKey> {
+        let (repository, unit) = self.unit.split_once('/')?;
+        Some(super::UnitKey::new(repository, unit))
+    }
+
     pub fn print(&self) -> Vec<u8> {
         let digest = self.digest.map_or_else(|| "-".to_owned(), |digest| digest.to_string());
         let head = format!(

@@ -176,7 +176,7 @@ impl Vfs {
     pub(super) fn private_stat(&self, node: &Arc<Node>) -> Result<Option<(Stat, Reach)>> {
         let place = node.place.read().expect("no panic while held");
         let Some(reach) = reach(&place.upper, &place.names)? else { return Ok(None) };
-        let stat = reach.stat()?;
+        let stat = self.private.described(reach.stat()?);
         if let Upper::File { inode } = place.upper
             && inode != stat.st_ino
         {
@@ -229,7 +229,8 @@ impl Vfs {
         let node = self.node(id)?;
         let data = match set.size {
             Some(0) => crate::private::copy_up::Data::None,
-            _ => crate::private::copy_up::Data::All,
+            Some(_) => crate::private::copy_up::Data::All,
+            None => crate::private::copy_up::Data::Attributes,
         };
         let shared = self.private_copy(&node, data)?;
         // The copy may have moved the object to another node.
@@ -240,6 +241,9 @@ impl Vfs {
         let applied = {
             let place = node.place.read().expect("no panic while held");
             let reach = reach(&place.upper, &place.names)?.ok_or(Errno::STALE)?;
+            if let Upper::File { inode } = place.upper {
+                self.private.note_times(inode, &times(set.atime, set.mtime));
+            }
             apply(&self.private.disk, &reach, set)
         };
         self.directory_changed(&node);
@@ -256,7 +260,13 @@ impl Vfs {
         let handle = handle.filter(|handle| handle.writes_to(node));
         let file = match handle {
             Some(handle) => handle.file(),
-            None => self.backing(&self.active(), node)?,
+            None => match self.writable_backing(&self.active(), node) {
+                Err(Errno::STALE) if node.successor().is_some() => {
+                    let node = super::node::current(node.clone());
+                    self.writable_backing(&self.active(), &node)?
+                }
+                other => other?,
+            },
         };
         self.private.disk.truncate(file.as_fd(), size)?;
         if set.kill_privileges {

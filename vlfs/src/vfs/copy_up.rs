@@ -27,11 +27,14 @@ impl Vfs {
     ) -> Result<RwLockReadGuard<'_, ()>> {
         loop {
             let shared = self.shared();
-            if super::node::current(node.clone()).is_private() {
+            let now = super::node::current(node.clone());
+            let private = now.is_private();
+            let complete = data == Data::Attributes || !self.borrows(&now)?;
+            if private && complete {
                 return Ok(shared);
             }
             drop(shared);
-            self.copy_up(node, data)?;
+            if private { self.complete(&now, data)? } else { self.copy_up(node, data)? }
         }
     }
 
@@ -48,19 +51,20 @@ impl Vfs {
         self.copy_to_work(node, &work, data, true)?;
         let committed = self.commit_copy(node, &work);
         if committed.is_err() {
-            self.private.disk.remove_tree(&self.private.work, &work)?;
+            self.private.discard(&work);
         }
         committed
     }
 
     /// Copies a node's object to `work/<name>`. No lock is held while data moves.
+    /// Returns whether it has data that is to be flushed, if `flush` did not.
     pub(super) fn copy_to_work(
         &self,
         node: &Arc<Node>,
         work: &[u8],
         data: Data,
         flush: bool,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         let (set, at) = {
             let _shared = self.shared();
             let active = self.active();
@@ -76,17 +80,29 @@ impl Vfs {
         let top = set.union.top(at).ok_or(Errno::STALE)?;
         let layer = &set.layers[top.layer as usize];
         let entry = layer.tree.entry(top.entry);
-        let source = match node.kind {
-            FileType::RegularFile if data == Data::All => {
-                if let Some(first_open) = self.first_open() {
-                    first_open.check(layer, top.entry)?;
-                }
-                Some(layer.open(top.entry)?)
-            }
-            _ => None,
-        };
         let origin = Origin::of(&layer.unit, entry, &layer.tree.path(top.entry));
-        copy(&self.private, work, entry, source.as_ref(), &origin, data, flush)
+        let regular = node.kind == FileType::RegularFile;
+        // Who wants content checked at the first open wants no data left for later.
+        let data = match (self.first_open(), data) {
+            (Some(_), Data::Attributes) if regular => Data::All,
+            _ => data,
+        };
+        let mut made = Err(Errno::AGAIN);
+        if data != Data::All {
+            made = copy(&self.private, work, entry, None, &origin, data, flush);
+        }
+        if made != Err(Errno::AGAIN) {
+            return made.map(|()| false);
+        }
+        let mut source = None;
+        if regular {
+            if let Some(first_open) = self.first_open() {
+                first_open.check(layer, top.entry)?;
+            }
+            source = Some(layer.open(top.entry)?);
+        }
+        copy(&self.private, work, entry, source.as_ref(), &origin, Data::All, flush)?;
+        Ok(regular && !flush)
     }
 
     /// Moves a finished copy to its names. The node's `copying` lock is held.
@@ -162,7 +178,7 @@ impl Vfs {
 
     /// From now on a node's operations act on the private copy. Files that are
     /// open through the kernel keep the original: then a successor takes over.
-    fn switch_to_copy(&self, node: &Arc<Node>) {
+    pub(super) fn switch_to_copy(&self, node: &Arc<Node>) {
         let mut files = node.files.lock().expect("no panic while held");
         let through_kernel =
             files.is_open() && files.backing.as_ref().is_some_and(|backing| backing.id.is_some());

@@ -16,8 +16,11 @@ use super::node::{Node, Upper};
 use super::{ActiveSet, Caller, Errno, Found, Object, Passthrough, Result, Vfs};
 use crate::backing;
 use crate::layer::Layer;
+use crate::private::ORIGIN_XATTR;
+use crate::private::borrowed::{is_marked, origin_of};
 use crate::private::copy_up::Data;
 use crate::private::disk::Disk;
+use crate::private::origin::Origin;
 use crate::tree::PRIVATE_TAG;
 use crate::verify::first_open::FirstOpen;
 
@@ -141,6 +144,9 @@ impl Vfs {
             let _shared = self.shared();
             if node.is_private() { None } else { self.lower_or_retired(&self.active(), &node) }
         };
+        if self.borrows(&node)? {
+            return self.complete(&node, Data::All);
+        }
         let Some((set, at)) = found else { return Ok(()) };
         let top = set.union.top(at).ok_or(Errno::STALE)?;
         first_open.check(&set.layers[top.layer as usize], top.entry)
@@ -162,25 +168,62 @@ impl Vfs {
             return Err(Errno::STALE);
         }
         let active = self.active();
-        let backing = self.backing(&active, &node)?;
         if mode.truncate {
+            let backing = self.writable_backing(&active, &node)?;
             self.private.disk.truncate(&*backing, 0)?;
             if mode.kill_privileges {
                 kill_privileges(&self.private.disk, &*backing)?;
             }
         }
-        let opened = self.add_handle(&node, backing);
+        let opened = loop {
+            let backing = if mode.write {
+                self.writable_backing(&active, &node)?
+            } else {
+                self.backing(&active, &node)?
+            };
+            if let Some(opened) = self.add_handle(&node, backing) {
+                break opened;
+            }
+        };
         drop(guard);
         Ok(opened)
     }
 
-    fn add_handle(&self, node: &Arc<Node>, backing: Arc<Backing>) -> Opened {
+    /// `None`: meanwhile another file serves the node.
+    fn add_handle(&self, node: &Arc<Node>, backing: Arc<Backing>) -> Option<Opened> {
         let backing_id = backing.id;
+        let mut files = node.files.lock().expect("no panic while held");
+        if !files.backing.as_ref().is_some_and(|now| Arc::ptr_eq(now, &backing)) {
+            return None;
+        }
         let handle = Arc::new(FileHandle { node: node.clone(), backing: Mutex::new(backing) });
-        node.files.lock().expect("no panic while held").open.push(Arc::downgrade(&handle));
+        files.open.push(Arc::downgrade(&handle));
+        drop(files);
         let number = self.next_handle.fetch_add(1, Ordering::Relaxed);
         self.files.write().expect("no panic while held").insert(number, handle);
-        Opened { handle: number, backing_id }
+        Some(Opened { handle: number, backing_id })
+    }
+
+    /// The open private file below a node whose data is its own.
+    ///
+    /// # Errors
+    /// `ESTALE`: who reads the layer's file keeps the node, look the name up again.
+    pub(super) fn writable_backing(
+        &self,
+        active: &Arc<ActiveSet>,
+        node: &Arc<Node>,
+    ) -> Result<Arc<Backing>> {
+        loop {
+            let backing = self.backing(active, node)?;
+            if backing.layer.is_none() {
+                return Ok(backing);
+            }
+            // It was opened for reading just before its data became its own.
+            self.switch_to_copy(node);
+            if node.successor().is_some() {
+                return Err(Errno::STALE);
+            }
+        }
     }
 
     /// The open file below a node, shared by all its handles.
@@ -220,11 +263,11 @@ impl Vfs {
     fn still_serves(&self, active: &Arc<ActiveSet>, node: &Arc<Node>, backing: &Backing) -> bool {
         match &backing.layer {
             None => node.is_private(),
+            Some(_) if node.is_private() => self.borrows(node).unwrap_or(false),
             Some(layer) => {
                 let at = self.lower(active, node);
                 let top = at.and_then(|at| active.union.top(at));
-                !node.is_private()
-                    && top.is_some_and(|top| Arc::ptr_eq(&active.layers[top.layer as usize], layer))
+                top.is_some_and(|top| Arc::ptr_eq(&active.layers[top.layer as usize], layer))
             }
         }
     }
@@ -240,6 +283,12 @@ impl Vfs {
             Upper::File { inode } => {
                 let (parent, name) = place.names.last().ok_or(Errno::STALE)?;
                 let directory = parent.directory().ok_or(Errno::STALE)?;
+                if self.private.loans.find(*inode).is_some() {
+                    let own = backing::path_of(&directory, name);
+                    let origin = Origin::parse(&backing::xattr(&own, ORIGIN_XATTR)?);
+                    let (fd, layer) = self.open_lender(active, &origin.ok_or(Errno::IO)?)?;
+                    return Ok((fd, Some(layer)));
+                }
                 let fd = match backing::open_beneath(&directory, name, write, Mode::empty()) {
                     Err(Errno::ROFS | Errno::PERM | Errno::ACCESS | Errno::TXTBSY) => {
                         backing::open_beneath(&directory, name, OFlags::RDONLY, Mode::empty())?
@@ -253,6 +302,10 @@ impl Vfs {
                 Err(Errno::STALE)
             }
             Upper::Orphan(fd) => {
+                if is_marked(&**fd)? {
+                    let (fd, layer) = self.open_lender(active, &origin_of(&**fd)?)?;
+                    return Ok((fd, Some(layer)));
+                }
                 let path = crate::proc::path(&**fd);
                 Ok((rustix::fs::open(path, write | OFlags::CLOEXEC, Mode::empty())?, None))
             }
@@ -324,8 +377,12 @@ impl Vfs {
     }
 
     pub(super) fn open_found(&self, active: &Arc<ActiveSet>, node: &Arc<Node>) -> Result<Opened> {
-        let backing = self.backing(active, node)?;
-        Ok(self.add_handle(node, backing))
+        loop {
+            let backing = self.backing(active, node)?;
+            if let Some(opened) = self.add_handle(node, backing) {
+                return Ok(opened);
+            }
+        }
     }
 
     /// Reads up to `buffer.len()` bytes. Only for handles whose data passes through here.
@@ -351,19 +408,12 @@ impl Vfs {
             return Ok(file);
         }
         let _shared = self.shared();
-        let newer = self.backing_of_copy(&handle.node)?;
+        let newer = self.backing(&self.active(), &handle.node)?;
+        if newer.id.is_some() {
+            return Ok(file);
+        }
         *handle.backing.lock().expect("no panic while held") = newer.clone();
         Ok(newer)
-    }
-
-    fn backing_of_copy(&self, node: &Arc<Node>) -> Result<Arc<Backing>> {
-        {
-            let mut files = node.files.lock().expect("no panic while held");
-            if files.backing.as_ref().is_some_and(|backing| backing.layer.is_some()) {
-                files.backing = None;
-            }
-        }
-        self.backing(&self.active(), node)
     }
 
     /// Writes all of `data`.

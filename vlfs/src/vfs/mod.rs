@@ -17,6 +17,7 @@
 //! nothing obscures it, the lowest layer is hidden first and the top one last.
 
 mod attr;
+mod borrowed;
 mod copy_up;
 mod directory;
 pub mod file;
@@ -334,6 +335,7 @@ impl Vfs {
         if let Some(directory) = parent.directory() {
             match backing::stat_at(&directory, name) {
                 Ok(stat) => {
+                    let stat = self.private.described(stat);
                     let ino = self.private_ino(parent, &directory, name, &stat)?;
                     return Ok(Object::Private { stat, ino });
                 }

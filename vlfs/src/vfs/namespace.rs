@@ -214,7 +214,7 @@ impl Vfs {
         if node.kind == FileType::Directory {
             return Err(Errno::PERM);
         }
-        let _shared = self.private_copy(&node, Data::All)?;
+        let _shared = self.private_copy(&node, Data::Attributes)?;
         let node = super::node::current(node);
         let active = self.active();
         let parent = self.directory_node(parent)?;
@@ -284,9 +284,12 @@ impl Vfs {
         self.date_removal(&parent, &object)?;
         let mut place = node.place.write().expect("no panic while held");
         self.hide(&active, &parent, name)?;
-        if let Object::Private { .. } = object {
+        if let Object::Private { stat, .. } = object {
             let directory = parent.directory().ok_or(Errno::STALE)?;
             self.private.disk.unlink(&directory, name)?;
+            if orphan.is_some() {
+                self.owes_nothing(stat.st_ino);
+            }
         }
         place.names.retain(|(p, n)| p.id != parent.id || **n != *name);
         if let Some(orphan) = orphan {

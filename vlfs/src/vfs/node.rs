@@ -249,6 +249,16 @@ impl Table {
         children.into_iter().flatten().map(|(name, node)| (name.clone(), node.clone())).collect()
     }
 
+    /// The nodes of private files that the kernel knows, by inode number.
+    pub fn private_files(&self) -> HashMap<u64, Arc<Node>> {
+        let nodes: Vec<_> = self.inner().nodes.values().map(|(node, _)| node.clone()).collect();
+        let inode = |node: &Node| match node.place.read().expect("no panic while held").upper {
+            Upper::File { inode } => Some(inode),
+            Upper::None | Upper::Directory(_) | Upper::Orphan(_) => None,
+        };
+        nodes.into_iter().map(current).filter_map(|node| Some((inode(&node)?, node))).collect()
+    }
+
     /// The node that the kernel knows at a path.
     pub fn find(&self, path: &[u8]) -> Option<Arc<Node>> {
         let inner = self.inner();

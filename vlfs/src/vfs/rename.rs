@@ -22,6 +22,18 @@ pub enum Mode {
     Exchange,
 }
 
+/// What was copied of a tree, to be moved to its places.
+#[derive(Default)]
+struct Copies {
+    /// Objects, and their names in `work/`.
+    made: Vec<(Arc<Node>, Vec<u8>)>,
+    seen: std::collections::BTreeSet<u64>,
+    /// All nodes that were found, directories too.
+    nodes: Vec<Arc<Node>>,
+    /// Data was copied, which is not flushed yet.
+    has_data: bool,
+}
+
 /// One end of a rename.
 #[derive(Clone, Copy)]
 struct End<'a> {
@@ -98,38 +110,32 @@ impl Vfs {
 
     /// Copies an object to the private layer, a directory with all below it.
     fn make_private(&self, node: &Arc<Node>) -> Result<()> {
-        drop(self.private_copy(node, Data::All)?);
+        drop(self.private_copy(node, Data::Attributes)?);
         if node.kind != FileType::Directory {
             return Ok(());
         }
-        // All data first, one flush, then the names.
-        let mut copies = Vec::new();
-        let mut nodes = Vec::new();
-        let copied = self.copy_tree(node, &mut copies, &mut nodes);
+        // Where data is copied all the same: all of it first, one flush, then the names.
+        let mut copies = Copies::default();
+        let copied = self.copy_tree(node, &mut copies);
         let flushed =
-            copied.and_then(|()| if copies.is_empty() { Ok(()) } else { self.private.sync() });
+            copied.and_then(|()| if copies.has_data { self.private.sync() } else { Ok(()) });
         let mut result = flushed;
-        for (node, work) in copies {
+        for (node, work) in copies.made {
             if result.is_ok() {
                 let _copying = node.copying.lock().expect("no panic while held");
                 let private = node::current(node.clone()).is_private();
                 result = if private { Ok(()) } else { self.commit_copy(&node, &work) };
             }
             // What was not moved to its place is not wanted.
-            self.private.disk.remove_tree(&self.private.work, &work)?;
+            self.private.discard(&work);
         }
-        for node in nodes.iter().rev() {
+        for node in copies.nodes.iter().rev() {
             self.table.release(node);
         }
         result
     }
 
-    fn copy_tree(
-        &self,
-        directory: &Arc<Node>,
-        copies: &mut Vec<(Arc<Node>, Vec<u8>)>,
-        nodes: &mut Vec<Arc<Node>>,
-    ) -> Result<()> {
+    fn copy_tree(&self, directory: &Arc<Node>, copies: &mut Copies) -> Result<()> {
         let children = {
             let _shared = self.shared();
             let active = self.active();
@@ -144,17 +150,17 @@ impl Vfs {
             children
         };
         for child in children {
-            nodes.push(child.clone());
+            copies.nodes.push(child.clone());
             if child.kind == FileType::Directory {
                 {
                     let _shared = self.shared();
                     self.private_directory(&self.active(), &child)?;
                 }
-                self.copy_tree(&child, copies, nodes)?;
-            } else if !copies.iter().any(|(copied, _)| copied.id == child.id) {
+                self.copy_tree(&child, copies)?;
+            } else if copies.seen.insert(child.id) {
                 let work = self.private.next_name();
-                self.copy_to_work(&child, &work, Data::All, false)?;
-                copies.push((child, work));
+                copies.has_data |= self.copy_to_work(&child, &work, Data::Attributes, false)?;
+                copies.made.push((child, work));
             }
         }
         Ok(())
@@ -236,6 +242,9 @@ impl Vfs {
         {
             let _source = source.place.write().expect("no panic while held");
             self.private.disk.rename(old, new, flags)?;
+        }
+        if let Some(Upper::Orphan(replaced)) = &orphan {
+            self.owes_nothing(rustix::fs::fstat(replaced)?.st_ino);
         }
         // The private file obscures what it replaced; that it did is noted for `diff`.
         self.hide(&active, &new_parent, to.name)?;

@@ -83,7 +83,7 @@ impl Vfs {
         };
         let copy = match directory.as_ref().map(|directory| backing::stat_at(directory, name)) {
             None | Some(Err(Errno::NOENT)) => None,
-            Some(stat) => Some(stat?),
+            Some(stat) => Some(self.private.described(stat?)),
         };
         let owner = copy.as_ref().map_or(original_owner, |stat| stat.st_uid);
         if caller.uid != 0 && caller.uid != owner {
@@ -100,8 +100,11 @@ impl Vfs {
         for layer in &active.layers {
             shown |= contributes(layer).is_some() && self.private.show(&layer.unit, path)?;
         }
-        if let (Some(directory), Some(_)) = (&directory, &copy) {
+        if let (Some(directory), Some(copy)) = (&directory, &copy) {
             self.drop_copy(&active, known.as_ref(), directory, name)?;
+            if copy.st_nlink == 1 {
+                self.owes_nothing(copy.st_ino);
+            }
         }
         let reverted = match (copy.is_some(), shown) {
             (true, true) => Reverted::Both,

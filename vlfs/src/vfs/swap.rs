@@ -63,7 +63,9 @@ impl Vfs {
     /// The private layer's disk fails. The set is swapped or not, never in part.
     pub fn swap(&self, layers: Vec<Arc<Layer>>, info: SetInfo) -> Result<SwapOutcome> {
         let swapping = self.swapping.lock().expect("no panic while held");
-        let swapped = self.swap_locked(layers, info);
+        let keep = |unit: &crate::private::UnitKey| layers.iter().any(|layer| layer.unit == *unit);
+        let swapped = self.settle_loans(keep).and_then(|()| self.swap_locked(layers.clone(), info));
+        self.private.loans.stay();
         drop(swapping);
         self.flush_notices();
         swapped

@@ -138,7 +138,7 @@ impl Vfs {
             return Err(Errno::PERM);
         }
         let node = self.node(id)?;
-        let _shared = self.private_copy(&node, Data::All)?;
+        let _shared = self.private_copy(&node, Data::Attributes)?;
         let node = node::current(node);
         let reach = self.reach_of(&node)?.ok_or(Errno::STALE)?;
         node.bare.store(false, Ordering::Release);
@@ -158,7 +158,7 @@ impl Vfs {
             return Err(Errno::NODATA);
         }
         let node = self.node(id)?;
-        let _shared = self.private_copy(&node, Data::All)?;
+        let _shared = self.private_copy(&node, Data::Attributes)?;
         let node = node::current(node);
         let removed = self.reach_of(&node)?.ok_or(Errno::STALE)?.remove(&self.private.disk, name);
         self.directory_changed(&node);

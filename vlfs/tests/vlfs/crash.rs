@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::FileType;
 use strata_vlfs::private::disk::Disk;
-use strata_vlfs::private::{Owner, Private};
+use strata_vlfs::private::{Owner, Private, UnitKey};
 use strata_vlfs::set;
 use strata_vlfs::vfs::file::OpenMode;
 use strata_vlfs::vfs::rename::Mode;
@@ -59,7 +59,19 @@ impl World {
 
     fn mount_set(&self, private: &Path, layers: &[PathBuf], disk: Disk) -> Result<Vfs, Errno> {
         let private = Private::open_with(private, &Owner::AdHoc, disk).expect("opened");
-        Vfs::new(private, set::open_directories(layers, &[]).expect("opened"), SetInfo::default())
+        let opened = set::open_directories(layers, &[]).expect("opened");
+        let vfs = Vfs::new(private, opened, SetInfo::default())?;
+        vfs.settle_absent(|unit| self.root(unit))?;
+        Ok(vfs)
+    }
+
+    /// The files of a layer that is not in the set, as a store still has them.
+    fn root(&self, unit: &UnitKey) -> Option<std::os::fd::OwnedFd> {
+        let path = self.layers.iter().find(|path| {
+            let stat = rustix::fs::stat(*path).expect("described");
+            UnitKey::plain(path, stat.st_dev, stat.st_ino) == *unit
+        })?;
+        Some(strata_vlfs::backing::open_root(path).expect("opened"))
     }
 
     fn mount(&self, private: &Path) -> Vfs {

@@ -3,6 +3,7 @@
 //! The mounts need root and `/dev/fuse`; without them the tests fail and say so.
 
 mod bad_mounts;
+mod borrowed;
 mod crash;
 mod fixture;
 mod forensics;
