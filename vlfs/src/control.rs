@@ -332,11 +332,11 @@ fn answer(request: Request, source: &StatusSource) -> Answer {
             refused("this mount follows its link in the store: move the link instead".to_owned())
         }
         Request::Swap { layers } => {
-            let known = source.vfs.active().layers.clone();
-            let swapped = set::open_directories(&layers, &known)
+            let known = source.vfs.active().set();
+            let swapped = set::open_directories(&layers, Some(&known))
                 .map_err(|error| error.to_string())
-                .and_then(|layers| {
-                    let swapped = source.vfs.swap(layers, SetInfo::default());
+                .and_then(|set| {
+                    let swapped = source.vfs.swap(set, SetInfo::default());
                     swapped.map_err(|errno| errno.to_string())
                 });
             match swapped {

@@ -18,14 +18,15 @@ use strata_store::Store;
 use crate::control::{self, Server};
 use crate::follow::{Follower, Progress};
 use crate::fuse::device::{self, Device};
-use crate::fuse::ioctl;
 use crate::fuse::session::{Ready, Session};
 use crate::fuse::turn::Turn;
-use crate::layer::{Layer, find_lenders};
+use crate::index::cache::{self, Cache};
+use crate::layer::{LayerSet, find_lenders};
 use crate::notify::Message;
 use crate::private::{Owner, Private};
 use crate::status::StatusSource;
 use crate::stop::Stop;
+use crate::sys::ioctl;
 use crate::takeover::{self, Predecessor};
 use crate::vfs::{Notice, SetInfo, Vfs};
 use crate::{notify, proc, set};
@@ -72,6 +73,13 @@ pub struct Options {
     pub verify_open: bool,
     pub poll: Duration,
     pub report_interval: Duration,
+    /// Where the host keeps the indexes of generations.
+    #[serde(default = "default_cache")]
+    pub index_cache: PathBuf,
+}
+
+fn default_cache() -> PathBuf {
+    cache::DEFAULT.into()
 }
 
 /// Mounts and serves until the file system is unmounted. `ready` is called once
@@ -140,15 +148,17 @@ pub fn take_over(state: i32) -> anyhow::Result<()> {
     let options = &state.options;
     let follower = follower(options, started, &progress)?;
     let owner = follower.as_ref().map_or(Owner::AdHoc, |follower| Owner::Va(follower.mac));
-    let (layers, info) = match (&follower, &state.generation, &options.source) {
-        (Some(follower), Some(id), _) => set::open_generation(&follower.store, id, &[])?,
+    let (set, info) = match (&follower, &state.generation, &options.source) {
+        (Some(follower), Some(id), _) => {
+            set::open_generation(&follower.store, id, None, Some(&follower.cache))?
+        }
         (_, _, Source::Directories(_)) => {
-            (set::open_directories(&state.directories, &[])?, SetInfo::default())
+            (set::open_directories(&state.directories, None)?, SetInfo::default())
         }
         (follower, ..) => layers(options, follower.as_ref())?,
     };
     let private = Private::adopt(&options.private, &owner, lock)?;
-    let vfs = Arc::new(Vfs::new(private, layers, info)?);
+    let vfs = Arc::new(Vfs::new(private, set, info)?);
     if options.verify_open {
         vfs.set_first_open();
     }
@@ -241,6 +251,7 @@ fn follower(
         report_interval: options.report_interval,
         started,
         progress: progress.clone(),
+        cache: Cache::new(options.index_cache.clone()),
     }))
 }
 
@@ -250,11 +261,11 @@ fn mount(
 ) -> anyhow::Result<(Arc<Vfs>, Arc<Device>)> {
     let owner = follower.map_or(Owner::AdHoc, |follower| Owner::Va(follower.mac));
     // The layers first: a mount that is refused for them takes no private directory.
-    let (layers, info) = layers(options, follower)?;
+    let (set, info) = layers(options, follower)?;
     let private = Private::open(&options.private, &owner)?;
     // After the last path of the caller's: from now on names are descriptors.
     proc::pin().context("/proc must be mounted")?;
-    let vfs = Arc::new(Vfs::new(private, layers, info)?);
+    let vfs = Arc::new(Vfs::new(private, set, info)?);
     // Private files keep what they had, also when the set was changed meanwhile.
     let settled = vfs.settle_absent(|unit| set::unit_root(&follower?.store, unit));
     if let Err(error) = settled {
@@ -267,34 +278,31 @@ fn mount(
     Ok((vfs, device))
 }
 
-fn layers(
-    options: &Options,
-    follower: Option<&Follower>,
-) -> anyhow::Result<(Vec<Arc<Layer>>, SetInfo)> {
+fn layers(options: &Options, follower: Option<&Follower>) -> anyhow::Result<(LayerSet, SetInfo)> {
     match (&options.source, follower) {
         (Source::Directories(directories), _) => {
-            Ok((set::open_directories(directories, &[])?, SetInfo::default()))
+            Ok((set::open_directories(directories, None)?, SetInfo::default()))
         }
         (Source::Va { mac, .. }, Some(follower)) => {
             let desired = follower.store.desired(*mac)?;
             let desired =
                 desired.ok_or_else(|| anyhow!("the store has no generation for the VA {mac}"))?;
             follower.progress.lock().expect("no panic while held").desired = Some(desired);
-            Ok(set::open_generation(&follower.store, &desired, &[])?)
+            Ok(set::open_generation(&follower.store, &desired, None, Some(&follower.cache))?)
         }
         (Source::Former { former, layers }, _) => {
-            let mut all = vec![Arc::new(Layer::scan(former)?)];
-            all.extend(match layers {
-                FormerLayers::Directories(directories) => set::open_directories(directories, &[])?,
+            let below = match layers {
+                FormerLayers::Directories(directories) => set::open_directories(directories, None)?,
                 FormerLayers::Generation { store, id } => {
-                    set::open_generation(&Store::open(store)?, id, &[])?.0
+                    set::open_generation(&Store::open(store)?, id, None, None)?.0
                 }
-            });
+            };
+            let set = set::open_former(former, &below)?;
             // What can be salvaged is shown: the rest gives EIO.
-            if let Err(error) = find_lenders(&all) {
+            if let Err(error) = find_lenders(&set.layers) {
                 tracing::warn!(%error, "some files of the former private layer cannot be read");
             }
-            Ok((all, SetInfo::default()))
+            Ok((set, SetInfo::default()))
         }
         (Source::Va { .. }, None) => Err(anyhow!("the store is not open")),
     }

@@ -11,6 +11,7 @@ use strata_core::report::{Report, ServingState, VERSION};
 use strata_core::{GenerationId, MacAddr};
 use strata_store::Store;
 
+use crate::index::cache::Cache;
 use crate::set;
 use crate::vfs::Vfs;
 
@@ -36,6 +37,7 @@ pub struct Follower {
     pub report_interval: Duration,
     pub started: SystemTime,
     pub progress: Arc<Mutex<Progress>>,
+    pub cache: Cache,
 }
 
 impl Follower {
@@ -84,7 +86,9 @@ impl Follower {
             Err(error) => return self.note(None, Some(error.to_string())),
         };
         let active = vfs.active();
-        if active.info.generation == Some(desired) {
+        // A damaged index gives errors until another is in its place.
+        let damaged = active.union.is_damaged();
+        if active.info.generation == Some(desired) && !damaged {
             *refused = None;
             return self.note(Some(desired), None);
         }
@@ -93,9 +97,11 @@ impl Follower {
         if !refused.as_ref().is_none_or(again) {
             return;
         }
-        let swapped = set::open_generation(&self.store, &desired, &active.layers)
-            .map_err(|error| error.to_string())
-            .and_then(|(layers, info)| vfs.swap(layers, info).map_err(|errno| errno.to_string()));
+        let known = (!damaged).then(|| active.set());
+        let swapped =
+            set::open_generation(&self.store, &desired, known.as_ref(), Some(&self.cache))
+                .map_err(|error| error.to_string())
+                .and_then(|(set, info)| vfs.swap(set, info).map_err(|errno| errno.to_string()));
         match swapped {
             Ok(outcome) => {
                 tracing::info!(

@@ -1,4 +1,4 @@
-//! An opened read-only layer: its root directory, its tree, its place for white-outs.
+//! Opened read-only layers: their root directories and their places for white-outs.
 //!
 //! Shared by `Arc`: whoever holds a file of a layer open holds the layer, which
 //! is the paper's "unlinked" layer (§5.5) once no layer set names it any more.
@@ -12,9 +12,11 @@ use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::backing;
+use crate::index::Index;
+use crate::index::pack::{Packed, Packer, View};
 use crate::private::origin::Origin;
 use crate::private::{self, UnitKey, borrowed, markers};
-use crate::tree::{Attributes, Content, Kind, Tree, TreeBuilder};
+use crate::tree::{Attributes, Content, Kind, Xattrs, pack_xattrs};
 use crate::whiteout::WhiteoutTree;
 
 /// Bytes of a path inside a layer (`PATH_MAX` less the NUL).
@@ -45,7 +47,6 @@ pub struct Layer {
     pub digest: Option<strata_core::Digest>,
     /// What it hides in all layers below: the white-outs of a former private layer.
     pub hides_below: Option<WhiteoutTree>,
-    pub tree: Arc<Tree>,
     root: OwnedFd,
     /// Files of a former private layer whose data is another layer's, by path.
     borrows: BTreeMap<Vec<u8>, Origin>,
@@ -77,26 +78,37 @@ pub fn find_lenders(layers: &[Arc<Layer>]) -> Result<(), LayerError> {
     missing.map_or(Ok(()), Err)
 }
 
+/// Layers that are a set, with the index that was merged from them.
+#[derive(Debug, Clone)]
+pub struct LayerSet {
+    /// Topmost first.
+    pub layers: Vec<Arc<Layer>>,
+    pub index: Arc<Index>,
+}
+
+impl LayerSet {
+    /// The first layer that `wanted` accepts, with its part of the index; none
+    /// where the index is damaged.
+    pub fn find(&self, wanted: impl Fn(&Arc<Layer>) -> bool) -> Option<(Arc<Layer>, View<'_>)> {
+        let position = self.layers.iter().position(wanted)?;
+        let view = self.index.layer(u32::try_from(position).ok()?)?;
+        Some((self.layers[position].clone(), view))
+    }
+}
+
 impl Layer {
     /// A layer unit of a store: `root` is its `filesystem` directory.
-    pub fn unit(
-        name: String,
-        unit: UnitKey,
-        digest: strata_core::Digest,
-        tree: Tree,
-        root: OwnedFd,
-    ) -> Layer {
+    pub fn unit(name: String, unit: UnitKey, digest: strata_core::Digest, root: OwnedFd) -> Layer {
         let (borrows, lenders) = (BTreeMap::new(), OnceLock::new());
-        let (digest, tree) = (Some(digest), Arc::new(tree));
-        Layer { name, unit, digest, hides_below: None, tree, root, borrows, lenders }
+        Layer { name, unit, digest: Some(digest), hides_below: None, root, borrows, lenders }
     }
 
-    /// A plain directory, or a former private directory, read into a tree now;
+    /// A plain directory, or a former private directory, with its tree as it is now;
     /// later changes of it by others are not seen.
     ///
     /// # Errors
     /// The directory or anything in it cannot be read.
-    pub fn scan(path: &Path) -> Result<Layer, LayerError> {
+    pub fn scan(path: &Path) -> Result<(Layer, Packed), LayerError> {
         let open_error = |errno| LayerError::Open { path: path.to_owned(), errno };
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let top = rustix::fs::open(path, flags, Mode::empty()).map_err(open_error)?;
@@ -114,35 +126,27 @@ impl Layer {
         } else {
             (top, None)
         };
-        let (tree, borrows) = Scan::run(path, &root, former)?;
+        let (packed, borrows) = Scan::run(path, &root, former)?;
         let name = path.display().to_string();
         let lenders = OnceLock::new();
-        let tree = Arc::new(tree);
-        Ok(Layer { name, unit, digest: None, hides_below, tree, root, borrows, lenders })
+        Ok((Layer { name, unit, digest: None, hides_below, root, borrows, lenders }, packed))
     }
 
-    /// Opens a regular file for reading, by its path in the layer.
+    /// Opens the regular file at a path (relative to the layer's root) for reading.
     ///
     /// # Errors
     /// `EIO`: its data is in a layer that is not there.
-    pub fn open_path(&self, path: &[u8]) -> Result<OwnedFd, Errno> {
+    pub fn open(&self, path: &[u8]) -> Result<OwnedFd, Errno> {
         if let Some(origin) = self.borrows.get(path) {
             let unit = origin.unit_key().ok_or(Errno::IO)?;
             let lender = self.lenders.get().and_then(|lenders| lenders.get(&unit));
-            let file = lender.ok_or(Errno::IO)?.open_path(&origin.path)?;
+            let file = lender.ok_or(Errno::IO)?.open(&origin.path)?;
             let same = rustix::fs::fstat(&file)?.st_size.cast_unsigned() == origin.size;
             return if same { Ok(file) } else { Err(Errno::IO) };
         }
         backing::open_beneath(&self.root, path, OFlags::RDONLY | OFlags::NOATIME, Mode::empty())
     }
 
-    /// Opens the regular file at an entry for reading.
-    pub fn open(&self, entry: u32) -> Result<OwnedFd, Errno> {
-        self.open_path(&self.tree.path(entry))
-    }
-}
-
-impl Layer {
     /// A layer of a former set that a predecessor's open files hold: it has a name, and
     /// nothing is looked up in it. `root` is any descriptor.
     pub fn unlinked(
@@ -151,24 +155,15 @@ impl Layer {
         digest: Option<strata_core::Digest>,
         root: OwnedFd,
     ) -> Layer {
-        let tree = Arc::new(TreeBuilder::new().finish());
         let (borrows, lenders) = (BTreeMap::new(), OnceLock::new());
-        Layer { name, unit, digest, hides_below: None, tree, root, borrows, lenders }
-    }
-
-    /// The manifest's digest of a regular file's content, where there is a manifest.
-    pub fn content_digest(&self, entry: u32) -> Option<strata_core::Digest> {
-        match self.tree.entry(entry).kind {
-            Kind::Regular { digest } => digest,
-            _ => None,
-        }
+        Layer { name, unit, digest, hides_below: None, root, borrows, lenders }
     }
 }
 
 /// One walk over a directory.
 struct Scan<'a> {
     layer: &'a Path,
-    builder: TreeBuilder,
+    packer: Packer,
     /// First entry of each file with several links, by device and inode.
     linked: HashMap<(u64, u64), u32>,
     /// It is a private layer's, whose files may have their data elsewhere.
@@ -181,18 +176,18 @@ impl Scan<'_> {
         layer: &Path,
         root: &OwnedFd,
         former: bool,
-    ) -> Result<(Tree, BTreeMap<Vec<u8>, Origin>), LayerError> {
-        let (builder, linked, borrows) = (TreeBuilder::new(), HashMap::new(), BTreeMap::new());
-        let mut scan = Scan { layer, builder, linked, former, borrows };
+    ) -> Result<(Packed, BTreeMap<Vec<u8>, Origin>), LayerError> {
+        let (packer, linked, borrows) = (Packer::default(), HashMap::new(), BTreeMap::new());
+        let mut scan = Scan { layer, packer, linked, former, borrows };
         let mut path = Vec::new();
         let stat = rustix::fs::fstat(root).map_err(|errno| scan.error(&path, errno))?;
         let xattrs = backing::xattrs(crate::proc::path_in(root, b".").as_slice())
             .map_err(|errno| scan.error(&path, errno))?;
-        let attributes = Attributes { xattrs, ..attributes(&stat) };
-        let kind = Kind::Directory { children: Vec::new() };
-        scan.builder.push(b"", kind, attributes, &Content::None, None);
+        let packed = pack_xattrs(&xattrs);
+        let attributes = Attributes { xattrs: Xattrs(&packed), ..attributes(&stat) };
+        scan.packer.push(b"", &Kind::Directory, &attributes, &Content::None);
         scan.directory(root, &mut path)?;
-        Ok((scan.builder.finish(), scan.borrows))
+        Ok((scan.packer.finish(), scan.borrows))
     }
 
     fn error(&self, path: &[u8], errno: Errno) -> LayerError {
@@ -236,11 +231,18 @@ impl Scan<'_> {
                 self.borrows.insert(path.to_vec(), origin.ok_or(Errno::IO)?);
             }
         }
+        let key = (stat.st_dev, stat.st_ino);
+        if let Some(first) = self.linked.get(&key) {
+            self.packer.push_link(path, *first);
+            return Ok(false);
+        }
+        let target;
         let kind = match FileType::from_raw_mode(stat.st_mode) {
-            FileType::Directory => Kind::Directory { children: Vec::new() },
+            FileType::Directory => Kind::Directory,
             FileType::RegularFile => Kind::Regular { digest: None },
             FileType::Symlink => {
-                Kind::Symlink { target: backing::read_link(&directory, name)?.into() }
+                target = backing::read_link(&directory, name)?;
+                Kind::Symlink { target: &target }
             }
             FileType::CharacterDevice => Kind::CharacterDevice,
             FileType::BlockDevice => Kind::BlockDevice,
@@ -248,25 +250,20 @@ impl Scan<'_> {
             FileType::Socket => Kind::Socket,
             FileType::Unknown => return Err(Errno::IO),
         };
-        let is_directory = matches!(kind, Kind::Directory { .. });
-        let xattrs = backing::xattrs(&backing::path_of(&directory, name))?;
-        let attributes = Attributes { xattrs, ..attributes(&stat) };
-        let key = (stat.st_dev, stat.st_ino);
-        let group = self.linked.get(&key).copied();
-        if let Some(first) = group {
-            self.builder.join_group(first);
-        }
+        let is_directory = kind == Kind::Directory;
+        let xattrs = pack_xattrs(&backing::xattrs(&backing::path_of(&directory, name))?);
+        let attributes = Attributes { xattrs: Xattrs(&xattrs), ..attributes(&stat) };
         let content =
             if is_directory { Content::None } else { Content::Backing(stat.st_dev, stat.st_ino) };
-        let index = self.builder.push(path, kind, attributes, &content, group);
-        if !is_directory && stat.st_nlink > 1 && group.is_none() {
+        let index = self.packer.push(path, &kind, &attributes, &content);
+        if !is_directory && stat.st_nlink > 1 {
             self.linked.insert(key, index);
         }
         Ok(is_directory)
     }
 }
 
-fn attributes(stat: &rustix::fs::Stat) -> Attributes {
+fn attributes(stat: &rustix::fs::Stat) -> Attributes<'static> {
     Attributes {
         mode: stat.st_mode & 0o7777,
         uid: stat.st_uid,
@@ -275,6 +272,6 @@ fn attributes(stat: &rustix::fs::Stat) -> Attributes {
         size: u64::try_from(stat.st_size).unwrap_or(0),
         blocks: u64::try_from(stat.st_blocks).unwrap_or(0),
         device: (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev)),
-        xattrs: std::collections::BTreeMap::new(),
+        xattrs: Xattrs::default(),
     }
 }

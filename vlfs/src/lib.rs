@@ -2,7 +2,7 @@
 //! under one private layer, whose layer set can be swapped while it is mounted.
 //!
 //! ```text
-//! tree, whiteout, union        pure: a layer's tree, hidden paths, the merged index
+//! tree, whiteout, index, union pure: a layer's objects, hidden paths, the merged index, a VA's view
 //! layer, private, backing      what is on disk: layers read, the private layer written
 //! vfs                          the file system: every operation, with an errno; no FUSE
 //! fuse, notify                 the kernel's protocol over it
@@ -22,6 +22,7 @@ pub mod diff;
 pub mod follow;
 pub mod fuse;
 pub mod gauges;
+pub mod index;
 pub mod layer;
 pub mod notify;
 pub mod private;
@@ -30,6 +31,7 @@ pub mod reset;
 pub mod set;
 pub mod status;
 pub mod stop;
+pub mod sys;
 pub mod takeover;
 pub mod tree;
 pub mod union;

@@ -161,10 +161,10 @@ impl StatusSource {
         let active = self.vfs.active();
         let progress = self.progress.lock().expect("no panic while held").clone();
         let (nodes, open_files, open_directories) = self.vfs.counts();
-        let layers = active.layers.iter().map(|layer| LayerStatus {
+        let layers = (0..).zip(&active.layers).map(|(position, layer)| LayerStatus {
             name: layer.name.clone(),
             digest: layer.digest.map(|digest| digest.to_string()),
-            paths: layer.tree.entries().len(),
+            paths: active.union.index().paths_of(position),
         });
         let held = self.held_layers();
         let damaged = self.vfs.first_open().map(FirstOpen::damaged).unwrap_or_default();

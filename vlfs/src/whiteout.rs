@@ -55,6 +55,11 @@ impl WhiteoutTree {
         self.children.get(name)
     }
 
+    /// What is hidden below, by name.
+    pub fn children(&self) -> impl Iterator<Item = (&[u8], &WhiteoutTree)> {
+        self.children.iter().map(|(name, tree)| (&**name, tree))
+    }
+
     /// Adds all paths of `other`.
     pub fn merge(&mut self, other: &WhiteoutTree) {
         for path in other.paths() {

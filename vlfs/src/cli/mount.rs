@@ -17,6 +17,7 @@ use strata_core::{GenerationId, MacAddr};
 use strata_store::Store;
 use strata_vlfs::daemon::{self, FormerLayers, Options, Source};
 use strata_vlfs::fuse::device;
+use strata_vlfs::index::cache;
 use strata_vlfs::{control, reset};
 
 use super::hinted;
@@ -112,6 +113,10 @@ pub struct Mount {
     /// How often the report is written at least, in seconds.
     #[arg(long, default_value_t = 10, value_name = "S", value_parser = clap::value_parser!(u64).range(1..))]
     report_interval: u64,
+    /// Where the host keeps the indexes of generations, shared by all its VAs: a
+    /// directory of root's alone, made when absent, that can be emptied at any time.
+    #[arg(long, value_name = "DIR", default_value = cache::DEFAULT)]
+    index_cache: PathBuf,
     /// Started by `mount` itself: say on standard output when ready.
     #[arg(long, hide = true)]
     daemon: bool,
@@ -258,6 +263,7 @@ impl Mount {
             verify_open: self.verify_open,
             poll: Duration::from_millis(self.poll_ms),
             report_interval: Duration::from_secs(self.report_interval),
+            index_cache: std::path::absolute(&self.index_cache)?,
         })
     }
 

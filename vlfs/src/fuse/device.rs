@@ -10,8 +10,8 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
 
-use super::ioctl;
 use super::wire::Writer;
+use crate::sys::ioctl;
 use crate::vfs::{Notice, Passthrough};
 
 /// Name of the file system type, as `/proc/mounts` shows it after `fuse.`.

@@ -6,13 +6,12 @@
 //! without detaching what is mounted on them, and the flags of `OPEN`,
 //! `SETATTR` and `SETXATTR` that take setuid away. No file system logic here.
 //!
-//! `device` opens and mounts, `ioctl` hands files to the kernel, `wire` reads
-//! and writes the messages' fields, `session` answers requests, `turn` says whose turn it is,
-//! `placement` on which processor.
+//! `device` opens and mounts, `wire` reads and writes the messages' fields, `session`
+//! answers requests, `turn` says whose turn it is, `placement` on which processor; the
+//! calls that hand files to the kernel are in `sys::ioctl`.
 
 pub mod device;
 pub mod gate;
-pub(crate) mod ioctl;
 mod placement;
 pub mod requests;
 pub mod session;

@@ -33,7 +33,7 @@ pub enum Data {
 pub fn copy(
     private: &Private,
     name: &[u8],
-    entry: &Entry,
+    entry: &Entry<'_>,
     source: Option<&OwnedFd>,
     origin: &Origin,
     data: Data,
@@ -49,7 +49,7 @@ pub fn copy(
 fn copy_whole(
     private: &Private,
     name: &[u8],
-    entry: &Entry,
+    entry: &Entry<'_>,
     source: Option<&OwnedFd>,
     origin: &Origin,
     data: Data,
@@ -116,13 +116,18 @@ fn copy_whole(
     }
 }
 
-fn make_node(private: &Private, name: &[u8], kind: FileType, entry: &Entry) -> Result<(), Errno> {
+fn make_node(
+    private: &Private,
+    name: &[u8],
+    kind: FileType,
+    entry: &Entry<'_>,
+) -> Result<(), Errno> {
     let (major, minor) = entry.attributes.device;
     let device = rustix::fs::makedev(major, minor);
     private.disk.make_node(&private.work, name, kind, Mode::from_raw_mode(0o600), device)
 }
 
-fn set_mtime(private: &Private, name: &[u8], entry: &Entry) -> Result<(), Errno> {
+fn set_mtime(private: &Private, name: &[u8], entry: &Entry<'_>) -> Result<(), Errno> {
     let mtime = entry.attributes.mtime;
     let time = Timespec { tv_sec: mtime.seconds, tv_nsec: i64::from(mtime.nanoseconds) };
     let times = Timestamps { last_access: time, last_modification: time };

@@ -27,10 +27,10 @@ pub struct Origin {
 }
 
 /// One digest for a set of extended attributes.
-pub fn xattrs_digest<'a>(xattrs: impl IntoIterator<Item = (&'a Vec<u8>, &'a Vec<u8>)>) -> Digest {
+pub fn xattrs_digest<T: AsRef<[u8]>>(xattrs: impl IntoIterator<Item = (T, T)>) -> Digest {
     let mut bytes = Vec::new();
     for (name, value) in xattrs {
-        for part in [name, value] {
+        for part in [name.as_ref(), value.as_ref()] {
             bytes.extend_from_slice(&(part.len() as u64).to_le_bytes());
             bytes.extend_from_slice(part);
         }
@@ -39,10 +39,10 @@ pub fn xattrs_digest<'a>(xattrs: impl IntoIterator<Item = (&'a Vec<u8>, &'a Vec<
 }
 
 impl Origin {
-    pub fn of(unit: &super::UnitKey, entry: &Entry, path: &[u8]) -> Origin {
+    pub fn of(unit: &super::UnitKey, entry: &Entry<'_>, path: &[u8]) -> Origin {
         let attributes = &entry.attributes;
-        let digest = match &entry.kind {
-            Kind::Regular { digest } => *digest,
+        let digest = match entry.kind {
+            Kind::Regular { digest } => digest,
             Kind::Symlink { target } => Some(Digest::of(target)),
             Kind::Directory { .. }
             | Kind::CharacterDevice
@@ -58,7 +58,7 @@ impl Origin {
             size: attributes.size,
             mtime: attributes.mtime,
             digest,
-            xattrs: xattrs_digest(&attributes.xattrs),
+            xattrs: xattrs_digest(attributes.xattrs),
             path: path.to_vec(),
         }
     }

@@ -1,14 +1,14 @@
-//! What a swap changes: the names that two indexes show differently.
+//! What a swap changes: the names that two unions show differently.
 //!
-//! The cost follows what changed: a directory to which the same layers
-//! contribute the same entries in both indexes, and no white-out below it in
-//! either, is skipped with all below it.
+//! The cost follows what changed: a path to which the same layers contribute the
+//! same entries in both, and no white-out at or below it in either, is passed over
+//! with all below it.
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use super::{Contribution, ROOT, Union};
-use crate::tree::{Entry, Kind};
+use crate::tree::Entry;
 
 /// Changes below one directory; paths are relative to the root.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -22,72 +22,119 @@ pub struct DirectoryChanges {
 /// Changed names by the path of their directory.
 pub type Changes = BTreeMap<Vec<u8>, DirectoryChanges>;
 
-/// Compares two indexes.
-pub fn changes(old: &Union, new: &Union) -> Changes {
-    let mut changes = Changes::new();
-    let mut pending = vec![(Vec::new(), ROOT, ROOT)];
-    while let Some((path, a, b)) = pending.pop() {
-        if same_sources(old, a, new, b) {
-            continue;
+/// Compares two unions. `kept` gives for each layer of the old set its position in
+/// the new one, if it is there.
+pub fn changes(old: &Union, new: &Union, kept: &[Option<u32>]) -> Changes {
+    let mut comparison = Comparison { old, new, kept, changes: Changes::new() };
+    let mut pending = vec![(ROOT, ROOT)];
+    while let Some((a, b)) = pending.pop() {
+        if !comparison.is_same(a, b) {
+            comparison.directory(a, b, &mut pending);
         }
+    }
+    for directory in comparison.changes.values_mut() {
+        directory.attributes.sort_unstable();
+        directory.attributes.dedup();
+    }
+    comparison.changes
+}
+
+struct Comparison<'a> {
+    old: &'a Union,
+    new: &'a Union,
+    kept: &'a [Option<u32>],
+    changes: Changes,
+}
+
+impl Comparison<'_> {
+    /// Whether two nodes are merged from the same entries of the same layers, with
+    /// no white-out at or below either.
+    fn is_same(&self, a: u32, b: u32) -> bool {
+        self.has_same_sources(a, b) && !self.old.is_touched(a) && !self.new.is_touched(b)
+    }
+
+    fn has_same_sources(&self, a: u32, b: u32) -> bool {
+        let (first, second) = (self.old.contributions(a), self.new.contributions(b));
+        let same = |(x, y): (Contribution, Contribution)| {
+            x.entry == y.entry && self.kept.get(x.layer as usize) == Some(&Some(y.layer))
+        };
+        first.len() == second.len() && first.into_iter().zip(second).all(same)
+    }
+
+    /// Compares the names of a directory.
+    fn directory(&mut self, a: u32, b: u32, pending: &mut Vec<(u32, u32)>) {
+        let (old, new) = (self.old, self.new);
         let mut found = DirectoryChanges::default();
-        let mut left = old.children(a).peekable();
-        let mut right = new.children(b).peekable();
+        let mut left = old.listed(a).peekable();
+        let mut right = new.listed(b).peekable();
         loop {
             let order = match (left.peek(), right.peek()) {
                 (None, None) => break,
-                (Some(_), None) => std::cmp::Ordering::Less,
-                (None, Some(_)) => std::cmp::Ordering::Greater,
-                (Some((_, a)), Some((_, b))) => a.name.cmp(&b.name),
+                (Some(_), None) => Ordering::Less,
+                (None, Some(_)) => Ordering::Greater,
+                (Some(a), Some(b)) => old.name(*a).cmp(new.name(*b)),
             };
             let one = if order.is_le() { left.next() } else { None };
             let two = if order.is_ge() { right.next() } else { None };
-            match (one, two) {
-                (Some((a, first)), Some((b, second))) if same_object(first, second) => {
-                    if first.is_directory() {
-                        pending.push((join(&path, &first.name), a, b));
-                    }
-                    let same_links =
-                        first.is_directory() || old.links(a).len() == new.links(b).len();
-                    if first.attributes != second.attributes || !same_links {
-                        found.attributes.push(first.name.to_vec());
-                    }
+            if let (Some(a), Some(b)) = (one, two)
+                && self.has_same_sources(a, b)
+            {
+                if old.is_touched(a) || new.is_touched(b) {
+                    pending.push((a, b));
                 }
-                (Some((_, entry)), _) | (None, Some((_, entry))) => {
-                    found.names.push(entry.name.to_vec());
-                }
-                (None, None) => {}
+                continue;
             }
+            self.name(one, two, &mut found, pending);
         }
         if found != DirectoryChanges::default() {
-            changes.insert(path, found);
+            let changed = self.changes.entry(old.path(a)).or_default();
+            changed.names.append(&mut found.names);
+            changed.attributes.append(&mut found.attributes);
         }
     }
-    changes
-}
 
-/// Whether two nodes are merged from the same entries of the same layers, with
-/// no white-out at or below either.
-fn same_sources(old: &Union, a: u32, new: &Union, b: u32) -> bool {
-    let (first, second) = (old.contributions(a), new.contributions(b));
-    let same = |(x, y): (&Contribution, &Contribution)| {
-        x.entry == y.entry
-            && Arc::ptr_eq(&old.trees[x.layer as usize], &new.trees[y.layer as usize])
-    };
-    first.len() == second.len()
-        && first.iter().zip(second).all(same)
-        && !old.is_touched(a)
-        && !new.is_touched(b)
-}
-
-fn same_object(a: &Entry, b: &Entry) -> bool {
-    a.identity == b.identity
-        && match (&a.kind, &b.kind) {
-            (Kind::Directory { .. }, Kind::Directory { .. }) => true,
-            (a, b) => a == b,
+    /// One name that is not merged from the same in both.
+    fn name(
+        &mut self,
+        a: Option<u32>,
+        b: Option<u32>,
+        found: &mut DirectoryChanges,
+        pending: &mut Vec<(u32, u32)>,
+    ) {
+        let first = a.and_then(|a| self.old.entry(a));
+        let second = b.and_then(|b| self.new.entry(b));
+        for (union, node, entry) in [(self.old, a, &first), (self.new, b, &second)] {
+            if let (Some(node), Some(entry)) = (node, entry)
+                && entry.has_links
+            {
+                self.note_links(union, node);
+            }
         }
+        match (first, second) {
+            (Some(first), Some(second)) if same_object(&first, &second) => {
+                if let (true, Some(a), Some(b)) = (first.is_directory(), a, b) {
+                    pending.push((a, b));
+                }
+                if first.attributes != second.attributes {
+                    found.attributes.push(first.name.to_vec());
+                }
+            }
+            (Some(entry), _) | (None, Some(entry)) => found.names.push(entry.name.to_vec()),
+            (None, None) => {}
+        }
+    }
+
+    /// The other names of an object show another number of links.
+    fn note_links(&mut self, union: &Union, node: u32) {
+        for link in union.links(node) {
+            let path = union.path(link);
+            let directory = strata_core::manifest::parent_path(&path).unwrap_or_default();
+            let name = strata_core::manifest::file_name(&path).to_vec();
+            self.changes.entry(directory.to_vec()).or_default().attributes.push(name);
+        }
+    }
 }
 
-fn join(directory: &[u8], name: &[u8]) -> Vec<u8> {
-    if directory.is_empty() { name.to_vec() } else { [directory, b"/", name].concat() }
+fn same_object(a: &Entry<'_>, b: &Entry<'_>) -> bool {
+    a.identity == b.identity && a.kind == b.kind
 }

@@ -14,6 +14,7 @@ use strata_core::Digest;
 
 use crate::backing;
 use crate::layer::Layer;
+use crate::tree::{Entry, Kind};
 
 /// Files whose outcome is remembered; beyond it all are forgotten and checked anew.
 const REMEMBERED: usize = 4 << 20;
@@ -41,32 +42,40 @@ impl FirstOpen {
 
     /// Whether the file may be opened without a look at its content.
     pub fn passed(&self, layer: &Layer, entry: u32) -> bool {
-        let Some((unit, _)) = key(layer, entry) else { return true };
+        let Some(unit) = layer.digest else { return true };
         self.seen().outcomes.get(&(unit, entry)).copied().unwrap_or(false)
     }
 
-    /// Reads the file unless that was done before. No lock may be held.
+    /// Reads the file at `path`, which stands at `entry`, number `number` of the
+    /// layer, unless that was done before. No lock may be held.
     ///
     /// # Errors
     /// `EIO`: its content is not the manifest's.
-    pub fn check(&self, layer: &Layer, entry: u32) -> Result<(), Errno> {
-        let Some((unit, expected)) = key(layer, entry) else { return Ok(()) };
-        let known = self.seen().outcomes.get(&(unit, entry)).copied();
+    pub fn check(
+        &self,
+        layer: &Layer,
+        entry: &Entry<'_>,
+        number: u32,
+        path: &[u8],
+    ) -> Result<(), Errno> {
+        let Some(unit) = layer.digest else { return Ok(()) };
+        let Kind::Regular { digest: Some(expected) } = entry.kind else { return Ok(()) };
+        let known = self.seen().outcomes.get(&(unit, number)).copied();
         if let Some(right) = known {
             return if right { Ok(()) } else { Err(Errno::IO) };
         }
-        let found = layer.open(entry).and_then(|file| backing::digest(&file));
+        let found = layer.open(path).and_then(|file| backing::digest(&file));
         let right = found.is_ok_and(|found| found == expected);
         let mut seen = self.seen();
         if seen.outcomes.len() >= REMEMBERED {
             seen.outcomes.clear();
         }
-        let first = seen.outcomes.insert((unit, entry), right).is_none();
+        let first = seen.outcomes.insert((unit, number), right).is_none();
         if right {
             return Ok(());
         }
         if first {
-            let path = String::from_utf8_lossy(&layer.tree.path(entry)).into_owned();
+            let path = String::from_utf8_lossy(path).into_owned();
             tracing::error!(layer = %layer.name, path, "the content is not the manifest's: refused");
             seen.damaged_count += 1;
             if seen.damaged.len() < NAMED {
@@ -91,9 +100,4 @@ impl FirstOpen {
             count => format!("{count} files of layers are damaged and refused, among them {first}"),
         })
     }
-}
-
-/// The unit and the content's digest; `None` where there is nothing to compare with.
-fn key(layer: &Layer, entry: u32) -> Option<(Digest, Digest)> {
-    Some((layer.digest?, layer.content_digest(entry)?))
 }

@@ -72,7 +72,7 @@ impl Attr {
     }
 
     /// A layer's object never changes: all its times are its `mtime`.
-    pub(super) fn of_entry(entry: &Entry, nlink: u32) -> Attr {
+    pub(super) fn of_entry(entry: &Entry<'_>, nlink: u32) -> Attr {
         let attributes = &entry.attributes;
         Attr {
             ino: entry.identity,
@@ -159,7 +159,7 @@ impl Vfs {
                 FileType::Directory => set.union.directory_links(at),
                 _ => u32::try_from(set.union.links(at).len()).unwrap_or(u32::MAX).max(1),
             };
-            return Ok(Attr { ino: node.ino, ..Attr::of_entry(entry, nlink) });
+            return Ok(Attr { ino: node.ino, ..Attr::of_entry(&entry, nlink) });
         }
         if let Some(removed) = node.place.read().expect("no panic while held").removed {
             return Ok(removed);
@@ -219,7 +219,9 @@ impl Vfs {
         let names = backing::list(&directory)?;
         let own = names.iter().filter(|entry| entry.kind == FileType::Directory).filter(|entry| {
             let below = active.union.child(at, &entry.name);
-            !below.and_then(|below| active.union.entry(below)).is_some_and(Entry::is_directory)
+            !below
+                .and_then(|below| active.union.entry(below))
+                .is_some_and(|entry| entry.is_directory())
         });
         Ok(u32::try_from(own.count()).unwrap_or(0))
     }

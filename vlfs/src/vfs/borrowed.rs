@@ -219,7 +219,7 @@ impl Vfs {
 fn lender(active: &ActiveSet, origin: &Origin) -> Result<Lender> {
     if let Some(layer) = active.layers.iter().find(|l| Some(&l.unit) == origin.unit_key().as_ref())
     {
-        let file = layer.open_path(&origin.path).map_err(|_| Errno::IO)?;
+        let file = layer.open(&origin.path).map_err(|_| Errno::IO)?;
         let stat = rustix::fs::fstat(&file)?;
         let regular = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
         return if regular && stat.st_size.cast_unsigned() == origin.size {
@@ -229,14 +229,14 @@ fn lender(active: &ActiveSet, origin: &Origin) -> Result<Lender> {
             Err(Errno::IO)
         };
     }
-    let same = |at: &u32| match active.union.entry(*at).map(|entry| &entry.kind) {
-        Some(Kind::Regular { digest }) => digest.is_some() && *digest == origin.digest,
+    let same = |at: &u32| match active.union.entry(*at).map(|entry| entry.kind) {
+        Some(Kind::Regular { digest }) => digest.is_some() && digest == origin.digest,
         _ => false,
     };
     let Some(at) = active.union.find(&origin.path).filter(same) else { return Ok(Lender::Missing) };
     let top = active.union.top(at).ok_or(Errno::IO)?;
     let layer = &active.layers[top.layer as usize];
-    Ok(Lender::Found(layer.open(top.entry)?, layer.clone()))
+    Ok(Lender::Found(layer.open(&active.union.path(at))?, layer.clone()))
 }
 
 /// Opens a file of a unit that nobody checked: only what is the original without a doubt.

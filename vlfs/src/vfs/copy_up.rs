@@ -79,8 +79,9 @@ impl Vfs {
         };
         let top = set.union.top(at).ok_or(Errno::STALE)?;
         let layer = &set.layers[top.layer as usize];
-        let entry = layer.tree.entry(top.entry);
-        let origin = Origin::of(&layer.unit, entry, &layer.tree.path(top.entry));
+        let entry = set.union.entry(at).ok_or(Errno::IO)?;
+        let path = set.union.path(at);
+        let origin = Origin::of(&layer.unit, &entry, &path);
         let regular = node.kind == FileType::RegularFile;
         // Who wants content checked at the first open wants no data left for later.
         let data = match (self.first_open(), data) {
@@ -89,7 +90,7 @@ impl Vfs {
         };
         let mut made = Err(Errno::AGAIN);
         if data != Data::All {
-            made = copy(&self.private, work, entry, None, &origin, data, flush);
+            made = copy(&self.private, work, &entry, None, &origin, data, flush);
         }
         if made != Err(Errno::AGAIN) {
             return made.map(|()| false);
@@ -97,11 +98,11 @@ impl Vfs {
         let mut source = None;
         if regular {
             if let Some(first_open) = self.first_open() {
-                first_open.check(layer, top.entry)?;
+                first_open.check(layer, &entry, top.entry, &path)?;
             }
-            source = Some(layer.open(top.entry)?);
+            source = Some(layer.open(&path)?);
         }
-        copy(&self.private, work, entry, source.as_ref(), &origin, Data::All, flush)?;
+        copy(&self.private, work, &entry, source.as_ref(), &origin, Data::All, flush)?;
         Ok(regular && !flush)
     }
 
@@ -234,10 +235,10 @@ impl Vfs {
     ) -> Result<OwnedFd> {
         let top = active.union.top(at).ok_or(Errno::STALE)?;
         let layer = &active.layers[top.layer as usize];
-        let entry = layer.tree.entry(top.entry);
-        let origin = Origin::of(&layer.unit, entry, &layer.tree.path(top.entry));
+        let entry = active.union.entry(at).ok_or(Errno::IO)?;
+        let origin = Origin::of(&layer.unit, &entry, &active.union.path(at));
         let work = self.private.next_name();
-        copy(&self.private, &work, entry, None, &origin, Data::None, false)?;
+        copy(&self.private, &work, &entry, None, &origin, Data::None, false)?;
         let times = kept_times(above)?;
         let from = &self.private.work;
         let disk = &self.private.disk;

@@ -139,12 +139,13 @@ impl Vfs {
         let mut names = Vec::new();
         if let Some(at) = at {
             for (_, entry) in active.union.children(at) {
-                if own.binary_search_by(|own| own.name.cmp(&entry.name)).is_err() {
+                if own.binary_search_by(|own| (*own.name).cmp(entry.name)).is_err() {
                     let kind = file_type(&entry.kind);
-                    names.push(Listed { name: entry.name.clone(), ino: entry.identity, kind });
+                    names.push(Listed { name: entry.name.into(), ino: entry.identity, kind });
                 }
             }
         }
+        active.sound()?;
         if let Some(directory) = &directory {
             for entry in own {
                 let ino = self.listed_ino(node, directory, &entry)?;

@@ -149,7 +149,9 @@ impl Vfs {
         }
         let Some((set, at)) = found else { return Ok(()) };
         let top = set.union.top(at).ok_or(Errno::STALE)?;
-        first_open.check(&set.layers[top.layer as usize], top.entry)
+        let entry = set.union.entry(at).ok_or(Errno::IO)?;
+        let layer = &set.layers[top.layer as usize];
+        first_open.check(layer, &entry, top.entry, &set.union.path(at))
     }
 
     fn open_now(&self, id: u64, mode: OpenMode) -> Result<Opened> {
@@ -318,7 +320,7 @@ impl Vfs {
                 if self.first_open.get().is_some_and(|first| !first.passed(&layer, top.entry)) {
                     return Err(Errno::AGAIN);
                 }
-                Ok((layer.open(top.entry)?, Some(layer)))
+                Ok((layer.open(&set.union.path(at))?, Some(layer)))
             }
         }
     }

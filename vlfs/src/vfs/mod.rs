@@ -46,10 +46,11 @@ pub use revert::Reverted;
 pub use swap::{SetInfo, SwapOutcome};
 
 use crate::backing;
-use crate::layer::Layer;
+use crate::index::overlay::Hiding;
+use crate::layer::{Layer, LayerSet};
 use crate::private::{self, Private};
 use crate::tree::{self, Kind, PRIVATE_TAG};
-use crate::union::{self, Input, Union};
+use crate::union::{self, Union};
 use crate::verify::first_open::FirstOpen;
 use node::{Node, ROOT_ID, Table, Upper};
 
@@ -76,22 +77,34 @@ pub struct ActiveSet {
 }
 
 impl ActiveSet {
-    /// Merges layers (topmost first) with what the private layer hides in them.
+    /// A layer set with what the private layer hides in it.
     pub fn build(
-        layers: Vec<Arc<Layer>>,
+        set: LayerSet,
         hidden: &std::collections::BTreeMap<private::UnitKey, crate::whiteout::WhiteoutTree>,
         info: SetInfo,
     ) -> ActiveSet {
-        let inputs: Vec<_> = layers
-            .iter()
-            .map(|layer| Input {
-                tree: layer.tree.clone(),
-                hidden: hidden.get(&layer.unit),
-                hides_below: layer.hides_below.as_ref(),
-            })
-            .collect();
-        let union = Union::build(&inputs);
-        ActiveSet { layers, union, info }
+        let layers = set.layers.iter();
+        let hiding = layers.map(|layer| Hiding {
+            hidden: hidden.get(&layer.unit),
+            hides_below: layer.hides_below.as_ref(),
+        });
+        let union = Union::build(set.index.clone(), &hiding.collect::<Vec<_>>());
+        ActiveSet { layers: set.layers, union, info }
+    }
+
+    /// Why a name is not found: it is not there, or nobody can tell.
+    fn missing(&self) -> Errno {
+        if self.union.is_damaged() { Errno::IO } else { Errno::NOENT }
+    }
+
+    /// Answers were taken from the index: they hold only if it does.
+    fn sound(&self) -> Result<()> {
+        if self.union.is_damaged() { Err(Errno::IO) } else { Ok(()) }
+    }
+
+    /// The layers with their index, without what is hidden in them.
+    pub fn set(&self) -> LayerSet {
+        LayerSet { layers: self.layers.clone(), index: self.union.index().clone() }
     }
 }
 
@@ -187,10 +200,10 @@ impl Vfs {
     /// The file system of these layers (topmost first) and this private layer.
     /// White-outs of units that are not in the set are dropped: those units
     /// were swapped away while nothing was mounted (§5.5).
-    pub fn new(private: Private, layers: Vec<Arc<Layer>>, info: SetInfo) -> Result<Vfs> {
-        let gone = private.forget_pairs(|unit| layers.iter().any(|layer| layer.unit == *unit));
+    pub fn new(private: Private, set: LayerSet, info: SetInfo) -> Result<Vfs> {
+        let gone = private.forget_pairs(|unit| set.layers.iter().any(|layer| layer.unit == *unit));
         private.drop_pairs(&gone)?;
-        let active = ActiveSet::build(layers, &private.hidden(), info);
+        let active = ActiveSet::build(set, &private.hidden(), info);
         let upper = backing::open_directory(&private.upper, b"")?;
         let root = Arc::new(Node::new(
             ROOT_ID,
@@ -344,7 +357,11 @@ impl Vfs {
             }
         }
         let at = self.lower(active, parent).and_then(|at| active.union.child(at, name));
-        at.map(|at| Object::Layer { at }).ok_or(Errno::NOENT)
+        match at {
+            // What is found may be hidden, if a damaged index could not say so.
+            Some(at) => active.sound().map(|()| Object::Layer { at }),
+            None => Err(active.missing()),
+        }
     }
 
     /// `st_ino` of a private object: what its copy kept, or its own number, tagged.
@@ -390,7 +407,7 @@ impl Vfs {
             }
             Object::Layer { at } => {
                 let entry = active.union.entry(*at).ok_or(Errno::IO)?;
-                (entry.identity, file_type(&entry.kind), entry.link_group.is_some())
+                (entry.identity, file_type(&entry.kind), entry.has_links)
             }
         };
         let fits = |node: &Arc<Node>| {
@@ -573,9 +590,9 @@ fn adopt_directory(
     Ok(())
 }
 
-fn file_type(kind: &Kind) -> FileType {
+fn file_type(kind: &Kind<'_>) -> FileType {
     match kind {
-        Kind::Directory { .. } => FileType::Directory,
+        Kind::Directory => FileType::Directory,
         Kind::Regular { .. } => FileType::RegularFile,
         Kind::Symlink { .. } => FileType::Symlink,
         Kind::CharacterDevice => FileType::CharacterDevice,

@@ -39,6 +39,7 @@ impl Vfs {
         if self.lower(active, parent).is_some_and(|at| active.union.child(at, name).is_some()) {
             return Err(Errno::EXIST);
         }
+        active.sound()?;
         self.private_directory(active, parent)
     }
 
@@ -250,10 +251,11 @@ impl Vfs {
         parent: &Arc<Node>,
         name: &[u8],
     ) -> Result<()> {
-        let Some(above) = self.lower(active, parent) else { return Ok(()) };
-        let Some(at) = active.union.child(above, name) else { return Ok(()) };
+        let Some(above) = self.lower(active, parent) else { return active.sound() };
+        let Some(at) = active.union.child(above, name) else { return active.sound() };
         let path = active.union.path(at);
-        for contribution in active.union.contributions(at).iter().rev() {
+        active.sound()?;
+        for contribution in active.union.contributions(at).into_iter().rev() {
             let layer = &active.layers[contribution.layer as usize];
             self.private.hide(&layer.unit, &path)?;
         }

@@ -173,7 +173,7 @@ impl Vfs {
         let mut pending = vec![(at, directory)];
         while let Some((at, directory)) = pending.pop() {
             for (child, entry) in active.union.children(at) {
-                match backing::stat_at(&directory, &entry.name) {
+                match backing::stat_at(&directory, entry.name) {
                     Err(Errno::NOENT) => return Ok(false),
                     Err(error) => return Err(error),
                     // A private object that is no directory obscures all below it.
@@ -181,13 +181,14 @@ impl Vfs {
                         if entry.is_directory()
                             && FileType::from_raw_mode(stat.st_mode) == FileType::Directory =>
                     {
-                        let below = backing::open_directory(&directory, &entry.name)?;
+                        let below = backing::open_directory(&directory, entry.name)?;
                         pending.push((child, Arc::new(below)));
                     }
                     Ok(_) => {}
                 }
             }
         }
+        active.sound()?;
         Ok(true)
     }
 
@@ -343,7 +344,7 @@ impl Vfs {
         let Some(entry) = set.union.entry(at) else { return };
         let mut place = target.place.write().expect("no panic while held");
         if place.names.is_empty() && matches!(place.upper, Upper::None) {
-            place.removed = Some(super::Attr::of_entry(entry, 0));
+            place.removed = Some(super::Attr::of_entry(&entry, 0));
         }
     }
 }

@@ -42,7 +42,7 @@ impl Vfs {
         };
         if rebuild {
             let active = self.active();
-            let outcome = self.swap_locked(active.layers.clone(), active.info.clone())?;
+            let outcome = self.swap_locked(active.set(), active.info.clone())?;
             debug_assert!(matches!(outcome, SwapOutcome { .. }));
         }
         if let Some(parent) = parent {
@@ -68,11 +68,12 @@ impl Vfs {
 
     fn revert_locked(&self, path: &[u8], caller: &Caller) -> Result<(Reverted, bool, Option<u64>)> {
         let active = self.active();
-        let contributes = |layer: &Arc<crate::layer::Layer>| layer.tree.find(path);
-        let original = active.layers.iter().find_map(|layer| {
-            contributes(layer).map(|entry| layer.tree.entry(entry).attributes.uid)
-        });
-        let original_owner = original.ok_or(Errno::NODATA)?;
+        let index = active.union.index();
+        let at = index.find(path).ok_or(Errno::NODATA)?;
+        // Whatever hides them: that is what a revert takes away.
+        let originals = index.contributions(&index.node(at));
+        let original = originals.get(0).ok_or(Errno::NODATA)?;
+        let original_owner = index.entry(original).ok_or(Errno::IO)?.attributes.uid;
         let parent_path = strata_core::manifest::parent_path(path).ok_or(Errno::INVAL)?;
         let name = strata_core::manifest::file_name(path);
         let known = self.table.find(parent_path);
@@ -97,8 +98,9 @@ impl Vfs {
         }
         // First the white-out, which the private copy obscures; then the copy.
         let mut shown = false;
-        for layer in &active.layers {
-            shown |= contributes(layer).is_some() && self.private.show(&layer.unit, path)?;
+        for original in originals {
+            let layer = &active.layers[original.layer as usize];
+            shown |= self.private.show(&layer.unit, path)?;
         }
         if let (Some(directory), Some(copy)) = (&directory, &copy) {
             self.drop_copy(&active, known.as_ref(), directory, name)?;

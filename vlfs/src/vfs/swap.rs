@@ -10,13 +10,15 @@
 //! and nobody else. Only for requests that began before the swap is the old
 //! set kept a moment longer.
 
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::node::Node;
 use super::{ActiveSet, Notice, Result, Vfs};
-use crate::layer::Layer;
-use crate::union::changes::{Changes, changes};
+use crate::layer::{Layer, LayerSet};
+use crate::private::UnitKey;
+use crate::union::changes::{Changes, changes as compare};
 
 /// What a layer set is called.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -54,17 +56,44 @@ impl SetInfo {
     }
 }
 
+/// For each layer of the old set, its position in the new one.
+fn kept_layers(old: &ActiveSet, new: &LayerSet) -> Vec<Option<u32>> {
+    let positions: HashMap<_, _> = new.layers.iter().map(Arc::as_ptr).zip(0..).collect();
+    old.layers.iter().map(|layer| positions.get(&Arc::as_ptr(layer)).copied()).collect()
+}
+
+/// Hides in the new set what was hidden while it was made. `false`: only some of
+/// the layers that have a path are concerned, which takes a new union.
+fn hide_recorded(new: &ActiveSet, recorded: &[(UnitKey, Vec<u8>)]) -> bool {
+    let mut by_path: BTreeMap<&[u8], HashSet<&UnitKey>> = BTreeMap::new();
+    for (unit, path) in recorded {
+        by_path.entry(path).or_default().insert(unit);
+    }
+    for (path, units) in by_path {
+        let Some(at) = new.union.find(path) else { continue };
+        let unit_of = |c: crate::union::Contribution| &new.layers[c.layer as usize].unit;
+        let contributions = new.union.contributions(at);
+        let hidden = contributions.into_iter().filter(|c| units.contains(unit_of(*c))).count();
+        if hidden == contributions.len() {
+            new.union.hide(at);
+        } else if hidden > 0 {
+            return false;
+        }
+    }
+    true
+}
+
 impl Vfs {
     /// Makes another layer set the active one, at once for every observer.
     /// On return the kernel shows nothing of the old set. Not for request threads.
-    /// `layers` is topmost first.
     ///
     /// # Errors
     /// The private layer's disk fails. The set is swapped or not, never in part.
-    pub fn swap(&self, layers: Vec<Arc<Layer>>, info: SetInfo) -> Result<SwapOutcome> {
+    pub fn swap(&self, set: LayerSet, info: SetInfo) -> Result<SwapOutcome> {
         let swapping = self.swapping.lock().expect("no panic while held");
-        let keep = |unit: &crate::private::UnitKey| layers.iter().any(|layer| layer.unit == *unit);
-        let swapped = self.settle_loans(keep).and_then(|()| self.swap_locked(layers.clone(), info));
+        let units: HashSet<_> = set.layers.iter().map(|layer| &layer.unit).collect();
+        let settled = self.settle_loans(|unit| units.contains(unit));
+        let swapped = settled.and_then(|()| self.swap_locked(set.clone(), info));
         self.private.loans.stay();
         drop(swapping);
         self.flush_notices();
@@ -72,35 +101,34 @@ impl Vfs {
     }
 
     /// The swap itself. The caller holds `swapping`.
-    pub(super) fn swap_locked(
-        &self,
-        layers: Vec<Arc<Layer>>,
-        info: SetInfo,
-    ) -> Result<SwapOutcome> {
+    pub(super) fn swap_locked(&self, set: LayerSet, info: SetInfo) -> Result<SwapOutcome> {
         let old = self.active();
+        let units: HashSet<UnitKey> = set.layers.iter().map(|layer| layer.unit.clone()).collect();
         let hidden = self.private.start_recording();
-        let kept = |unit: &crate::private::UnitKey| layers.iter().any(|layer| layer.unit == *unit);
-        let new = Arc::new(ActiveSet::build(layers.clone(), &hidden, info));
-        let changes = changes(&old.union, &new.union);
+        let mut new = Arc::new(ActiveSet::build(set.clone(), &hidden, info.clone()));
+        let kept = kept_layers(&old, &set);
+        let mut changes = compare(&old.union, &new.union, &kept);
         self.unsettled.store(true, Ordering::Release);
         let notices = self.notices(&changes);
         self.notify(notices.clone());
+        let rebuilt;
         let gone = {
             let _exclusive = self.namespace.write().expect("no panic while held");
-            for (unit, path) in self.private.stop_recording() {
-                if new.layers.iter().any(|layer| layer.unit == unit)
-                    && let Some(at) = new.union.find(&path)
-                {
-                    new.union.hide(at);
-                }
+            let recorded = self.private.stop_recording();
+            rebuilt = !hide_recorded(&new, &recorded);
+            if rebuilt {
+                new = Arc::new(ActiveSet::build(set, &self.private.hidden(), info));
             }
-            let gone = self.private.forget_pairs(kept);
+            let gone = self.private.forget_pairs(|unit| units.contains(unit));
             self.active.store(new.clone());
             self.epoch.fetch_add(1, Ordering::AcqRel);
             gone
         };
         self.swaps.fetch_add(1, Ordering::Relaxed);
         self.retire(&old, &new);
+        if rebuilt {
+            changes = compare(&old.union, &new.union, &kept);
+        }
         self.notify(self.notices(&changes));
         self.private.drop_pairs(&gone)?;
         let names = changes.values().map(|directory| directory.names.len()).sum();
@@ -129,17 +157,14 @@ impl Vfs {
     }
 
     fn retire(&self, old: &Arc<ActiveSet>, new: &Arc<ActiveSet>) {
+        let kept: HashSet<_> = new.layers.iter().map(Arc::as_ptr).collect();
+        let stays = |layer: &Arc<Layer>| kept.contains(&Arc::as_ptr(layer));
         let mut unlinked = self.unlinked.lock().expect("no panic while held");
         unlinked.retain(|layer| layer.strong_count() > 0);
-        for layer in &old.layers {
-            if !new.layers.iter().any(|kept| Arc::ptr_eq(kept, layer)) {
-                unlinked.push(Arc::downgrade(layer));
-            }
-        }
+        unlinked.extend(old.layers.iter().filter(|layer| !stays(layer)).map(Arc::downgrade));
         drop(unlinked);
         let now = std::time::Instant::now();
         self.retired.lock().expect("no panic while held").push((now, old.clone()));
-        let stays = |layer: &Arc<Layer>| new.layers.iter().any(|kept| Arc::ptr_eq(kept, layer));
         self.drop_kept(|backing| backing.layer.as_ref().is_none_or(stays));
     }
 

@@ -95,7 +95,7 @@ impl Vfs {
         }
         let (set, at) = self.lower_or_retired(&active, &node).ok_or(Errno::STALE)?;
         let entry = set.union.entry(at).ok_or(Errno::IO)?;
-        entry.attributes.xattrs.get(name).cloned().ok_or(Errno::NODATA)
+        entry.attributes.xattrs.get(name).map(<[u8]>::to_vec).ok_or(Errno::NODATA)
     }
 
     pub fn listxattr(&self, id: u64) -> Result<Vec<Vec<u8>>> {
@@ -107,7 +107,7 @@ impl Vfs {
             None => {
                 let (set, at) = self.lower_or_retired(&active, &node).ok_or(Errno::STALE)?;
                 let entry = set.union.entry(at).ok_or(Errno::IO)?;
-                entry.attributes.xattrs.keys().cloned().collect()
+                entry.attributes.xattrs.names().map(<[u8]>::to_vec).collect()
             }
         };
         names.retain(|name| !name.starts_with(backing::OWN_XATTRS));
@@ -184,7 +184,7 @@ impl Vfs {
             None => {}
         }
         let (set, at) = self.lower_or_retired(&self.active(), &node).ok_or(Errno::STALE)?;
-        match &set.union.entry(at).ok_or(Errno::IO)?.kind {
+        match set.union.entry(at).ok_or(Errno::IO)?.kind {
             crate::tree::Kind::Symlink { target } => Ok(target.to_vec()),
             _ => Err(Errno::INVAL),
         }

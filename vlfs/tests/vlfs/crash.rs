@@ -59,7 +59,7 @@ impl World {
 
     fn mount_set(&self, private: &Path, layers: &[PathBuf], disk: Disk) -> Result<Vfs, Errno> {
         let private = Private::open_with(private, &Owner::AdHoc, disk).expect("opened");
-        let opened = set::open_directories(layers, &[]).expect("opened");
+        let opened = set::open_directories(layers, None).expect("opened");
         let vfs = Vfs::new(private, opened, SetInfo::default())?;
         vfs.settle_absent(|unit| self.root(unit))?;
         Ok(vfs)
@@ -404,7 +404,7 @@ fn swapping() {
         chmod(vfs, "d/g", 0o600)
     };
     let swap = |vfs: &Vfs| {
-        let layers = set::open_directories(low_alone, &vfs.active().layers).expect("opened");
+        let layers = set::open_directories(low_alone, Some(&vfs.active().set())).expect("opened");
         vfs.swap(layers, SetInfo::default()).map(drop)
     };
     at_every_step_in(&world, low_alone, true, prepare, swap);

@@ -48,7 +48,7 @@ impl Place {
 
     /// `None` where the private directory is refused.
     fn open(&self) -> Option<Vfs> {
-        let layers = set::open_directories(&[self.path("layer")], &[]).expect("opened");
+        let layers = set::open_directories(&[self.path("layer")], None).expect("opened");
         let private = Private::open(&self.path("private"), &Owner::AdHoc).ok()?;
         Vfs::new(private, layers, SetInfo::default()).ok()
     }

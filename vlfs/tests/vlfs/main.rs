@@ -9,6 +9,7 @@ mod fixture;
 mod forensics;
 mod full_disk;
 mod hostile;
+mod index;
 mod life;
 mod model;
 mod mounted;

@@ -7,11 +7,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use proptest::prelude::*;
 use rustix::fs::FileType;
-use strata_vlfs::layer::Layer;
+use strata_vlfs::layer::LayerSet;
 use strata_vlfs::private::{Owner, Private, PrivateError};
 use strata_vlfs::set;
 use strata_vlfs::vfs::file::OpenMode;
@@ -266,9 +265,9 @@ impl Real {
         Real { directory, units: paths, vfs: None }
     }
 
-    fn layers(&self, set: &[usize]) -> Vec<Arc<Layer>> {
+    fn layers(&self, set: &[usize]) -> LayerSet {
         let directories: Vec<_> = set.iter().map(|unit| self.units[*unit].clone()).collect();
-        set::open_directories(&directories, &[]).expect("opened")
+        set::open_directories(&directories, None).expect("opened")
     }
 
     fn mount(&mut self, set: &[usize]) {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Output};
 
 use strata_core::database::unit_digest;
 use strata_core::generation::{Generation, LayerSetEntry};
@@ -113,17 +113,27 @@ impl Va {
         id
     }
 
+    pub fn index_cache(&self) -> PathBuf {
+        self.mount.directory.path().join("index")
+    }
+
     pub fn mount(&self) {
-        let done = Command::new(PROGRAM)
+        let done = self.try_mount();
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    }
+
+    pub fn try_mount(&self) -> Output {
+        Command::new(PROGRAM)
             .args(["mount", "--va", &mac().to_string(), "--poll-ms", "20", "--store"])
             .arg(self.store.root())
             .arg("--private")
             .arg(self.mount.private())
+            .arg("--index-cache")
+            .arg(self.index_cache())
             .args(&self.mount.extra)
             .arg(self.path(""))
             .output()
-            .expect("the program runs");
-        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+            .expect("the program runs")
     }
 
     pub fn path(&self, below: &str) -> PathBuf {

@@ -132,7 +132,8 @@ impl Host<'_> {
     fn mount(&self) -> Result<()> {
         let mut command = Command::new(self.vlfs);
         command.args(["mount", "--va", &mac()?.to_string(), "--poll-ms", "10", "--store"]);
-        command.arg(self.store.root()).arg("--private").arg(&self.private).arg(&self.point);
+        command.arg(self.store.root()).arg("--private").arg(&self.private);
+        command.arg("--index-cache").arg(self.private.with_file_name("index")).arg(&self.point);
         finish(command.stdout(Stdio::null()))
     }
 

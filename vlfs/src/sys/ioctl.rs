@@ -1,6 +1,5 @@
 //! The two calls that register a file with the kernel for passthrough
 //! (`Documentation/filesystems/fuse/fuse-passthrough.rst`).
-#![allow(unsafe_code, reason = "rustix leaves the description of an ioctl to the caller")]
 
 use std::ffi::c_void;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
