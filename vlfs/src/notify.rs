@@ -68,8 +68,10 @@ pub fn run(
 ) {
     let mut again: VecDeque<(Instant, Vec<Notice>)> = VecDeque::new();
     while !stop() {
+        let received = queue.recv_timeout(TICK);
+        // Only now: a first notice may come right after the kernel has agreed.
         let expire_only = session.agreed().is_some_and(|agreed| agreed.expire_only);
-        match queue.recv_timeout(TICK) {
+        match received {
             Ok(Message::Flush(done)) => {
                 if done.send(()).is_err() {
                     tracing::debug!("who waited for the notices is gone");
