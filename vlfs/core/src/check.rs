@@ -9,11 +9,11 @@ use std::sync::Arc;
 
 use crate::composition::{self, FlatComposition, FlatLayer};
 use crate::consistency::{Rules, consistency};
-use crate::desired::DesiredState;
+use crate::desired::{Definition, DesiredState};
 use crate::diagnostic::{Diagnostic, Severity};
 use crate::digest::Digest;
 use crate::generation::Generation;
-use crate::manifest::Manifest;
+use crate::manifest::{Kind, Manifest};
 use crate::metadata::LayerKind;
 use crate::names::CompositionName;
 use crate::shared_paths::{ManifestSource, shared_paths};
@@ -78,6 +78,7 @@ pub fn check_desired(
         flat.whole &= !order.broken.contains(name);
         let mut faults = consistency(definition, &flat, &rules);
         faults.extend(paths.check(&flat));
+        faults.extend(paths.check_data(&flat, definitions));
         sound &= faults.iter().all(|fault| fault.severity == Severity::Warning);
         sound &= definition.ldf.references().all(|(_, r)| !faulty.contains(&r.name));
         diagnostics.extend(faults);
@@ -179,6 +180,47 @@ impl PathCheck<'_> {
         }
         if diagnostics.is_empty() {
             self.passed.insert(key);
+        }
+        diagnostics
+    }
+
+    /// A data directory is mounted on a directory: no layer may have anything else
+    /// at its path or above it, above all no symbolic link.
+    fn check_data(
+        &self,
+        flat: &FlatComposition,
+        definitions: &BTreeMap<CompositionName, Definition>,
+    ) -> Vec<Diagnostic> {
+        if flat.data.is_empty() {
+            return Vec::new();
+        }
+        let units =
+            flat.layers.iter().filter_map(|layer| Some(self.universe.entry(layer.placed.unit?)));
+        let units = units.filter_map(|entry| Some((self.manifests.manifest(&entry)?, entry)));
+        let from_git = definitions.values().filter_map(|definition| definition.tree.as_ref());
+        let trees: Vec<_> = from_git
+            .map(|tree| (tree.entry(), tree.manifest()))
+            .filter(|(entry, _)| flat.trees.contains(entry))
+            .collect();
+        let units: Vec<_> = units.collect();
+        let layers = units.iter().map(|(manifest, entry)| (entry, &**manifest));
+        let layers = layers.chain(trees.iter().map(|(entry, manifest)| (entry, *manifest)));
+        let mut diagnostics = Vec::new();
+        for (entry, manifest) in layers {
+            for (path, placed) in &flat.data {
+                let obstacle = path.prefixes().find(|prefix| {
+                    let found = manifest.get(prefix.as_bytes());
+                    found.is_some_and(|found| found.kind != Kind::Directory)
+                });
+                let Some(obstacle) = obstacle else { continue };
+                let message = format!(
+                    "{path} cannot be a data directory: {entry} has /{obstacle}, which is no directory"
+                );
+                diagnostics.push(
+                    Diagnostic::error(&placed.file, placed.line, "data-path", message)
+                        .hint("name the directory itself, not by way of a symbolic link"),
+                );
+            }
         }
         diagnostics
     }

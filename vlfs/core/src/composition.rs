@@ -10,6 +10,7 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 
 use crate::configuration::Configuration;
+use crate::data_paths::{DataPath, DataPaths, nested};
 use crate::desired::{Definition, DefinitionRole};
 use crate::diagnostic::Diagnostic;
 use crate::generation::{Generation, GenerationError, LayerSetEntry};
@@ -48,8 +49,17 @@ pub struct FlatComposition {
     pub layers: Vec<FlatLayer>,
     /// The configuration layers from git, bottom first.
     pub trees: Vec<LayerSetEntry>,
+    /// Data directories, its own and those of its references.
+    pub data: BTreeMap<DataPath, PlacedData>,
     /// Whether nothing is missing from it because of a fault.
     pub whole: bool,
+}
+
+/// Where a data directory is declared.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlacedData {
+    pub file: Arc<str>,
+    pub line: u32,
 }
 
 /// The definitions in an order in which each follows all that it references.
@@ -298,6 +308,7 @@ pub fn flatten(
         file,
         layers: Vec::new(),
         trees: Vec::new(),
+        data: own_data(definition),
         whole: !definition.partial && own.iter().all(|layer| layer.unit.is_some()),
     };
     let mut diagnostics = Vec::new();
@@ -314,6 +325,9 @@ pub fn flatten(
             continue;
         };
         flat.whole &= other.whole;
+        for (path, placed) in &other.data {
+            flat.data.entry(path.clone()).or_insert_with(|| placed.clone());
+        }
         for tree in &other.trees {
             if !flat.trees.contains(tree) {
                 flat.trees.push(tree.clone());
@@ -339,9 +353,45 @@ pub fn flatten(
             }
         }
     }
+    diagnostics.extend(check_data(definition, &flat));
     flat.trees.extend(definition.tree.as_ref().map(|tree| tree.entry()));
     flat.whole &= diagnostics.is_empty();
     (flat, diagnostics)
+}
+
+/// The path of a composition's `.data` file in the GitOps repository.
+fn data_file(definition: &Definition) -> String {
+    format!("{}/{}.data", definition.role.directory(), definition.name)
+}
+
+fn own_data(definition: &Definition) -> BTreeMap<DataPath, PlacedData> {
+    let file: Arc<str> = data_file(definition).into();
+    let placed = |line: &u32| PlacedData { file: file.clone(), line: *line };
+    definition.data.iter().map(|(path, line)| (path.clone(), placed(line))).collect()
+}
+
+/// Data directories that lie in one another, or are too many. A fault stands
+/// where its own file has a part in it, else at the LDF that brings both together.
+fn check_data(definition: &Definition, flat: &FlatComposition) -> Vec<Diagnostic> {
+    let own = data_file(definition);
+    let mut diagnostics = Vec::new();
+    for (outer, inner) in nested(flat.data.keys()) {
+        let (a, b) = (&flat.data[outer], &flat.data[inner]);
+        let message = format!(
+            "the data directory {inner} ({}:{}) is in {outer} ({}:{})",
+            b.file, b.line, a.file, a.line
+        );
+        let at = [b, a].into_iter().find(|placed| *placed.file == own);
+        let (file, line) = at.map_or((&*flat.file, 0), |placed| (&*placed.file, placed.line));
+        let hint = "one mount cannot be in the other: remove one of the two";
+        diagnostics.push(Diagnostic::error(file, line, "nested-data", message).hint(hint));
+    }
+    if flat.data.len() > limits::DATA_PATHS {
+        let (most, count) = (limits::DATA_PATHS, flat.data.len());
+        let message = format!("{count} data directories, the limit is {most}");
+        diagnostics.push(Diagnostic::error(&flat.file, 0, "too-many-data", message));
+    }
+    diagnostics
 }
 
 fn two_versions(file: &str, via: u32, there: &FlatLayer, other: &FlatLayer) -> Diagnostic {
@@ -383,7 +433,9 @@ impl FlatComposition {
             .map(|layer| universe.entry(unit(layer)))
             .chain(self.trees.iter().cloned())
             .collect();
-        Generation::new(self.name.clone(), layers, self.print(&ordered))
+        let data = self.data.keys().cloned().collect();
+        let data = DataPaths::new(data).expect("a whole composition has sound data directories");
+        Ok(Generation::new(self.name.clone(), layers, self.print(&ordered))?.with_data(data))
     }
 
     /// The flattened LDF: canonical, so that comments and the order of lines

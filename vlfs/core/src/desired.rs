@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::configuration::{
     APPLIANCES_FILE, Appliance, Appliances, CONFIGURATION_FILE, Configuration, read_appliances,
 };
+use crate::data_paths::{self, Declared};
 use crate::diagnostic::Diagnostic;
 use crate::ldf::Ldf;
 use crate::names::{CompositionName, TEMPLATES_REPOSITORY, VaName};
@@ -46,6 +47,8 @@ pub struct Definition {
     pub partial: bool,
     /// Its own configuration layer, where it has one.
     pub tree: Option<TemplateTree>,
+    /// Data directories that its own `.data` file declares, with their lines.
+    pub data: Declared,
 }
 
 /// What one commit says.
@@ -132,9 +135,11 @@ impl DesiredState {
             };
             let directory = format!("{}/{name}", role.directory());
             let (own, faults) = TemplateTree::read(tree, &directory, &name);
-            let partial = partial || !faults.is_empty();
+            let before = diagnostics.len();
             diagnostics.extend(faults);
-            let definition = Definition { name, role, file, ldf, partial, tree: own };
+            let data = read_data(tree, &format!("{directory}.data"), diagnostics);
+            let partial = partial || diagnostics.len() > before;
+            let definition = Definition { name, role, file, ldf, partial, tree: own, data };
             self.definitions.insert(definition.name.clone(), definition);
         }
     }
@@ -146,7 +151,10 @@ impl DesiredState {
             for (path, _) in tree.below(role.directory()) {
                 let (owner, below) = match path.split_once('/') {
                     Some((owner, _)) => (owner, true),
-                    None => (path.strip_suffix(".modes").unwrap_or(""), false),
+                    None => {
+                        let beside = path.strip_suffix(".modes").or(path.strip_suffix(".data"));
+                        (beside.unwrap_or(""), false)
+                    }
                 };
                 let file = format!("{}/{}", role.directory(), path.split('/').next().unwrap_or(""));
                 let defined = CompositionName::new(owner)
@@ -155,7 +163,7 @@ impl DesiredState {
                     continue;
                 }
                 let diagnostic = if owner.is_empty() {
-                    let message = "the file is neither an LDF, a modes file nor a configuration tree and is not looked at";
+                    let message = "the file is neither an LDF, a modes or data file nor a configuration tree and is not looked at";
                     Diagnostic::error(&file, 0, "stray-file", message).warning()
                 } else {
                     let message = format!(
@@ -208,6 +216,13 @@ fn regular_file<'t>(
     let message = format!("the file is {what}; commit a regular file");
     diagnostics.push(Diagnostic::error(path, 0, "not-a-file", message));
     None
+}
+
+fn read_data(tree: &SourceTree, file: &str, diagnostics: &mut Vec<Diagnostic>) -> Declared {
+    let Some(bytes) = regular_file(tree, file, diagnostics) else { return Declared::new() };
+    let (declared, faults) = data_paths::parse(bytes);
+    diagnostics.extend(faults.iter().map(|fault| Diagnostic::located(file, "data", fault)));
+    declared
 }
 
 /// Parses an LDF. Where lines have faults, the others are still returned, at
@@ -274,6 +289,8 @@ mod tests {
         let mut files = tree(&[
             ("strata.toml", "[[repository]]\nname = \"main\"\n"),
             ("templates/web.ldf", "main/apache2 1\nnonsense\nmain/x 1\n"),
+            ("templates/web.data", "# queue\n/var/spool\nvar/lib\n"),
+            ("templates/gone.data", "/x\n"),
             ("templates/.hidden.ldf", ""),
             ("templates/lost/etc/motd", ""),
             ("templates/notes.txt", ""),
@@ -292,9 +309,11 @@ mod tests {
                 ("appliances.toml", 4, "unknown-ldf"),
                 ("appliances/web.ldf", 0, "duplicate-definition"),
                 ("templates/.hidden.ldf", 0, "name"),
+                ("templates/gone.data", 0, "no-definition"),
                 ("templates/link.ldf", 0, "not-a-file"),
                 ("templates/lost", 0, "no-definition"),
                 ("templates/notes.txt", 0, "stray-file"),
+                ("templates/web.data", 3, "data"),
                 ("templates/web.ldf", 2, "ldf"),
             ]
         );

@@ -9,6 +9,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::data_paths::DataPaths;
 use crate::digest::{Digest, DigestError, GenerationId};
 use crate::limits;
 use crate::metadata::{LayerKind, MetadataError};
@@ -18,6 +19,8 @@ use crate::version::{LayerVersion, VersionError};
 
 /// First line of a generation's `layers` file.
 pub const HEADER: &str = "strata-generation 1";
+/// Name of the file with the data directories, where there are any.
+pub const DATA_FILE: &str = "data";
 
 /// One layer unit of a layer set.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -44,6 +47,7 @@ pub struct Generation {
     composition: CompositionName,
     layers: Vec<LayerSetEntry>,
     ldf: String,
+    data: DataPaths,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -72,6 +76,8 @@ pub enum GenerationError {
     Order,
     #[error("more than {max} layers", max = limits::COMPOSITION_LAYERS)]
     TooMany,
+    #[error("the definition holds a NUL byte")]
+    Nul,
     #[error("the last line does not end in a newline: the file is cut short")]
     Truncated,
 }
@@ -110,7 +116,14 @@ impl Generation {
         for entry in &layers {
             admit(&mut seen, &mut configured, entry)?;
         }
-        Ok(Generation { composition, layers, ldf })
+        Ok(Generation { composition, layers, ldf, data: DataPaths::default() })
+    }
+
+    /// The same generation with data directories.
+    #[must_use]
+    pub fn with_data(mut self, data: DataPaths) -> Self {
+        self.data = data;
+        self
     }
 
     pub fn composition(&self) -> &CompositionName {
@@ -127,11 +140,25 @@ impl Generation {
         &self.ldf
     }
 
-    /// blake3 of the `layers` file, a NUL byte and the flattened LDF.
+    /// The data directories of its VAs.
+    pub fn data(&self) -> &DataPaths {
+        &self.data
+    }
+
+    /// The files that only some generations have: name and text.
+    pub fn further_files(&self) -> Vec<(&'static str, String)> {
+        if self.data.is_empty() { Vec::new() } else { vec![(DATA_FILE, self.data.print())] }
+    }
+
+    /// blake3 of the `layers` file, a NUL byte and the flattened LDF; then, for each
+    /// further file, a NUL byte, its name, a NUL byte and its text.
     pub fn id(&self) -> GenerationId {
         let mut text = self.print_layers();
         text.push('\0');
         text.push_str(&self.ldf);
+        for (name, content) in self.further_files() {
+            text.push_str(&format!("\0{name}\0{content}"));
+        }
         Digest::of(text.as_bytes())
     }
 
@@ -144,7 +171,7 @@ impl Generation {
         text
     }
 
-    /// Reads a generation from its two files.
+    /// Reads a generation from the two files that every one has.
     ///
     /// # Errors
     /// The first fault of the `layers` file, with line and column. That the
@@ -157,6 +184,9 @@ impl Generation {
         }
         let text = std::str::from_utf8(layers).map_err(|_| whole(GenerationError::Encoding))?;
         let ldf = std::str::from_utf8(ldf).map_err(|_| whole(GenerationError::Encoding))?;
+        if ldf.contains('\0') {
+            return Err(whole(GenerationError::Nul));
+        }
         let text = text.strip_suffix('\n').ok_or(whole(GenerationError::Truncated))?;
         let mut lines = (1..).zip(text.split('\n'));
         if lines.next().is_none_or(|(_, line)| line != HEADER) {
@@ -176,7 +206,12 @@ impl Generation {
             admit(&mut seen, &mut configured, &entry).map_err(here)?;
             entries.push(entry);
         }
-        Ok(Generation { composition, layers: entries, ldf: ldf.to_owned() })
+        Ok(Generation {
+            composition,
+            layers: entries,
+            ldf: ldf.to_owned(),
+            data: DataPaths::default(),
+        })
     }
 }
 
@@ -227,6 +262,17 @@ mod tests {
         let parsed =
             Generation::parse(generation.print_layers().as_bytes(), generation.ldf().as_bytes());
         assert_eq!(parsed, Ok(generation));
+    }
+
+    #[test]
+    fn data_directories_are_part_of_the_identity() {
+        let data = DataPaths::parse(include_bytes!("../golden/generation-data")).expect("golden");
+        let with = sample().with_data(data);
+        assert_ne!(with.id(), sample().id());
+        assert_eq!(with.clone().with_data(DataPaths::default()).id(), sample().id());
+        // Pinned: the same declaration is the same generation for ever.
+        let pinned = include_str!("../golden/generation-data-id").trim();
+        assert_eq!(with.id().to_string(), pinned);
     }
 
     #[test]

@@ -12,6 +12,7 @@ pub mod check;
 pub mod composition;
 pub mod configuration;
 mod consistency;
+pub mod data_paths;
 pub mod database;
 pub mod deb822;
 pub mod desired;

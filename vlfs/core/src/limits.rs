@@ -15,8 +15,10 @@ pub const MANIFEST_BYTES: usize = 512 << 20;
 pub const GENERATION_BYTES: usize = 8 << 20;
 /// Bytes of one VA's report; a VA is not trusted to be brief.
 pub const REPORT_BYTES: usize = 64 << 10;
-/// Bytes of `strata.toml`, `appliances.toml` and a `.modes` file.
+/// Bytes of `strata.toml`, `appliances.toml`, a `.modes` and a `.data` file.
 pub const CONFIGURATION_BYTES: usize = 4 << 20;
+/// Data directories of one composition.
+pub const DATA_PATHS: usize = 64;
 /// Files that a GitOps repository may hold where Strata looks at them.
 pub const SOURCE_FILES: usize = 500_000;
 /// Bytes of all those files together.

@@ -3,6 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use strata_core::data_paths::DataPathsError;
 use strata_core::database::DatabaseError;
 use strata_core::generation::GenerationError;
 use strata_core::manifest::ManifestError;
@@ -38,6 +39,8 @@ pub enum StoreError {
     Manifest { path: PathBuf, located: Located<ManifestError> },
     #[error("{path}:{located}")]
     Generation { path: PathBuf, located: Located<GenerationError> },
+    #[error("{path}:{located}")]
+    Data { path: PathBuf, located: Located<DataPathsError> },
     #[error("{path}: {source}")]
     Report { path: PathBuf, source: ReportError },
     #[error("the layer unit in {path} is damaged: its digest is {found}, expected {expected}")]

@@ -3,11 +3,12 @@
 use std::fs;
 use std::path::PathBuf;
 
-use strata_core::generation::Generation;
+use strata_core::data_paths::DataPaths;
+use strata_core::generation::{DATA_FILE, Generation};
 use strata_core::{GenerationId, limits};
 
 use crate::error::{Context, StoreError};
-use crate::read::{names_in, read_limited};
+use crate::read::{names_in, optional, read_limited};
 use crate::store::Store;
 
 impl Store {
@@ -44,6 +45,15 @@ impl Store {
         let ldf = read_limited(&path.join(definition), limits::GENERATION_BYTES)?;
         let generation = Generation::parse(&layers, &ldf)
             .map_err(|located| StoreError::Generation { path: path.join("layers"), located })?;
+        let generation =
+            match optional(read_limited(&path.join(DATA_FILE), limits::GENERATION_BYTES))? {
+                None => generation,
+                Some(text) => {
+                    generation.with_data(DataPaths::parse(&text).map_err(|located| {
+                        StoreError::Data { path: path.join(DATA_FILE), located }
+                    })?)
+                }
+            };
         let found = generation.id();
         if found != *id {
             return Err(StoreError::Damaged { path, expected: *id, found });
@@ -81,11 +91,11 @@ impl Store {
         }
         self.disk.create_directory(&staged)?;
         let definition = format!("{}.ldf", generation.composition());
-        for (name, content) in [
-            ("layers", generation.print_layers()),
-            (definition.as_str(), generation.ldf().to_owned()),
-            ("commit", format!("{origin}\n")),
-        ] {
+        let mut files = generation.further_files();
+        files.push(("layers", generation.print_layers()));
+        files.push((definition.as_str(), generation.ldf().to_owned()));
+        files.push(("commit", format!("{origin}\n")));
+        for (name, content) in files {
             self.disk.write_file(&staged.join(name), content.as_bytes(), 0o444)?;
         }
         let path = self.generation_path(&id);

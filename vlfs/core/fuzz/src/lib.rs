@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 
 use strata_core::configuration::{Configuration, read_appliances};
+use strata_core::data_paths::{self, DataPath, DataPaths};
 use strata_core::database::Database;
 use strata_core::deb822;
 use strata_core::diagnostic::Diagnostic;
@@ -143,6 +144,24 @@ pub fn modes(text: &[u8]) {
     for path in lines_by_path.keys() {
         let mut components = path.trim_end_matches('/').split('/');
         assert!(components.all(|component| !matches!(component, "" | "." | "..")), "{path:?}");
+    }
+}
+
+/// `templates/<name>.data` and a generation's `data`: no path leaves the VA's root,
+/// and each has a name on the private disk of its own.
+pub fn data(text: &[u8]) {
+    let (declared, faults) = data_paths::parse(text);
+    for fault in &faults {
+        assert!(fault.line as usize <= lines(text), "{fault}");
+    }
+    for path in declared.keys() {
+        let mut components = path.relative().split('/');
+        assert!(components.all(|component| !matches!(component, "" | "." | "..")), "{path}");
+        let name = path.directory_name();
+        assert_eq!(DataPath::of_directory_name(name.as_bytes()).as_ref(), Some(path));
+    }
+    if let Ok(paths) = DataPaths::parse(text) {
+        assert_eq!(paths.print().as_bytes(), text);
     }
 }
 

@@ -264,3 +264,48 @@ fn a_missing_manifest_is_said() {
         ])
     );
 }
+
+const SQL: &str = "main/spare 1\n\nmain/base 1\nmain/libc6 1\n";
+
+#[test]
+fn data_directories_are_sealed_and_included() {
+    let files = [
+        ("strata.toml", CONFIGURATION),
+        ("templates/web.ldf", WEB),
+        ("templates/sql.ldf", SQL),
+        ("templates/sql.data", "/var/lib/mysql\n"),
+        ("appliances/one.ldf", "@web\n@sql\n"),
+        ("appliances/one.data", "# its queue\n/var/spool/mail\n/var/lib/mysql\n"),
+    ];
+    let result = checked(&files);
+    assert_eq!(result.diagnostics, []);
+    let data = |name: &str| -> Vec<String> {
+        let generation = &result.compositions[&name.parse().expect("a name")];
+        generation.data().iter().map(ToString::to_string).collect()
+    };
+    assert_eq!(data("web"), [""; 0]);
+    assert_eq!(data("sql"), ["/var/lib/mysql"]);
+    assert_eq!(data("one"), ["/var/lib/mysql", "/var/spool/mail"]);
+}
+
+#[test]
+fn data_directories_that_cannot_be_mounted() {
+    let found = faults(&[
+        ("templates/web.ldf", WEB),
+        ("templates/web.data", "/srv/www\n/usr/bin/server/x\n"),
+        ("templates/sql.ldf", SQL),
+        ("templates/sql.data", "/srv/www/sql\n/srv/x\n/srv/x/y\n"),
+        ("templates/tree.ldf", SQL),
+        ("templates/tree/var/file", "a file"),
+        ("templates/tree.data", "/var/file\n/var/other\n"),
+        ("appliances/both.ldf", "@web\n@sql\n"),
+    ]);
+    let expected = [
+        "appliances/both.ldf:0 nested-data",
+        "appliances/both.ldf:0 nested-data",
+        "templates/sql.data:3 nested-data",
+        "templates/tree.data:1 data-path",
+        "templates/web.data:2 data-path",
+    ];
+    assert_eq!(found, expected);
+}
