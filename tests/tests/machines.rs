@@ -7,6 +7,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use strata_core::data_paths::DataPaths;
 use strata_core::generation::{Generation, LayerSetEntry};
 use strata_core::{
     CompositionName, GenerationId, LayerName, LayerVersion, RepositoryName, RingName,
@@ -57,6 +58,10 @@ fn build_tiny(workspace: &Workspace, version: &str) {
 
 /// Rolls a version out, as the reconciler does.
 fn roll_out(workspace: &Workspace, version: &str) -> GenerationId {
+    roll_out_with(workspace, version, &[])
+}
+
+fn roll_out_with(workspace: &Workspace, version: &str, data: &[&str]) -> GenerationId {
     let store = Store::open(&workspace.store()).expect("a store");
     let repository = RepositoryName::new("main").expect("valid");
     let layer = LayerName::new("tiny").expect("valid");
@@ -68,6 +73,8 @@ fn roll_out(workspace: &Workspace, version: &str) -> GenerationId {
     let entry = LayerSetEntry { kind, repository, layer, version, digest };
     let web = CompositionName::new("web").expect("valid");
     let generation = Generation::new(web.clone(), vec![entry], ldf).expect("one layer");
+    let data = data.iter().map(|path| path.parse().expect("a data path")).collect();
+    let generation = generation.with_data(DataPaths::new(data).expect("none nested"));
     let (id, _) = store.seal_generation(&generation, "test").expect("sealed");
     store.move_ring(&web, &RingName::new("everyone").expect("valid"), &id).expect("moved");
     id
@@ -120,6 +127,39 @@ fn a_va_takes_updates_running_and_suspended() {
     va(&workspace, &["stop", "web"]).ok();
     va(&workspace, &["destroy", "--yes", "web"]).ok();
     assert_eq!(va(&workspace, &["list", "--output", "json"]).ok().trim(), "[]");
+    workspace.finish();
+}
+
+/// §6.4: declared with the template, on the private disk, through updates and restarts.
+#[test]
+fn data_directories_of_a_va() {
+    let workspace = Workspace::new("data");
+    workspace.init_store();
+    build_tiny(&workspace, "1");
+    build_tiny(&workspace, "2");
+    roll_out_with(&workspace, "1", &["/srv/db"]);
+    va(&workspace, &["provision", "--template", "web", "web"]).ok();
+    va(&workspace, &["start", "web"]).ok();
+    sh(&workspace, "echo rows >/srv/db/rows").ok();
+    let kept = workspace.store().join("machines/web/private/data/srv%2fdb");
+    assert_eq!(fs::read_to_string(kept.join("rows")).expect("on the private disk"), "rows\n");
+
+    // Nobody in the VA can make one; should one be there, nobody can open it.
+    let device = rustix::fs::makedev(1, 3);
+    let mode = rustix::fs::Mode::from_raw_mode(0o666);
+    let kind = rustix::fs::FileType::CharacterDevice;
+    rustix::fs::mknodat(rustix::fs::CWD, kept.join("null"), kind, mode, device).expect("made");
+    let opened = sh(&workspace, "cat /srv/db/null");
+    assert!(opened.code != 0 && opened.stderr.contains("Permission denied"), "{opened:?}");
+
+    let second = roll_out_with(&workspace, "2", &["/srv/db"]).to_string();
+    wait_until("the new version is served", DEADLINE, || status(&workspace)["active"] == second);
+    assert_eq!(sh(&workspace, "cat /etc/version /srv/db/rows").ok(), "2rows\n");
+    va(&workspace, &["stop", "web"]).ok();
+    assert_eq!(leaks::everything(&workspace.path("")), [""; 0]);
+    va(&workspace, &["start", "web"]).ok();
+    assert_eq!(sh(&workspace, "cat /srv/db/rows").ok(), "rows\n");
+    va(&workspace, &["stop", "web"]).ok();
     workspace.finish();
 }
 

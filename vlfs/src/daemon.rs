@@ -12,10 +12,12 @@ use anyhow::{Context as _, anyhow};
 use rustix::process::{Resource, Rlimit};
 use serde::{Deserialize, Serialize};
 use signal_hook::consts::{SIGINT, SIGTERM};
+use strata_core::data_paths::DataPaths;
 use strata_core::{GenerationId, MacAddr};
 use strata_store::Store;
 
 use crate::control::{self, Server};
+use crate::data::{self, binding::Binding};
 use crate::follow::{Follower, Progress};
 use crate::fuse::device::{self, Device};
 use crate::fuse::session::{Ready, Session};
@@ -71,6 +73,8 @@ pub struct Options {
     pub read_only: bool,
     /// Check each layer file's content at its first open.
     pub verify_open: bool,
+    /// Data directories beside those that the generation declares.
+    pub data: DataPaths,
     pub poll: Duration,
     pub report_interval: Duration,
     /// Where the host keeps the indexes of generations.
@@ -98,7 +102,7 @@ pub fn run(options: &Options, ready: impl FnOnce() + Send + 'static) -> anyhow::
     if let (Err(error), Some(follower)) = (&mounted, &follower) {
         follower.report_failure(&format!("{error:#}"));
     }
-    let (vfs, device) = mounted?;
+    let (vfs, device, data) = mounted?;
     let ino_gen = started.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
     let ino_gen = u64::try_from(ino_gen).unwrap_or(0) & u64::from(u32::MAX);
     let session = Arc::new(Session::new(vfs.clone(), device.clone(), options.passthrough, ino_gen));
@@ -111,7 +115,7 @@ pub fn run(options: &Options, ready: impl FnOnce() + Send + 'static) -> anyhow::
             return Err(error);
         }
     };
-    let common = Common { number, ino_gen, started, progress };
+    let common = Common { number, ino_gen, started, progress, data };
     let service = service(options, vfs, device, session, follower.as_ref(), common);
     let served = serve(&service, follower, Start::Mounted(Box::new(ready)));
     if served.is_err() {
@@ -167,7 +171,8 @@ pub fn take_over(state: i32) -> anyhow::Result<()> {
     vfs.import(&state.vfs, &ioctl::adopt)?;
     let session = Arc::new(session);
     let server = Server::adopt(listener, control::socket_path(state.number), state.listener_inode);
-    let common = Common { number: state.number, ino_gen: state.ino_gen, started, progress };
+    let (number, ino_gen, data) = (state.number, state.ino_gen, state.data);
+    let common = Common { number, ino_gen, started, progress, data };
     let service = service(options, vfs, device, session, follower.as_ref(), common);
     let start = Start::TakenOver { server, notices: state.notices, client };
     let served = serve(&service, follower, start);
@@ -211,6 +216,7 @@ struct Common {
     ino_gen: u64,
     started: SystemTime,
     progress: Arc<Mutex<Progress>>,
+    data: DataPaths,
 }
 
 fn service<'a>(
@@ -221,7 +227,7 @@ fn service<'a>(
     follower: Option<&Follower>,
     common: Common,
 ) -> Service<'a> {
-    let Common { number, ino_gen, started, progress } = common;
+    let Common { number, ino_gen, started, progress, data } = common;
     let source = Arc::new(StatusSource {
         vfs: vfs.clone(),
         session: session.clone(),
@@ -230,6 +236,8 @@ fn service<'a>(
         store: follower.map(|follower| follower.store.root().to_owned()),
         number,
         wanted_passthrough: options.passthrough,
+        mounted_data: data,
+        further_data: options.data.clone(),
         started,
         progress,
     });
@@ -258,7 +266,7 @@ fn follower(
 fn mount(
     options: &Options,
     follower: Option<&Follower>,
-) -> anyhow::Result<(Arc<Vfs>, Arc<Device>)> {
+) -> anyhow::Result<(Arc<Vfs>, Arc<Device>, DataPaths)> {
     let owner = follower.map_or(Owner::AdHoc, |follower| Owner::Va(follower.mac));
     // The layers first: a mount that is refused for them takes no private directory.
     let (set, info) = layers(options, follower)?;
@@ -274,8 +282,10 @@ fn mount(
     if options.verify_open {
         vfs.set_first_open();
     }
+    let data = data::together(&vfs.active().info.data, &options.data)?;
+    data::prepare(&vfs, &data)?;
     let device = Device::mount(&options.mount_point, "strata", options.read_only)?;
-    Ok((vfs, device))
+    Ok((vfs, device, data))
 }
 
 fn layers(options: &Options, follower: Option<&Follower>) -> anyhow::Result<(LayerSet, SetInfo)> {
@@ -313,11 +323,13 @@ fn serve(service: &Service<'_>, follower: Option<Follower>, start: Start) -> any
     let stop = Arc::new(Stop::default());
     let (notify, notices, queue) = notify::queue();
     vfs.set_notify(notify);
+    // Why data directories are not mounted.
+    let unbound = Arc::new(Mutex::new(None));
     let number = source.number;
     let (server, taken_over) = match start {
         Start::TakenOver { server, notices, client } => (server, Some((notices, client))),
         Start::Mounted(ready) => {
-            session.on_ready(ready);
+            session.on_ready(when_bound(options, source, unbound.clone(), ready));
             (Server::bind(control::socket_path(number))?, None)
         }
     };
@@ -384,7 +396,44 @@ fn serve(service: &Service<'_>, follower: Option<Follower>, start: Start) -> any
         }
     }
     tracing::info!("unmounted");
-    result
+    let unbound = unbound.lock().expect("no panic while held").take();
+    unbound.map_or(result, Err)
+}
+
+/// Mounts the data directories once the file system answers, and only then calls
+/// `ready`. Where that fails the whole mount goes: an appliance must not write its
+/// data elsewhere.
+fn when_bound(
+    options: &Options,
+    source: &StatusSource,
+    unbound: Arc<Mutex<Option<anyhow::Error>>>,
+    ready: Ready,
+) -> Ready {
+    let (private, mount_point) = (options.private.clone(), options.mount_point.clone());
+    let (paths, read_only) = (source.mounted_data.clone(), options.read_only);
+    let binding = Binding { private, mount_point, paths, read_only };
+    if binding.paths.is_empty() {
+        return ready;
+    }
+    Box::new(move || {
+        // The caller answers requests, which the mounting waits for.
+        let failed = unbound.clone();
+        let mount_point = binding.mount_point.clone();
+        let fail = move |error: anyhow::Error| {
+            *failed.lock().expect("no panic while held") = Some(error);
+            if let Err(error) = device::unmount(&mount_point, true) {
+                tracing::error!(%error, "cannot unmount");
+            }
+        };
+        let give_up = fail.clone();
+        let bind = move || match binding.run() {
+            Ok(()) => ready(),
+            Err(error) => fail(error.into()),
+        };
+        if let Err(error) = spawn("bind", bind) {
+            give_up(error);
+        }
+    })
 }
 
 fn spawn<T: Send + 'static>(

@@ -10,6 +10,7 @@
 //! takeover                     another program in the daemon's place
 //! gauges                       what the daemon costs, who holds what is gone
 //! daemon, control, status      one mount's threads, and talking to them
+//! data                         directories past the union, on the private disk (§6.4)
 //! diff                         what the private layer holds, from outside (§4.5)
 //! reset                        a fresh private layer, the old one kept
 //! verify                       the layers against their manifests
@@ -18,6 +19,7 @@
 pub mod backing;
 pub mod control;
 pub mod daemon;
+pub mod data;
 pub mod diff;
 pub mod follow;
 pub mod fuse;

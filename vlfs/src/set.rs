@@ -58,8 +58,11 @@ pub fn open_generation(
     let generation =
         store.generation(id).map_err(|source| SetError::Generation { id: *id, source })?;
     let entries: Vec<_> = generation.layers().iter().rev().collect();
-    let info =
-        SetInfo { generation: Some(*id), composition: Some(generation.composition().to_string()) };
+    let info = SetInfo {
+        generation: Some(*id),
+        composition: Some(generation.composition().to_string()),
+        data: generation.data().clone(),
+    };
     let known_by_unit = known.map(by_unit).unwrap_or_default();
     let mut layers = Vec::with_capacity(entries.len());
     let mut key = blake3::Hasher::new();

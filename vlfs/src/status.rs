@@ -8,12 +8,14 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use rustix::process::{Resource, getrlimit};
 use serde::{Deserialize, Serialize};
 
+use crate::data::{self, DataStatus};
 use crate::follow::Progress;
 use crate::fuse::session::Session;
 use crate::gauges::{self, Holder, Memory};
 use crate::proc;
 use crate::verify::first_open::FirstOpen;
 use crate::vfs::Vfs;
+use strata_core::data_paths::DataPaths;
 
 /// Files that are named; their number is not bounded by it.
 const NAMED: usize = 64;
@@ -88,6 +90,8 @@ pub struct Status {
     /// `on`, or why not.
     pub passthrough: String,
     pub private: PathBuf,
+    /// Data directories by path.
+    pub data: Vec<DataStatus>,
     pub paths: usize,
     pub nodes: usize,
     pub open_files: usize,
@@ -110,6 +114,10 @@ pub struct StatusSource {
     /// The mount's device number.
     pub number: (u32, u32),
     pub wanted_passthrough: bool,
+    /// The data directories that were mounted at the start.
+    pub mounted_data: DataPaths,
+    /// Those that the command line asked for.
+    pub further_data: DataPaths,
     pub started: SystemTime,
     pub progress: Arc<Mutex<Progress>>,
 }
@@ -157,6 +165,14 @@ impl StatusSource {
         }
     }
 
+    /// What the active set and the command line ask for together.
+    fn wanted_data(&self, declared: &DataPaths) -> DataPaths {
+        let together = data::together(declared, &self.further_data);
+        // A swap may declare what lies in a path of the command line: the next start
+        // refuses that, and until then the declaration is what counts.
+        together.unwrap_or_else(|_| declared.clone())
+    }
+
     pub fn status(&self) -> Status {
         let active = self.vfs.active();
         let progress = self.progress.lock().expect("no panic while held").clone();
@@ -191,6 +207,7 @@ impl StatusSource {
             layers: layers.collect(),
             held_layers: held,
             passthrough: passthrough.to_owned(),
+            data: data::states(&self.mounted_data, &self.wanted_data(&active.info.data)),
             private: self.vfs.private().path().to_owned(),
             paths: active.union.node_count(),
             nodes,

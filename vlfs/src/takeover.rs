@@ -30,6 +30,7 @@ use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::io::{Errno, FdFlags};
 use serde::{Deserialize, Serialize};
 use strata_core::GenerationId;
+use strata_core::data_paths::DataPaths;
 
 use crate::daemon::Options;
 use crate::fuse::device::Device;
@@ -40,7 +41,7 @@ use crate::status::StatusSource;
 use crate::vfs::{Notice, handover};
 
 /// Version of the state's format.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// Bytes of a program that is copied into memory.
 const PROGRAM_BYTES: u64 = 256 << 20;
 /// Bytes of a state.
@@ -92,6 +93,8 @@ pub struct State {
     /// The mount's number, which names the control socket.
     pub number: (u32, u32),
     pub generation: Option<GenerationId>,
+    /// The data directories that are mounted.
+    pub data: DataPaths,
     /// The layers of a mount of plain directories.
     pub directories: Vec<PathBuf>,
     pub device: i32,
@@ -250,6 +253,7 @@ impl Predecessor {
             agreed,
             number: self.number,
             generation: active.info.generation,
+            data: source.mounted_data.clone(),
             directories: plain.map(|layer| PathBuf::from(&layer.name)).collect(),
             device,
             lock,

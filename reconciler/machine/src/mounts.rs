@@ -34,6 +34,15 @@ pub fn on(point: &Path) -> io::Result<Option<Mount>> {
     Ok(all()?.into_iter().rfind(|mount| mount.point == point))
 }
 
+/// All mounts below `point`, an absolute path without links, lowest first.
+///
+/// # Errors
+/// `/proc` is not there.
+pub fn below(point: &Path) -> io::Result<Vec<Mount>> {
+    let inside = |mount: &Mount| mount.point != point && mount.point.starts_with(point);
+    Ok(all()?.into_iter().filter(inside).collect())
+}
+
 /// `36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw`
 fn parse(line: &[u8]) -> Option<Mount> {
     let mut fields = line.split(|byte| *byte == b' ');

@@ -387,6 +387,13 @@ impl<'a> NamespaceVa<'a> {
 
     fn unmount(&self) -> Result<(), MachineError> {
         let root = self.root();
+        // Data directories. What does not go by itself goes with the root.
+        for inner in mounts::below(&root).at("find the mount", &root)?.iter().rev() {
+            let flags = UnmountFlags::NOFOLLOW | UnmountFlags::DETACH;
+            if let Err(error) = rustix::mount::unmount(&inner.point, flags) {
+                tracing::debug!(mount = %inner.point.display(), %error, "a data directory stays mounted");
+            }
+        }
         let patience = Instant::now() + BUSY_DEADLINE;
         while mounts::on(&root).at("find the mount", &root)?.is_some() {
             let gone = wait::until(patience, || {

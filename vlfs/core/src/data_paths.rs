@@ -10,6 +10,8 @@ use std::fmt;
 use std::fmt::Write as _;
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
+
 use crate::limits;
 use crate::position::Located;
 
@@ -19,7 +21,8 @@ pub const HEADER: &str = "strata-data 1";
 const RESERVED: [&str; 4] = ["proc", "sys", "dev", "run"];
 
 /// The path of a data directory: UTF-8, without a leading slash.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct DataPath(String);
 
 /// What is wrong with one path.
@@ -124,6 +127,19 @@ impl fmt::Display for DataPath {
     }
 }
 
+impl From<DataPath> for String {
+    fn from(path: DataPath) -> String {
+        path.to_string()
+    }
+}
+
+impl TryFrom<String> for DataPath {
+    type Error = DataPathError;
+    fn try_from(text: String) -> Result<Self, DataPathError> {
+        DataPath::new(&text)
+    }
+}
+
 impl FromStr for DataPath {
     type Err = DataPathError;
     fn from_str(text: &str) -> Result<Self, DataPathError> {
@@ -161,8 +177,22 @@ fn unescape(name: &[u8]) -> Option<String> {
 }
 
 /// A sound list: sorted, none in another, not too many.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(try_from = "BTreeSet<DataPath>", into = "BTreeSet<DataPath>")]
 pub struct DataPaths(BTreeSet<DataPath>);
+
+impl From<DataPaths> for BTreeSet<DataPath> {
+    fn from(paths: DataPaths) -> BTreeSet<DataPath> {
+        paths.0
+    }
+}
+
+impl TryFrom<BTreeSet<DataPath>> for DataPaths {
+    type Error = DataPathsError;
+    fn try_from(paths: BTreeSet<DataPath>) -> Result<Self, DataPathsError> {
+        DataPaths::new(paths)
+    }
+}
 
 impl DataPaths {
     /// # Errors

@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 
-use rustix::mount::{MountFlags, UnmountFlags};
+use rustix::mount::UnmountFlags;
 use rustix::process::{Pid, PidfdFlags};
 use rustix::thread::ThreadNameSpaceType;
 
@@ -58,9 +58,8 @@ pub fn enter_root(root: &Path, hostname: &str) -> Result<(), InitError> {
     rustix::system::sethostname(&name[..name.len().min(HOSTNAME_BYTES)])
         .context("set", "the host name")?;
     rustix::process::chdir(root).context("enter", &subject)?;
-    // Device nodes of layers and private files are shown, not opened.
-    rustix::mount::mount_remount(".", MountFlags::BIND | MountFlags::NODEV, c"")
-        .context("forbid devices on", &subject)?;
+    // Device nodes of layers, private files and data directories are shown, not opened.
+    system::forbid_devices_here().context("forbid devices on", &subject)?;
     // The old root is stacked below the new one and then taken away: no
     // directory for it is needed in the VA's tree (pivot_root(2), Notes).
     rustix::process::pivot_root(".", ".").context("make a root of", &subject)?;

@@ -20,6 +20,38 @@ pub fn unshare_namespaces() -> io::Result<()> {
     unsafe { rustix::thread::unshare_unsafe(flags) }.map_err(io::Error::from)
 }
 
+/// Forbids opening devices on the mount at the working directory and on all that is
+/// mounted in it.
+///
+/// # Errors
+/// As mount_setattr(2); the kernel is older than 5.12.
+pub fn forbid_devices_here() -> io::Result<()> {
+    /// `struct mount_attr` of mount_setattr(2).
+    #[repr(C)]
+    struct MountAttributes {
+        set: u64,
+        clear: u64,
+        propagation: u64,
+        user_namespace: u64,
+    }
+    const MOUNT_ATTR_NODEV: u64 = 4;
+    let attributes =
+        MountAttributes { set: MOUNT_ATTR_NODEV, clear: 0, propagation: 0, user_namespace: 0 };
+    // SAFETY: the path is a C string, and the structure, whose size is given, lives
+    // through the call, which only reads both.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            libc::AT_FDCWD,
+            c".".as_ptr(),
+            libc::AT_RECURSIVE,
+            &raw const attributes,
+            size_of::<MountAttributes>(),
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Keeps every descriptor but the three standard ones from programs started
 /// later: whatever the caller's caller had open is the host's.
 ///

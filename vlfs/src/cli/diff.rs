@@ -37,6 +37,9 @@ pub struct Diff {
     /// Show how texts differ, as unified diffs.
     #[arg(long)]
     content: bool,
+    /// List the files of data directories too, as added; those no longer declared as well.
+    #[arg(long)]
+    data: bool,
     #[arg(long, value_enum, default_value = "text")]
     output: Output,
 }
@@ -53,7 +56,8 @@ impl Diff {
     pub fn run(&self) -> anyhow::Result<u8> {
         let subject = subject(&self.path)?;
         let originals = self.originals(&subject)?;
-        let options = Options { originals: originals.as_ref(), content: self.content };
+        let (content, data) = (self.content, self.data);
+        let options = Options { originals: originals.as_ref(), content, data };
         let differences = diff::diff(&subject.private, &options)?;
         match self.output {
             Output::Json => print_json(&differences.listed)?,

@@ -11,6 +11,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser, Subcommand, ValueEnum};
+use strata_core::data_paths::DataPath;
+use strata_vlfs::data::binding;
 
 /// Exit status of a difference or a failed check.
 const DIFFERENT: u8 = 1;
@@ -90,6 +92,17 @@ Only root and a file's owner may; it works inside a VA, too. The private copy is
     TakeOver(upgrade::TakeOver),
     /// Check the layers of a mount or a generation against their manifests.
     Verify(verify::Verify),
+    /// Mount data directories: started by the daemon of a mount.
+    #[command(name = strata_vlfs::data::binding::COMMAND, hide = true)]
+    BindData {
+        #[arg(long, value_name = "DIR")]
+        private: PathBuf,
+        #[arg(long)]
+        read_only: bool,
+        mount_point: PathBuf,
+        #[arg(required = true)]
+        paths: Vec<DataPath>,
+    },
     /// Print a completion script for a shell.
     #[command(
         after_help = "Example: strata-vlfs completions bash > /etc/bash_completion.d/strata-vlfs"
@@ -146,6 +159,10 @@ fn dispatch(command: Command) -> anyhow::Result<u8> {
         Command::Upgrade(upgrade) => upgrade.run(),
         Command::TakeOver(take_over) => take_over.run(),
         Command::Verify(verify) => verify.run(),
+        Command::BindData { private, read_only, mount_point, paths } => {
+            binding::bind(&private, &mount_point, &paths, read_only)?;
+            Ok(0)
+        }
         Command::Completions { shell } => {
             let mut command = Arguments::command();
             clap_complete::generate(shell, &mut command, "strata-vlfs", &mut std::io::stdout());

@@ -13,6 +13,7 @@ use std::time::Duration;
 use anyhow::{Context as _, anyhow};
 use clap::Args;
 use rustix::fs::OFlags;
+use strata_core::data_paths::{DataPath, DataPaths};
 use strata_core::{GenerationId, MacAddr};
 use strata_store::Store;
 use strata_vlfs::daemon::{self, FormerLayers, Options, Source};
@@ -61,7 +62,8 @@ impl Layers {
 
 #[derive(Debug, Args)]
 #[command(after_help = "Either --va with a store, or layers. The command returns once the file
-system answers; `umount MOUNTPOINT` ends the daemon.
+system answers; `umount MOUNTPOINT` ends the daemon (`umount -R` where data
+directories are mounted in it).
 
 Examples:
   strata-vlfs mount --store /srv/strata --va 52:54:00:12:34:56 --private /var/lib/va /mnt
@@ -92,6 +94,10 @@ pub struct Mount {
     /// when absent): the latest, or the one of this NAME.
     #[arg(long, value_name = "DIR[=NAME]")]
     attach: Option<String>,
+    /// A directory of the mounted file system that lives on the private disk, past the
+    /// layers, beside those that the VA's generation declares. May be given again.
+    #[arg(long, value_name = "PATH", conflicts_with = "former")]
+    data: Vec<DataPath>,
     /// Stay in the foreground, log to standard error.
     #[arg(long)]
     foreground: bool,
@@ -246,6 +252,8 @@ impl Mount {
             // Of a former layer nothing is written: this one stays empty.
             None => scratch(),
         };
+        let data = DataPaths::new(self.data.iter().cloned().collect())
+            .map_err(|error| hinted(error.to_string(), "name the outer directory alone"))?;
         let mount_point = canonical(&self.mount_point)?;
         if !mount_point.is_dir() {
             let message = format!("{}: not a directory", mount_point.display());
@@ -261,6 +269,7 @@ impl Mount {
             passthrough: !self.no_passthrough,
             read_only: self.read_only || self.former.is_some(),
             verify_open: self.verify_open,
+            data,
             poll: Duration::from_millis(self.poll_ms),
             report_interval: Duration::from_secs(self.report_interval),
             index_cache: std::path::absolute(&self.index_cache)?,

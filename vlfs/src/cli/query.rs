@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, anyhow};
 use strata_vlfs::control::{self, Answer, Request};
+use strata_vlfs::data::DataState;
 use strata_vlfs::fuse::device;
 use strata_vlfs::status::{Gauges, Status};
 
@@ -83,6 +84,9 @@ fn status_text(status: &Status) -> String {
         line("damaged", &format!("{} files in all", status.damaged_count));
     }
     line("private", &status.private.display().to_string());
+    for data in &status.data {
+        line("data", &format!("{} ({})", data.path, data_state(data.state)));
+    }
     line("passthrough", &status.passthrough);
     line("swaps", &status.swaps.to_string());
     line("open", &format!("{} files, {} directories", status.open_files, status.open_directories));
@@ -122,6 +126,14 @@ fn gauges_text(gauges: &Gauges, line: &mut impl FnMut(&str, &str)) {
     line("workers", &gauges.workers.to_string());
     let requests = gauges.requests.iter().map(|(name, count)| format!("{count} {name}"));
     line("requests", &requests.collect::<Vec<_>>().join(", "));
+}
+
+fn data_state(state: DataState) -> &'static str {
+    match state {
+        DataState::Mounted => "mounted",
+        DataState::Pending => "pending: mounted at the next start",
+        DataState::Ending => "no longer declared: mounted until the next start",
+    }
 }
 
 pub fn swap(mount_point: &Path, layers: &Layers, output: Output) -> anyhow::Result<u8> {

@@ -75,6 +75,8 @@ pub struct Options<'a> {
     pub originals: Option<&'a Originals>,
     /// Show how texts differ.
     pub content: bool,
+    /// List what is in data directories too, as added.
+    pub data: bool,
 }
 
 #[derive(Debug, Default)]

@@ -12,6 +12,7 @@ use strata_core::manifest::file_name;
 use super::compare::{self, Compared};
 use super::{Change, DiffError, Difference, Differences, HELD_PATHS, LISTED, Options, content};
 use crate::backing;
+use crate::data::{self, DATA};
 use crate::private::borrowed;
 use crate::private::origin::Origin;
 use crate::private::{self, ORIGIN_XATTR, UPPER, UnitKey, WHITEOUTS};
@@ -49,6 +50,9 @@ impl Walk<'_> {
         };
         walk.objects()?;
         walk.deleted();
+        if options.data {
+            walk.data(&root)?;
+        }
         Ok(Differences { listed: walk.found.into_values().collect(), omitted: walk.omitted })
     }
 
@@ -86,6 +90,59 @@ impl Walk<'_> {
                 }
                 if pending.len() > HELD_PATHS {
                     return Err(DiffError::TooMany(self.private.to_owned()));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Every object in a data directory, as added: no layer counts there.
+    fn data(&mut self, root: &OwnedFd) -> Result<(), DiffError> {
+        let error = |at: &[u8], errno| read_error(self.private, DATA, at, errno);
+        let paths = data::present(root).map_err(|errno| error(b"", errno))?.into_iter();
+        // Where it is below `data`, and in the mount.
+        let mut pending: Vec<(Vec<u8>, Vec<u8>)> = paths
+            .map(|path| (path.directory_name().into_bytes(), path.relative().into()))
+            .collect();
+        let top = match backing::open_directory(root, DATA) {
+            Err(Errno::NOENT) => return Ok(()),
+            other => other.map_err(|errno| error(b"", errno))?,
+        };
+        while let Some((at, path)) = pending.pop() {
+            let read = |errno| read_error(self.private, DATA, &at, errno);
+            let directory = match backing::open_directory(&top, &at) {
+                // Of a VA that runs: it went since its name was read.
+                Err(Errno::NOENT) => continue,
+                other => other.map_err(read)?,
+            };
+            let mut found = Vec::new();
+            for entry in open_reader(&directory).map_err(read)? {
+                let entry = entry.map_err(read)?;
+                let name = entry.file_name().to_bytes();
+                if name != b"." && name != b".." {
+                    found.push(name.to_vec());
+                }
+                if found.len() + pending.len() > HELD_PATHS {
+                    return Err(DiffError::TooMany(self.private.to_owned()));
+                }
+            }
+            for name in found {
+                let kind = match backing::stat_at(&directory, &name) {
+                    Err(Errno::NOENT) => continue,
+                    other => FileType::from_raw_mode(other.map_err(read)?.st_mode),
+                };
+                let (at, path) = (join(&at, &name), join(&path, &name));
+                if path.len() > limits::PATH_BYTES {
+                    return Err(DiffError::TooDeep(self.private.to_owned()));
+                }
+                let compared = Compared { change: Change::Added, origin: None, obscures: None };
+                let mut added = difference(&path, &compared);
+                if self.options.content && kind == FileType::RegularFile {
+                    added.content = content::show(&path, None, Some(&directory));
+                }
+                self.add(path.clone(), added);
+                if kind == FileType::Directory {
+                    pending.push((at, path));
                 }
             }
         }

@@ -114,7 +114,7 @@ pub(super) fn kill_privileges(disk: &Disk, file: impl AsFd) -> Result<()> {
 }
 
 impl Vfs {
-    pub(super) fn file(&self, handle: u64) -> Result<Arc<FileHandle>> {
+    pub(crate) fn file(&self, handle: u64) -> Result<Arc<FileHandle>> {
         let files = self.files.read().expect("no panic while held");
         files.get(&handle).cloned().ok_or(Errno::BADF)
     }

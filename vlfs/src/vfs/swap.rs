@@ -25,6 +25,8 @@ use crate::union::changes::{Changes, changes as compare};
 pub struct SetInfo {
     pub generation: Option<strata_core::GenerationId>,
     pub composition: Option<String>,
+    /// The data directories that the set's VAs have (see [`crate::data`]).
+    pub data: strata_core::data_paths::DataPaths,
 }
 
 /// What a swap changed.

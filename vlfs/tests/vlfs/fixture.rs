@@ -117,7 +117,8 @@ impl Mount {
 
     pub fn unmount(&self) {
         let daemon = self.daemon();
-        let done = Command::new("umount").arg(self.path("")).output().expect("umount runs");
+        let done =
+            Command::new("umount").arg("-R").arg(self.path("")).output().expect("umount runs");
         assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
         wait_for("the daemon's end", || !Path::new(&format!("/proc/{daemon}/fd/0")).exists());
     }

@@ -9,10 +9,10 @@ use std::process::Command;
 use crate::fixture::{Mount, names, read};
 
 /// A small disk at a path, for as long as the test runs.
-struct SmallDisk(PathBuf);
+pub struct SmallDisk(PathBuf);
 
 impl SmallDisk {
-    fn new(path: PathBuf, options: &str) -> SmallDisk {
+    pub fn new(path: PathBuf, options: &str) -> SmallDisk {
         fs::create_dir(&path).expect("made");
         let done = Command::new("mount")
             .args(["-t", "tmpfs", "-o", options, "tmpfs"])

@@ -5,6 +5,7 @@
 mod bad_mounts;
 mod borrowed;
 mod crash;
+mod data;
 mod fixture;
 mod forensics;
 mod full_disk;

@@ -100,9 +100,16 @@ impl Va {
     }
 
     pub fn roll_out(&self, layers: Vec<LayerSetEntry>) -> GenerationId {
+        self.roll_out_with(layers, &[])
+    }
+
+    fn roll_out_with(&self, layers: Vec<LayerSetEntry>, data: &[&str]) -> GenerationId {
+        let data = data.iter().map(|path| path.parse().expect("a data path")).collect();
+        let data = strata_core::data_paths::DataPaths::new(data).expect("none nested");
         let composition: strata_core::CompositionName = "web".parse().expect("a name");
         let ldf = layers.iter().map(|entry| format!("{entry}\n")).collect();
         let generation = Generation::new(composition.clone(), layers, ldf).expect("a set");
+        let generation = generation.with_data(data);
         let (id, _) = self.store.seal_generation(&generation, "test").expect("sealed");
         let ring = "all".parse().expect("a name");
         self.store.move_ring(&composition, &ring, &id).expect("moved");
@@ -217,4 +224,43 @@ fn another_vas_private_directory_is_refused() {
     let error = String::from_utf8_lossy(&done.stderr).into_owned();
     assert!(error.contains("belongs to 52:54:00:00:00:01"), "{error}");
     assert_eq!(va.report().map(|report| report.state), Some(ServingState::Failed));
+}
+
+#[test]
+fn declared_data_directories_are_mounted_and_a_new_one_at_the_next_start() {
+    let va = Va::new();
+    let library = va.unit("library", "1", "lib", "one");
+    let first = va.roll_out_with(vec![library.clone()], &["/srv/a", "/srv/b"]);
+    va.mount();
+    std::fs::write(va.path("srv/a/rows"), "mine").expect("written");
+    std::fs::write(va.path("srv/b/rows"), "mine").expect("written");
+    let states = || -> Vec<(String, String)> {
+        let status: serde_json::Value = serde_json::from_str(&va.mount.status()).expect("JSON");
+        let text = |value: &serde_json::Value| value.as_str().expect("text").to_owned();
+        let all = status["data"].as_array().expect("a list").iter();
+        all.map(|data| (text(&data["path"]), text(&data["state"]))).collect()
+    };
+    let expect = |expected: &[(&str, &str)]| {
+        let plain: Vec<_> =
+            expected.iter().map(|(p, s)| ((*p).to_owned(), (*s).to_owned())).collect();
+        assert_eq!(states(), plain);
+    };
+    expect(&[("/srv/a", "mounted"), ("/srv/b", "mounted")]);
+    let second = va.roll_out_with(vec![library.clone()], &["/srv/b", "/srv/c"]);
+    assert_ne!(first, second, "data directories are part of the generation");
+    wait_for("the swap", || va.generation_attribute() == second.to_string());
+    expect(&[("/srv/a", "ending"), ("/srv/b", "mounted"), ("/srv/c", "pending")]);
+    assert_eq!(read(va.path("srv/a/rows")), "mine");
+    // Written before it is a data directory: found in it.
+    std::fs::create_dir(va.path("srv/c")).expect("made");
+    std::fs::write(va.path("srv/c/rows"), "early").expect("written");
+    va.mount.unmount();
+    va.mount();
+    expect(&[("/srv/b", "mounted"), ("/srv/c", "mounted")]);
+    assert_eq!(read(va.path("srv/c/rows")), "early");
+    assert!(!va.path("srv/a/rows").exists(), "kept on the private disk, not shown");
+    va.mount.unmount();
+    va.roll_out_with(vec![library], &["/srv/a"]);
+    va.mount();
+    assert_eq!(read(va.path("srv/a/rows")), "mine", "declared again: there again");
 }

@@ -153,8 +153,11 @@ fn a_program_that_fails_after_it_took_over_leaves_errors_and_no_hang() {
     let daemon = mount.daemon();
     let source = mount.directory.path().join("liar.c");
     let program = mount.directory.path().join("liar");
-    let code = "#include <stdio.h>\nint main(int n, char **a) {\
-        if (n == 3) { puts(\"strata-vlfs takes over state 1\"); return 0; } return 3; }";
+    let promise = strata_vlfs::takeover::promise();
+    let code = format!(
+        "#include <stdio.h>\nint main(int n, char **a) {{\
+        if (n == 3) {{ puts(\"{promise}\"); return 0; }} return 3; }}"
+    );
     fs::write(&source, code).expect("written");
     let built = Command::new("cc").arg(&source).arg("-o").arg(&program).status().expect("cc runs");
     assert!(built.success());

@@ -49,9 +49,9 @@ pub fn unpack(place: &Place<'_>) -> Result<f64> {
 }
 
 /// Postmark at the paper's setting (§6.4): files of 512 bytes to 10 KB.
-pub fn postmark(place: &Place<'_>) -> Result<f64> {
-    let directory = place.path(&format!("postmark-{}", place.round));
-    fs::create_dir(&directory)?;
+pub fn postmark(place: &Place<'_>, below: &str) -> Result<f64> {
+    let directory = place.path(below).join(format!("postmark-{}", place.round));
+    fs::create_dir_all(&directory)?;
     let commands = format!(
         "set location {}\nset size 512 10240\nset number {}\nset transactions {}\nrun\nquit\n",
         directory.display(),

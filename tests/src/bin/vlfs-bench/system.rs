@@ -10,6 +10,9 @@ use rustix::mount::{MountFlags, UnmountFlags};
 
 use crate::trees::Trees;
 
+/// What Strata mounts as a data directory, from the root.
+pub const DATA_DIRECTORY: &str = "data";
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
     /// One plain directory on the disk.
@@ -110,6 +113,7 @@ impl System {
                 let mut command = Command::new(vlfs);
                 command.arg("mount").arg("--layers-file").arg(list);
                 command.arg("--private").arg(place.join("private"));
+                command.arg(format!("--data=/{DATA_DIRECTORY}"));
                 if self.kind == Kind::StrataOff {
                     command.arg("--no-passthrough");
                 }
