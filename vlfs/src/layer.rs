@@ -135,7 +135,7 @@ impl Layer {
     /// Opens the regular file at a path (relative to the layer's root) for reading.
     ///
     /// # Errors
-    /// `EIO`: its data is in a layer that is not there.
+    /// `EIO`: it is gone from the layer, or its data is in a layer that is not there.
     pub fn open(&self, path: &[u8]) -> Result<OwnedFd, Errno> {
         if let Some(origin) = self.borrows.get(path) {
             let unit = origin.unit_key().ok_or(Errno::IO)?;
@@ -144,7 +144,16 @@ impl Layer {
             let same = rustix::fs::fstat(&file)?.st_size.cast_unsigned() == origin.size;
             return if same { Ok(file) } else { Err(Errno::IO) };
         }
-        backing::open_beneath(&self.root, path, OFlags::RDONLY | OFlags::NOATIME, Mode::empty())
+        let flags = OFlags::RDONLY | OFlags::NOATIME;
+        match backing::open_beneath(&self.root, path, flags, Mode::empty()) {
+            // The layer's tree names it: somebody changed the layer.
+            Err(errno @ (Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::XDEV)) => {
+                let path = String::from_utf8_lossy(path);
+                tracing::error!(layer = self.name, %path, %errno, "a file is gone from its layer");
+                Err(Errno::IO)
+            }
+            other => other,
+        }
     }
 
     /// A layer of a former set that a predecessor's open files hold: it has a name, and

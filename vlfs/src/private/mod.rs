@@ -43,6 +43,7 @@ use rustix::io::Errno;
 use strata_core::MacAddr;
 
 use crate::backing;
+use crate::tree::{PRIVATE_TAG, ROOT_IDENTITY};
 use crate::whiteout::WhiteoutTree;
 use disk::Disk;
 
@@ -169,6 +170,24 @@ pub fn is_private_directory(directory: &OwnedFd) -> Result<bool, Errno> {
     match read_small(directory, b"format") {
         Ok(format) => Ok(format == FORMAT.as_bytes()),
         Err(Errno::NOENT | Errno::LOOP | Errno::ISDIR) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// `st_ino` of a private object: what its copy kept, or its own number, tagged. An
+/// attribute that is damaged, or claims the root's number, counts as none: the
+/// object is another one then, and its directory can still be listed.
+pub fn kept_number(directory: &OwnedFd, name: &[u8], inode: u64) -> Result<u64, Errno> {
+    match backing::xattr(&backing::path_of(directory, name), INO_XATTR) {
+        Ok(value) => {
+            let text = std::str::from_utf8(&value).ok();
+            let number = text.and_then(|text| u64::from_str_radix(text, 16).ok());
+            Ok(number.filter(|number| *number > ROOT_IDENTITY).unwrap_or_else(|| {
+                tracing::warn!(inode, "a private file's own number is damaged");
+                PRIVATE_TAG | inode
+            }))
+        }
+        Err(Errno::NODATA | Errno::NOTSUP | Errno::NOENT) => Ok(PRIVATE_TAG | inode),
         Err(error) => Err(error),
     }
 }

@@ -169,16 +169,7 @@ impl Vfs {
                 return Ok(known.ino);
             }
         }
-        match backing::xattr(&backing::path_of(directory, &entry.name), private::INO_XATTR) {
-            Ok(value) => {
-                let text = std::str::from_utf8(&value).map_err(|_| Errno::IO)?;
-                u64::from_str_radix(text, 16).map_err(|_| Errno::IO)
-            }
-            Err(Errno::NODATA | Errno::NOTSUP | Errno::NOENT) => {
-                Ok(tree::PRIVATE_TAG | entry.inode)
-            }
-            Err(error) => Err(error),
-        }
+        private::kept_number(directory, &entry.name, entry.inode)
     }
 
     pub fn fsyncdir(&self, handle: u64) -> Result<()> {

@@ -49,7 +49,7 @@ use crate::backing;
 use crate::index::overlay::Hiding;
 use crate::layer::{Layer, LayerSet};
 use crate::private::{self, Private};
-use crate::tree::{self, Kind, PRIVATE_TAG};
+use crate::tree::{self, Kind};
 use crate::union::{self, Union};
 use crate::verify::first_open::FirstOpen;
 use node::{Node, ROOT_ID, Table, Upper};
@@ -382,14 +382,7 @@ impl Vfs {
                 Upper::File { .. } | Upper::Directory(_) | Upper::None | Upper::Orphan(_) => {}
             }
         }
-        match backing::xattr(&backing::path_of(directory, name), private::INO_XATTR) {
-            Ok(value) => {
-                let text = std::str::from_utf8(&value).map_err(|_| Errno::IO)?;
-                u64::from_str_radix(text, 16).map_err(|_| Errno::IO)
-            }
-            Err(Errno::NODATA | Errno::NOTSUP) => Ok(PRIVATE_TAG | stat.st_ino),
-            Err(error) => Err(error),
-        }
+        private::kept_number(directory, name, stat.st_ino)
     }
 
     /// The node of an object found at a name; makes one when the kernel knows none.

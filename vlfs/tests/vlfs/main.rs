@@ -5,6 +5,7 @@
 mod bad_mounts;
 mod borrowed;
 mod crash;
+mod damage;
 mod data;
 mod fixture;
 mod forensics;

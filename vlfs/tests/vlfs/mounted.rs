@@ -420,3 +420,83 @@ fn an_open_file_that_was_made_here_outlives_its_name() {
     assert_eq!((text.as_str(), described.nlink(), described.size()), ("still here", 0, 10));
     assert_eq!(options.open(&path).expect("made anew").metadata().expect("described").size(), 0);
 }
+
+#[test]
+fn a_file_made_without_a_name_is_linked() {
+    use rustix::fs::{AtFlags, CWD, Mode, OFlags};
+    let mount = Mount::new();
+    let layer = mount.layer("one", &[("d/below", "text")]);
+    mount.mount(&[&layer]);
+    for (directory, name) in [("", "linked"), ("d", "d/linked")] {
+        let flags = OFlags::TMPFILE | OFlags::RDWR;
+        let fd = rustix::fs::open(mount.path(directory), flags, Mode::from_raw_mode(0o640));
+        let mut file = fs::File::from(fd.expect("made without a name"));
+        file.write_all(b"content").expect("written");
+        let own = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file));
+        rustix::fs::linkat(CWD, own, CWD, mount.path(name), AtFlags::SYMLINK_FOLLOW)
+            .expect("linked");
+        assert_eq!(read(mount.path(name)), "content");
+        let (by_name, open) = (fs::metadata(mount.path(name)), file.metadata());
+        let (by_name, open) = (by_name.expect("there"), open.expect("open"));
+        assert_eq!((by_name.ino(), by_name.nlink()), (open.ino(), 1));
+        assert_eq!(by_name.mode() & 0o777, 0o640);
+    }
+    mount.unmount();
+    mount.mount(&[&layer]);
+    assert_eq!(read(mount.path("d/linked")), "content");
+}
+
+/// `PATH_MAX` is 4,096 bytes with the closing NUL.
+#[test]
+fn a_path_may_be_as_long_as_the_kernel_takes() {
+    let mount = Mount::new();
+    let layer = mount.layer("one", &[]);
+    let room = 4095 - mount.path("").as_os_str().len();
+    let mut path = String::new();
+    while room - path.len() > 300 {
+        path.push_str(&"n".repeat(200));
+        path.push('/');
+    }
+    path.push_str(&"f".repeat(room - path.len() - 100 - 1));
+    path.push('/');
+    path.push_str(&"f".repeat(room - path.len()));
+    // The layer lies deeper than the mount point: its directories are made step by step.
+    let mut directory =
+        rustix::fs::open(&layer, rustix::fs::OFlags::PATH, rustix::fs::Mode::empty())
+            .expect("opened");
+    let names: Vec<_> = path.split('/').collect();
+    let (file, directories) = names.split_last().expect("at least one");
+    for name in directories {
+        rustix::fs::mkdirat(&directory, *name, rustix::fs::Mode::from_raw_mode(0o755))
+            .expect("made");
+        directory = rustix::fs::openat(
+            &directory,
+            *name,
+            rustix::fs::OFlags::PATH,
+            rustix::fs::Mode::empty(),
+        )
+        .expect("opened");
+    }
+    let flags = rustix::fs::OFlags::CREATE | rustix::fs::OFlags::WRONLY;
+    let fd = rustix::fs::openat(&directory, *file, flags, rustix::fs::Mode::from_raw_mode(0o644))
+        .expect("made");
+    fs::File::from(fd).write_all(b"deep").expect("written");
+    mount.mount(&[&layer]);
+    let whole = mount.path(&path);
+    assert_eq!(whole.as_os_str().len(), 4095);
+    assert_eq!(read(&whole), "deep");
+    fs::set_permissions(&whole, fs::Permissions::from_mode(0o600)).expect("changed");
+    OpenOptions::new()
+        .append(true)
+        .open(&whole)
+        .expect("opened")
+        .write_all(b"er")
+        .expect("written");
+    mount.unmount();
+    mount.mount(&[&layer]);
+    assert_eq!(read(&whole), "deeper");
+    fs::remove_file(&whole).expect("removed");
+    assert!(!whole.exists());
+    mount.revert(&path);
+    assert_eq!(read(&whole), "deep");
+}
