@@ -6,7 +6,7 @@
 //! who maps the old one keeps it.
 //!
 //! What the mapping rests on: the directory is root's alone (checked; else it
-//! is not used), and the length of a file is compared with its header before it is
+//! is not used) and on no FUSE mount, and the length of a file is compared with its header before it is
 //! read. A read of a mapped page that the disk fails to give ends the process
 //! (`SIGBUS`), as it would for a page of the program itself: the cache belongs on
 //! the disk that the program is on.
@@ -43,6 +43,8 @@ pub enum CacheError {
     Io { path: PathBuf, source: io::Error },
     #[error("{0} is not a directory of this user's alone (mode 0700)")]
     Exposed(PathBuf),
+    #[error("{0} is on a FUSE mount, whose pages a daemon would have to serve")]
+    Fuse(PathBuf),
     #[error("the index that was just written to {path} cannot be used: {source}")]
     Unusable { path: PathBuf, source: FormatError },
 }
@@ -69,7 +71,7 @@ impl Cache {
     /// The index with this key, if there is one that can be used.
     pub fn find(&self, key: &[u8; 32]) -> Option<Index> {
         let path = self.path(key);
-        if !is_private(&self.directory) {
+        if !is_private(&self.directory) || is_on_fuse(&self.directory) {
             return None;
         }
         match open(&path, key) {
@@ -113,6 +115,9 @@ impl Cache {
             |source| CacheError::Io { path, source }
         };
         let directory = &self.directory;
+        if is_on_fuse(directory) {
+            return Err(CacheError::Fuse(directory.clone()));
+        }
         DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(at(directory))?;
         if !is_private(directory) {
             return Err(CacheError::Exposed(directory.clone()));
@@ -184,6 +189,14 @@ fn is_private(directory: &Path) -> bool {
         let own = found.uid() == rustix::process::geteuid().as_raw();
         found.is_dir() && own && found.mode() & 0o077 == 0
     })
+}
+
+/// Whether a directory, or the nearest one above it that exists, is on a FUSE mount: the
+/// daemon's own, where it is the root. Its pages must not wait for the one who reads them.
+fn is_on_fuse(directory: &Path) -> bool {
+    const FUSE: rustix::fs::FsWord = 0x6573_5546;
+    let found = directory.ancestors().find_map(|above| rustix::fs::statfs(above).ok());
+    found.is_some_and(|found| found.f_type == FUSE)
 }
 
 fn write_file(

@@ -1,9 +1,10 @@
 //! The index that a host keeps of a generation: shared, made anew when it is lost or damaged.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 
-use crate::fixture::{read, wait_for};
+use crate::fixture::{Mount, names, read, wait_for};
 use crate::store::Va;
 
 /// The indexes that are kept.
@@ -98,6 +99,29 @@ fn a_cache_that_cannot_be_written_is_said_and_done_without() {
     let log = read(va.mount.private().join("vlfs.log"));
     assert_eq!(log.matches("the index cannot be kept").count(), 1, "{log}");
     va.mount.unmount();
+}
+
+/// A page of it could only be read by asking a daemon, perhaps the one that reads it.
+#[test]
+fn a_cache_on_a_fuse_mount_is_not_used() {
+    let va = rolled_out();
+    let other = Mount::new();
+    let layer = other.layer("one", &[("some/", "")]);
+    fs::set_permissions(&layer, fs::Permissions::from_mode(0o700)).expect("set");
+    other.mount(&[&layer]);
+    fs::create_dir(va.index_cache()).expect("made");
+    rustix::mount::mount_bind(other.path(""), va.index_cache()).expect("mounted");
+    let done = va.try_mount();
+    let there = names(va.index_cache());
+    rustix::mount::unmount(va.index_cache(), rustix::mount::UnmountFlags::DETACH)
+        .expect("unmounted");
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    assert_eq!(there, ["some"], "nothing is written there");
+    assert_eq!(read(va.path("lib")), "one");
+    let log = read(va.mount.private().join("vlfs.log"));
+    assert_eq!(log.matches("the index cannot be kept").count(), 1, "{log}");
+    va.mount.unmount();
+    other.unmount();
 }
 
 #[test]

@@ -176,3 +176,23 @@ fn white_outs_are_names_of_one_empty_file() {
     mount.revert("d/c");
     assert_eq!(crate::fixture::names(mount.path("d")), ["c"]);
 }
+
+/// What is mounted on a name that a swap changes stays, however soon after the mount.
+#[test]
+fn a_swap_right_after_the_mount_detaches_nothing() {
+    let mount = Mount::new();
+    let one = mount.layer("one", &[("d/one", "1")]);
+    let two = mount.layer("two", &[("d/two", "2")]);
+    let disk = mount.layer("disk", &[("on the disk", "")]);
+    for _ in 0..3 {
+        mount.mount(&[&one]);
+        // A copy keeps the directory where a set has none.
+        rustix::fs::chmod(mount.path("d"), rustix::fs::Mode::from_raw_mode(0o700)).expect("set");
+        rustix::mount::mount_bind(&disk, mount.path("d")).expect("mounted");
+        mount.swap(&[&two]);
+        assert_eq!(names(mount.path("d")), ["on the disk"]);
+        rustix::mount::unmount(mount.path("d"), rustix::mount::UnmountFlags::empty())
+            .expect("it is still mounted");
+        mount.unmount();
+    }
+}
