@@ -3,19 +3,12 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use strata_core::database::unit_digest;
-use strata_core::generation::LayerSetEntry;
-use strata_core::manifest::{Kind, Manifest};
-use strata_core::metadata::{LayerKind, Metadata};
-use strata_core::{Digest, RepositoryName};
-
 use crate::fixture::{Mount, PROGRAM, read, wait_for};
-use crate::store::{Va, entry, mac};
+use crate::store::{Va, mac};
 
 fn status(mount: &Mount) -> serde_json::Value {
     serde_json::from_str(&mount.status()).expect("JSON")
@@ -141,51 +134,6 @@ fn a_daemon_that_is_killed_leaves_errors_and_no_hang() {
     assert!(done.success());
 }
 
-/// A unit of whole programs: path and content, all executable.
-fn programs(
-    va: &Va,
-    name: &str,
-    version: &str,
-    files: &BTreeMap<String, Vec<u8>>,
-) -> LayerSetEntry {
-    let repository = RepositoryName::new("main").expect("a name");
-    let staged = va.store.stage_unit(&repository).expect("staged");
-    let mut entries = BTreeMap::new();
-    entries.insert(String::new(), entry("", Kind::Directory));
-    for (path, content) in files {
-        let above = path.match_indices('/').map(|(at, _)| &path[..at]);
-        for directory in above {
-            fs::create_dir_all(staged.filesystem().join(directory)).expect("made");
-            entries.insert(directory.to_owned(), entry(directory, Kind::Directory));
-        }
-        let at = staged.filesystem().join(path);
-        if path.ends_with("/.keep") {
-            continue;
-        }
-        fs::write(&at, content).expect("written");
-        fs::set_permissions(&at, fs::Permissions::from_mode(0o755)).expect("set");
-        let kind = Kind::Regular { size: content.len() as u64, digest: Digest::of(content) };
-        let mut made = entry(path, kind);
-        made.mode = 0o755;
-        entries.insert(path.clone(), made);
-    }
-    let manifest = Manifest::new(entries.into_values().collect()).expect("a tree");
-    let (layer, version) = (name.parse().expect("a name"), version.parse().expect("a version"));
-    let metadata = Metadata::new(layer, version, LayerKind::Software);
-    let digest = unit_digest(&metadata, &manifest.print(), &Default::default());
-    let set_entry = LayerSetEntry {
-        kind: LayerKind::Software,
-        repository: repository.clone(),
-        layer: metadata.layer.clone(),
-        version: metadata.version.clone(),
-        digest,
-    };
-    let mut writer = va.store.write_repository(&repository).expect("locked");
-    writer.publish(staged, metadata, &manifest).expect("published");
-    writer.commit().expect("committed");
-    set_entry
-}
-
 /// Some programs of this machine with the libraries they load, by path.
 fn with_libraries(programs: &[(&str, &str)]) -> BTreeMap<String, Vec<u8>> {
     let mut files = BTreeMap::new();
@@ -213,7 +161,8 @@ fn it_lives_as_the_root_file_system() {
     for directory in ["proc", "run", "old"] {
         files.insert(format!("{directory}/.keep"), Vec::new());
     }
-    let system = programs(&va, "system", "1", &files);
+    let files: Vec<_> = files.into_iter().map(|(path, content)| (path, content, 0o755)).collect();
+    let system = va.unit_of("system", "1", &files);
     let first = va.unit("library", "1", "version", "one");
     va.roll_out(vec![first, system.clone()]);
     let inside = "umount -l /old && echo pivoted
