@@ -18,7 +18,7 @@ pub fn load_universe(store: &Store, configuration: &Configuration) -> (Universe,
     let mut databases = Vec::new();
     let mut diagnostics = Vec::new();
     for repository in &configuration.repositories {
-        match store.database(&repository.name) {
+        match store.database_text(&repository.name) {
             Ok(database) => {
                 databases.push((repository.name.clone(), repository.priority, database));
             }
@@ -41,7 +41,7 @@ pub fn load_universe(store: &Store, configuration: &Configuration) -> (Universe,
             }
         }
     }
-    (Universe::new(databases), diagnostics)
+    (Universe::from_texts(databases), diagnostics)
 }
 
 /// Manifests out of the store, each read once. They are taken as they stand on

@@ -34,7 +34,7 @@ const INPUT_OUTPUT: [&str; 10] =
 /// What strata-core may use directly: formats, hashes, versions, the solver.
 const CORE_DIRECT: [&str; 9] = [
     "blake3",
-    "debversion",
+    "memchr",
     "resolvo",
     "serde",
     "serde_json",

@@ -18,7 +18,7 @@ use crate::ldf::{LayerLine, Reference};
 use crate::limits;
 use crate::metadata::LayerKind;
 use crate::names::{CompositionName, LayerName, TEMPLATES_REPOSITORY};
-use crate::universe::{UnitId, Universe};
+use crate::universe::{Barred, UnitId, Universe};
 
 /// A layer line at its place.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -268,7 +268,7 @@ fn look_up(
     };
     let Some(id) = universe.get(repository, layer, version) else {
         let known: Vec<_> = units
-            .filter(|id| !universe.withdrawn(*id))
+            .filter(|id| !universe.barred(*id))
             .take(5)
             .map(|id| universe.unit(id).metadata.version.to_string())
             .collect();
@@ -276,22 +276,17 @@ fn look_up(
         let hint = (!known.is_empty()).then(|| format!("it has {}", known.join(", ")));
         return fault("unknown-version", message, hint);
     };
-    match &universe.unit(id).withdrawn {
-        None => Ok(id),
-        Some(reason) => {
-            let other = units.find(|id| !universe.withdrawn(*id));
-            let hint = match other {
-                Some(other) => format!("{} is not withdrawn", universe.show(other)),
-                None => "no other version is left".to_owned(),
-            };
-            Err(LineFault {
-                code: "withdrawn",
-                message: format!("{repository}/{layer} {version} is withdrawn: {reason}"),
-                hint: Some(hint),
-                unit: Some(id),
-            })
-        }
-    }
+    let Some(bar) = universe.bar(id) else { return Ok(id) };
+    let hint = match units.find(|id| !universe.barred(*id)) {
+        Some(other) => format!("{} may be used", universe.show(other)),
+        None => "no other version is left".to_owned(),
+    };
+    let code = match &bar {
+        Barred::Withdrawn(_) => "withdrawn",
+        Barred::Filtered(_) => "filtered",
+    };
+    let message = format!("{repository}/{layer} {version} is {bar}");
+    Err(LineFault { code, message, hint: Some(hint), unit: Some(id) })
 }
 
 /// Flattens one definition, whose references have been flattened already.

@@ -160,7 +160,7 @@ fn unsatisfied(
         .alternatives
         .iter()
         .flat_map(|relation| universe.satisfiers(relation, id))
-        .filter(|id| !universe.withdrawn(*id));
+        .filter(|id| !universe.barred(*id));
     let hint = match candidates.next() {
         Some(found) => format!("run `strata resolve`; {} would satisfy it", universe.show(found)),
         None => "no repository has such a layer; import one or remove this line".to_owned(),

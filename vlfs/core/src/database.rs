@@ -3,10 +3,10 @@
 
 use std::collections::BTreeMap;
 
-use crate::deb822::{self, print_field};
+use crate::deb822::{self, Stanza, StanzaError, Stanzas, print_field};
 use crate::digest::{Digest, DigestError};
 use crate::limits;
-use crate::metadata::{Metadata, MetadataError, one_line};
+use crate::metadata::{Metadata, MetadataError, MetadataText, one_line};
 use crate::names::LayerName;
 use crate::position::Located;
 use crate::version::LayerVersion;
@@ -83,50 +83,17 @@ impl Database {
     /// # Errors
     /// The first fault, with line and column.
     pub fn parse(text: &[u8]) -> Result<Self, Located<DatabaseError>> {
-        if text.len() > limits::DATABASE_BYTES {
-            return Err(Located::new(1, 1, DatabaseError::TooLarge(text.len())));
-        }
-        let stanzas = deb822::parse(text).map_err(|located| {
-            located.map(|error| DatabaseError::from(MetadataError::from(error)))
-        })?;
         let mut database = Database::default();
-        for stanza in &stanzas {
-            let here = |error| Located::new(stanza.line, 1, error);
-            let (metadata, other) =
-                Metadata::from_stanza(stanza).map_err(|e| e.map(DatabaseError::from))?;
-            let (mut digest, mut content_bytes, mut withdrawn) = (None, None, None);
-            for field in other {
-                match field.name {
-                    "Layer-Digest" => {
-                        let parsed = field.value.parse().map_err(|e: DigestError| e.into());
-                        digest = Some(parsed.map_err(|error| field.locate(0, error))?);
-                    }
-                    "Content-Bytes" => {
-                        let bad = || DatabaseError::Bytes(field.value.chars().take(64).collect());
-                        let parsed = field.value.parse().map_err(|_| field.locate(0, bad()));
-                        content_bytes = Some(parsed?);
-                    }
-                    "Withdrawn" => {
-                        withdrawn = Some(one_line(field).map_err(|e| e.map(DatabaseError::from))?);
-                    }
-                    unknown => {
-                        let error = MetadataError::Unknown(unknown.to_owned());
-                        return Err(Located::new(field.line, 1, error.into()));
-                    }
+        for_each_unit(checked_text(text)?, |unit, place| {
+            match database.insert(Unit::from(unit)) {
+                None => Ok(()),
+                Some(twice) => {
+                    let Metadata { layer, version, .. } = twice.metadata;
+                    let error = DatabaseError::Duplicate(layer, version);
+                    Err(Located::new(place.line, 1, error))
                 }
             }
-            let unit = Unit {
-                metadata,
-                digest: digest.ok_or(here(DatabaseError::Missing("Layer-Digest")))?,
-                content_bytes: content_bytes
-                    .ok_or(here(DatabaseError::Missing("Content-Bytes")))?,
-                withdrawn,
-            };
-            if let Some(twice) = database.insert(unit) {
-                let Metadata { layer, version, .. } = twice.metadata;
-                return Err(here(DatabaseError::Duplicate(layer, version)));
-            }
-        }
+        })?;
         Ok(database)
     }
 
@@ -143,6 +110,93 @@ impl Database {
             print_field(&mut text, "Withdrawn", unit.withdrawn.as_deref().unwrap_or(""));
         }
         text
+    }
+}
+
+/// One unit as text that was checked, nothing copied.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct UnitText<'a> {
+    pub metadata: MetadataText<'a>,
+    digest: &'a str,
+    content_bytes: u64,
+    pub withdrawn: Option<&'a str>,
+}
+
+/// Where a unit's stanza stands: its bytes and its first line.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct StanzaPlace {
+    pub start: usize,
+    pub end: usize,
+    pub line: usize,
+}
+
+impl<'a> UnitText<'a> {
+    pub(crate) fn from_stanza(stanza: &Stanza<'a>) -> Result<Self, Located<DatabaseError>> {
+        let (mut digest, mut content_bytes, mut withdrawn) = (None, None, None);
+        let metadata = MetadataText::from_stanza(stanza, |field| {
+            match field.name {
+                "Layer-Digest" => {
+                    let checked = Digest::check(field.value);
+                    checked.map_err(|error| field.locate(0, error.into()))?;
+                    digest = Some(field.value);
+                }
+                "Content-Bytes" => {
+                    let bad = || DatabaseError::Bytes(field.value.chars().take(64).collect());
+                    content_bytes = Some(field.value.parse().map_err(|_| field.locate(0, bad()))?);
+                }
+                "Withdrawn" => {
+                    withdrawn = Some(one_line(field).map_err(|e| e.map(DatabaseError::from))?);
+                }
+                unknown => {
+                    let error = MetadataError::Unknown(unknown.to_owned());
+                    return Err(Located::new(field.line, 1, error.into()));
+                }
+            }
+            Ok(())
+        })?;
+        let missing = |name| Located::new(stanza.line, 1, DatabaseError::Missing(name));
+        let digest = digest.ok_or(missing("Layer-Digest"))?;
+        let content_bytes = content_bytes.ok_or(missing("Content-Bytes"))?;
+        Ok(UnitText { metadata, digest, content_bytes, withdrawn })
+    }
+}
+
+impl From<UnitText<'_>> for Unit {
+    fn from(text: UnitText<'_>) -> Unit {
+        Unit {
+            metadata: text.metadata.into(),
+            digest: text.digest.parse().expect("UnitText::from_stanza checked it"),
+            content_bytes: text.content_bytes,
+            withdrawn: text.withdrawn.map(str::to_owned),
+        }
+    }
+}
+
+pub(crate) fn checked_text(text: &[u8]) -> Result<&str, Located<DatabaseError>> {
+    if text.len() > limits::DATABASE_BYTES {
+        return Err(Located::new(1, 1, DatabaseError::TooLarge(text.len())));
+    }
+    deb822::utf8(text).map_err(stanza_fault)
+}
+
+fn stanza_fault(located: Located<StanzaError>) -> Located<DatabaseError> {
+    located.map(|error| MetadataError::from(error).into())
+}
+
+/// Checks every unit of a database, without keeping any.
+pub(crate) fn for_each_unit<'a>(
+    text: &'a str,
+    mut take: impl FnMut(UnitText<'a>, StanzaPlace) -> Result<(), Located<DatabaseError>>,
+) -> Result<(), Located<DatabaseError>> {
+    let mut stanzas = Stanzas::new(text);
+    let mut stanza = Stanza::default();
+    loop {
+        let start = stanzas.offset();
+        if !stanzas.read(&mut stanza).map_err(stanza_fault)? {
+            return Ok(());
+        }
+        let place = StanzaPlace { start, end: stanzas.offset(), line: stanza.line };
+        take(UnitText::from_stanza(&stanza)?, place)?;
     }
 }
 

@@ -6,6 +6,8 @@
 //! inside one has a line and a column; that is why no deb822 crate is used
 //! (none that we found reports both).
 
+use memchr::memchr;
+
 use crate::position::Located;
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -48,7 +50,7 @@ impl Field<'_> {
 }
 
 /// The fields of one stanza, in order; field names differ in more than case.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Stanza<'a> {
     pub line: usize,
     pub fields: Vec<Field<'a>>,
@@ -66,41 +68,79 @@ impl<'a> Stanza<'a> {
 /// # Errors
 /// The first fault, with line and column.
 pub fn parse(text: &[u8]) -> Result<Vec<Stanza<'_>>, Located<StanzaError>> {
-    let text = std::str::from_utf8(text).map_err(|error| {
+    let mut reader = Stanzas::new(utf8(text)?);
+    let mut stanzas = Vec::new();
+    let mut stanza = Stanza::default();
+    while reader.read(&mut stanza)? {
+        stanzas.push(std::mem::take(&mut stanza));
+    }
+    Ok(stanzas)
+}
+
+/// The text, where it is UTF-8.
+pub(crate) fn utf8(text: &[u8]) -> Result<&str, Located<StanzaError>> {
+    std::str::from_utf8(text).map_err(|error| {
         let before = &text[..error.valid_up_to()];
         let line = before.iter().filter(|b| **b == b'\n').count() + 1;
         let column = before.iter().rev().take_while(|b| **b != b'\n').count() + 1;
         Located::new(line, column, StanzaError::Encoding)
-    })?;
-    let mut stanzas = Vec::new();
-    let mut open: Option<Stanza<'_>> = None;
-    let mut offset = 0;
-    for (index, line) in text.split_inclusive('\n').enumerate() {
-        let number = index + 1;
-        let start = offset;
-        offset += line.len();
-        let content = line.trim_end_matches(['\n', '\r']);
-        if content.trim().is_empty() {
-            stanzas.extend(open.take());
-        } else if content.starts_with('#') {
-        } else if content.starts_with([' ', '\t']) {
-            let field = open
-                .as_mut()
-                .and_then(|stanza| stanza.fields.last_mut())
-                .ok_or(Located::new(number, 1, StanzaError::Continuation))?;
-            extend_value(text, field, start + content.trim_end().len());
-        } else {
-            let field = parse_field(text, start, content, number)?;
-            let stanza = open.get_or_insert(Stanza { line: number, fields: Vec::new() });
-            if stanza.get(field.name).is_some() {
-                let error = StanzaError::Duplicate(field.name.to_owned());
-                return Err(Located::new(number, 1, error));
-            }
-            stanza.fields.push(field);
-        }
+    })
+}
+
+/// Reads one stanza after the other, without copying or keeping any.
+pub(crate) struct Stanzas<'a> {
+    text: &'a str,
+    /// Bytes that were read.
+    offset: usize,
+    /// Lines that were read.
+    line: usize,
+}
+
+impl<'a> Stanzas<'a> {
+    pub(crate) fn new(text: &'a str) -> Self {
+        Stanzas { text, offset: 0, line: 0 }
     }
-    stanzas.extend(open);
-    Ok(stanzas)
+
+    /// Bytes that were read: before a stanza, where it starts; after it, where it ends.
+    pub(crate) fn offset(&self) -> usize {
+        self.offset
+    }
+
+    /// Reads the next stanza in the place of the given one; false where none is left.
+    pub(crate) fn read(&mut self, stanza: &mut Stanza<'a>) -> Result<bool, Located<StanzaError>> {
+        stanza.fields.clear();
+        while self.offset < self.text.len() {
+            let start = self.offset;
+            let rest = &self.text[start..];
+            let length = memchr(b'\n', rest.as_bytes()).map_or(rest.len(), |newline| newline + 1);
+            self.offset += length;
+            self.line += 1;
+            let content = rest[..length].trim_end_matches(['\n', '\r']);
+            match content.as_bytes().first() {
+                Some(b'#') => {}
+                Some(b' ' | b'\t') if !content.trim_ascii().is_empty() => {
+                    let field = stanza.fields.last_mut();
+                    let field =
+                        field.ok_or(Located::new(self.line, 1, StanzaError::Continuation))?;
+                    extend_value(self.text, field, start + content.trim_ascii_end().len());
+                }
+                None | Some(b' ' | b'\t') if stanza.fields.is_empty() => {}
+                None | Some(b' ' | b'\t') => return Ok(true),
+                Some(_) => {
+                    let field = parse_field(self.text, start, content, self.line)?;
+                    if stanza.get(field.name).is_some() {
+                        let error = StanzaError::Duplicate(field.name.to_owned());
+                        return Err(Located::new(self.line, 1, error));
+                    }
+                    if stanza.fields.is_empty() {
+                        stanza.line = self.line;
+                    }
+                    stanza.fields.push(field);
+                }
+            }
+        }
+        Ok(!stanza.fields.is_empty())
+    }
 }
 
 fn parse_field<'a>(
@@ -109,15 +149,16 @@ fn parse_field<'a>(
     content: &str,
     line: usize,
 ) -> Result<Field<'a>, Located<StanzaError>> {
-    let colon = content.find(':').ok_or(Located::new(line, 1, StanzaError::Colon))?;
+    let colon =
+        memchr(b':', content.as_bytes()).ok_or(Located::new(line, 1, StanzaError::Colon))?;
     let name = &text[start..start + colon];
     if name.is_empty() || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-') {
         let shown = name.chars().take(64).collect();
         return Err(Located::new(line, 1, StanzaError::FieldName(shown)));
     }
     let rest = &text[start + colon + 1..start + content.len()];
-    let value = rest.trim();
-    let leading = rest.len() - rest.trim_start().len();
+    let value = rest.trim_ascii();
+    let leading = rest.len() - rest.trim_ascii_start().len();
     Ok(Field { name, value, line, value_column: colon + 1 + leading + 1 })
 }
 

@@ -14,6 +14,7 @@ pub mod configuration;
 mod consistency;
 pub mod data_paths;
 pub mod database;
+pub mod database_text;
 pub mod deb822;
 pub mod desired;
 pub mod diagnostic;

@@ -10,7 +10,7 @@ use crate::limits;
 use crate::names::{LayerName, NameError};
 use crate::position::Located;
 use crate::relation::{self, Dependency, Relation, RelationError, RelationFault, print_list};
-use crate::version::{LayerVersion, VersionError};
+use crate::version::{self, LayerVersion, VersionError};
 
 /// What a layer is for (§3). The private layer of a VA is no layer unit.
 #[derive(
@@ -139,41 +139,12 @@ impl Metadata {
     pub fn from_stanza<'s, 'a>(
         stanza: &'s Stanza<'a>,
     ) -> Result<(Self, Vec<&'s Field<'a>>), Located<MetadataError>> {
-        let required = |name: &'static str| {
-            stanza.get(name).ok_or(Located::new(stanza.line, 1, MetadataError::Missing(name)))
-        };
-        let layer = required("Layer")?;
-        let version = required("Version")?;
-        let mut metadata = Metadata::new(
-            LayerName::new(layer.value).map_err(|e| layer.locate(0, e.into()))?,
-            LayerVersion::new(version.value).map_err(|e| version.locate(0, e.into()))?,
-            LayerKind::Software,
-        );
         let mut other = Vec::new();
-        for field in &stanza.fields {
-            let list = |fault: RelationFault| field.locate(fault.0, fault.1.into());
-            let dependencies = || relation::parse_dependencies(field.value).map_err(list);
-            let relations = || relation::parse_relations(field.value).map_err(list);
-            match field.name.to_ascii_lowercase().as_str() {
-                "layer" | "version" => {}
-                "kind" => {
-                    metadata.kind = field.value.parse().map_err(|error| field.locate(0, error))?;
-                }
-                "architecture" => metadata.architecture = Some(one_line(field)?),
-                "essential" => metadata.essential = yes_no(field)?,
-                "pre-depends" => metadata.pre_depends = dependencies()?,
-                "depends" => metadata.depends = dependencies()?,
-                "conflicts" => metadata.conflicts = relations()?,
-                "breaks" => metadata.breaks = relations()?,
-                "replaces" => metadata.replaces = relations()?,
-                "provides" => metadata.provides = relations()?,
-                "section" => metadata.section = Some(one_line(field)?),
-                "origin" => metadata.origin = Some(one_line(field)?),
-                "description" => metadata.description = Some(one_line(field)?),
-                _ => other.push(field),
-            }
-        }
-        Ok((metadata, other))
+        let text = MetadataText::from_stanza(stanza, |field| {
+            other.push(field);
+            Ok(())
+        })?;
+        Ok((text.into(), other))
     }
 
     /// The canonical stanza, without a trailing empty line.
@@ -199,10 +170,153 @@ impl Metadata {
     }
 }
 
-pub(crate) fn one_line(field: &Field<'_>) -> Result<String, Located<MetadataError>> {
+/// Metadata as text that was checked, nothing copied: a whole distribution is
+/// checked at once, and few of its units are ever looked at.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct MetadataText<'a> {
+    pub layer: &'a str,
+    pub version: &'a str,
+    pub kind: LayerKind,
+    pub architecture: Option<&'a str>,
+    pub essential: bool,
+    pre_depends: &'a str,
+    depends: &'a str,
+    conflicts: &'a str,
+    breaks: &'a str,
+    replaces: &'a str,
+    pub provides: &'a str,
+    section: Option<&'a str>,
+    origin: Option<&'a str>,
+    description: Option<&'a str>,
+}
+
+impl<'a> MetadataText<'a> {
+    /// Checks a stanza. Fields that are no metadata are given to `other`.
+    pub(crate) fn from_stanza<'s, E: From<MetadataError>>(
+        stanza: &'s Stanza<'a>,
+        mut other: impl FnMut(&'s Field<'a>) -> Result<(), Located<E>>,
+    ) -> Result<Self, Located<E>> {
+        let mut text = MetadataText {
+            layer: "",
+            version: "",
+            kind: LayerKind::Software,
+            architecture: None,
+            essential: false,
+            pre_depends: "",
+            depends: "",
+            conflicts: "",
+            breaks: "",
+            replaces: "",
+            provides: "",
+            section: None,
+            origin: None,
+            description: None,
+        };
+        for field in &stanza.fields {
+            match text.take(field) {
+                Ok(true) => {}
+                Ok(false) => other(field)?,
+                Err(fault) => return Err(fault.map(E::from)),
+            }
+        }
+        // Names and versions are never empty.
+        for (name, value) in [("Layer", text.layer), ("Version", text.version)] {
+            if value.is_empty() {
+                return Err(Located::new(stanza.line, 1, MetadataError::Missing(name).into()));
+            }
+        }
+        Ok(text)
+    }
+
+    /// Takes one field; false where it is none of the metadata's.
+    fn take(&mut self, field: &Field<'a>) -> Result<bool, Located<MetadataError>> {
+        let located = |error: MetadataError| field.locate(0, error);
+        let list = |fault: RelationFault| field.locate(fault.0, fault.1.into());
+        let dependencies = || match relation::relations(field.value).find_map(Result::err) {
+            None => Ok(field.value),
+            Some(fault) => Err(list(fault)),
+        };
+        let relations = || match relation::single_relations(field.value).find_map(Result::err) {
+            None => Ok(field.value),
+            Some(fault) => Err(list(fault)),
+        };
+        match canonical(field.name) {
+            "Layer" => {
+                LayerName::check(field.value).map_err(|error| located(error.into()))?;
+                self.layer = field.value;
+            }
+            "Version" => {
+                version::check(field.value).map_err(|error| located(error.into()))?;
+                self.version = field.value;
+            }
+            "Kind" => self.kind = field.value.parse().map_err(located)?,
+            "Architecture" => self.architecture = Some(one_line(field)?),
+            "Essential" => self.essential = yes_no(field)?,
+            "Pre-Depends" => self.pre_depends = dependencies()?,
+            "Depends" => self.depends = dependencies()?,
+            "Conflicts" => self.conflicts = relations()?,
+            "Breaks" => self.breaks = relations()?,
+            "Replaces" => self.replaces = relations()?,
+            "Provides" => self.provides = relations()?,
+            "Section" => self.section = Some(one_line(field)?),
+            "Origin" => self.origin = Some(one_line(field)?),
+            "Description" => self.description = Some(one_line(field)?),
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+}
+
+/// A field's name as it is printed; empty where it is none of the metadata's.
+fn canonical(name: &str) -> &'static str {
+    const FIELDS: [&str; 14] = [
+        "Layer",
+        "Version",
+        "Kind",
+        "Architecture",
+        "Essential",
+        "Pre-Depends",
+        "Depends",
+        "Conflicts",
+        "Breaks",
+        "Replaces",
+        "Provides",
+        "Section",
+        "Origin",
+        "Description",
+    ];
+    FIELDS.into_iter().find(|field| field.eq_ignore_ascii_case(name)).unwrap_or("")
+}
+
+impl From<MetadataText<'_>> for Metadata {
+    fn from(text: MetadataText<'_>) -> Metadata {
+        const CHECKED: &str = "MetadataText::from_stanza checked it";
+        let dependencies = |value| relation::parse_dependencies(value).expect(CHECKED);
+        let relations = |value| relation::parse_relations(value).expect(CHECKED);
+        let line = |value: Option<&str>| value.map(str::to_owned);
+        Metadata {
+            layer: LayerName::of_checked(text.layer),
+            version: LayerVersion::of_checked(text.version),
+            kind: text.kind,
+            architecture: line(text.architecture),
+            essential: text.essential,
+            pre_depends: dependencies(text.pre_depends),
+            depends: dependencies(text.depends),
+            conflicts: relations(text.conflicts),
+            breaks: relations(text.breaks),
+            replaces: relations(text.replaces),
+            provides: relations(text.provides),
+            section: line(text.section),
+            origin: line(text.origin),
+            description: line(text.description),
+        }
+    }
+}
+
+pub(crate) fn one_line<'a>(field: &Field<'a>) -> Result<&'a str, Located<MetadataError>> {
     match field.value.find('\n') {
         Some(newline) => Err(field.locate(newline, MetadataError::SeveralLines)),
-        None => Ok(field.value.to_owned()),
+        None => Ok(field.value),
     }
 }
 

@@ -4,7 +4,7 @@ use std::cmp::Ordering;
 use std::fmt;
 
 use crate::names::{LayerName, NameError};
-use crate::version::{LayerVersion, VersionError};
+use crate::version::{self, LayerVersion, VersionError};
 
 /// How a constraint compares versions, in Debian's spelling.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -54,9 +54,14 @@ impl Relation {
 
     /// Whether a unit of this version satisfies the constraint.
     pub fn admits(&self, version: &LayerVersion) -> bool {
-        self.constraint
-            .as_ref()
-            .is_none_or(|(comparison, bound)| comparison.admits(version.debian_cmp(bound)))
+        self.admits_text(version.as_str())
+    }
+
+    /// As [`Relation::admits`], of a version that was checked.
+    pub(crate) fn admits_text(&self, version: &str) -> bool {
+        self.constraint.as_ref().is_none_or(|(comparison, bound)| {
+            comparison.admits(version::debian_cmp(version, bound.as_str()))
+        })
     }
 }
 
@@ -112,30 +117,67 @@ pub enum RelationError {
 /// An error with the byte offset it was found at.
 pub type RelationFault = (usize, RelationError);
 
-/// Parses `a (>= 1), b | c` as Depends and Pre-Depends write it. An empty text
-/// is no dependency; a trailing comma is accepted as Debian's tools accept it.
+/// A relation as text that was checked, nothing copied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct RelationText<'a> {
+    pub name: &'a str,
+    pub architecture: Option<&'a str>,
+    pub constraint: Option<(Comparison, &'a str)>,
+    /// Whether it is another alternative to the relation before it.
+    pub alternative: bool,
+}
+
+impl From<RelationText<'_>> for Relation {
+    fn from(text: RelationText<'_>) -> Relation {
+        let constraint = |(comparison, text)| (comparison, LayerVersion::of_checked(text));
+        Relation {
+            name: LayerName::of_checked(text.name),
+            architecture: text.architecture.map(str::to_owned),
+            constraint: text.constraint.map(constraint),
+        }
+    }
+}
+
+/// Reads `a (>= 1), b | c` as Depends and Pre-Depends write it, one relation
+/// after the other. An empty text is no dependency; a trailing comma is
+/// accepted as Debian's tools accept it. After a fault there is nothing more.
+pub(crate) fn relations(
+    text: &str,
+) -> impl Iterator<Item = Result<RelationText<'_>, RelationFault>> {
+    let mut rest = text;
+    let mut alternative = false;
+    let mut over = false;
+    std::iter::from_fn(move || {
+        if over || !alternative && rest.trim_ascii().is_empty() {
+            return None;
+        }
+        let offset = text.len() - rest.len();
+        let end = rest.bytes().position(|b| b == b',' || b == b'|').unwrap_or(rest.len());
+        let (part, after) = rest.split_at(end);
+        let or = after.starts_with('|');
+        rest = after.get(1..).unwrap_or("");
+        let blank = part.trim_ascii().is_empty() && !alternative && !or;
+        let parsed =
+            if blank { Err((offset, RelationError::Empty)) } else { parse_relation(part, offset) };
+        over = parsed.is_err();
+        let parsed = parsed.map(|relation| RelationText { alternative, ..relation });
+        alternative = or;
+        Some(parsed)
+    })
+}
+
+/// Parses what Depends and Pre-Depends hold.
 ///
 /// # Errors
 /// The first fault, with its byte offset in `text`.
 pub fn parse_dependencies(text: &str) -> Result<Vec<Dependency>, RelationFault> {
-    let mut dependencies = Vec::new();
-    let mut offset = 0;
-    let mut parts = text.split(',').peekable();
-    while let Some(part) = parts.next() {
-        let blank = part.trim().is_empty();
-        if blank && parts.peek().is_some() {
-            return Err((offset, RelationError::Empty));
+    let mut dependencies: Vec<Dependency> = Vec::new();
+    for relation in relations(text) {
+        let relation = relation?;
+        match dependencies.last_mut() {
+            Some(last) if relation.alternative => last.alternatives.push(relation.into()),
+            _ => dependencies.push(Dependency { alternatives: vec![relation.into()] }),
         }
-        if !blank {
-            let mut alternatives = Vec::new();
-            let mut at = offset;
-            for alternative in part.split('|') {
-                alternatives.push(parse_relation(alternative, at)?);
-                at += alternative.len() + 1;
-            }
-            dependencies.push(Dependency { alternatives });
-        }
-        offset += part.len() + 1;
     }
     Ok(dependencies)
 }
@@ -145,35 +187,41 @@ pub fn parse_dependencies(text: &str) -> Result<Vec<Dependency>, RelationFault> 
 /// # Errors
 /// The first fault, with its byte offset in `text`.
 pub fn parse_relations(text: &str) -> Result<Vec<Relation>, RelationFault> {
-    let dependencies = parse_dependencies(text)?;
-    let single = |dependency: Dependency| match <[Relation; 1]>::try_from(dependency.alternatives) {
-        Ok([relation]) => Ok(relation),
-        Err(_) => Err((text.find('|').unwrap_or(0), RelationError::Alternatives)),
-    };
-    dependencies.into_iter().map(single).collect()
+    single_relations(text).map(|relation| relation.map(Relation::from)).collect()
 }
 
-fn parse_relation(text: &str, offset: usize) -> Result<Relation, RelationFault> {
-    let start = offset + text.len() - text.trim_start().len();
-    let text = text.trim();
+/// As [`relations`], where alternatives are a fault.
+pub(crate) fn single_relations(
+    text: &str,
+) -> impl Iterator<Item = Result<RelationText<'_>, RelationFault>> {
+    relations(text).map(|relation| match relation? {
+        RelationText { alternative: true, .. } => {
+            Err((text.find('|').unwrap_or(0), RelationError::Alternatives))
+        }
+        relation => Ok(relation),
+    })
+}
+
+fn parse_relation(text: &str, offset: usize) -> Result<RelationText<'_>, RelationFault> {
+    let start = offset + text.len() - text.trim_ascii_start().len();
+    let text = text.trim_ascii();
     let fault = |error: RelationError| (start, error);
     if text.is_empty() {
         return Err(fault(RelationError::Empty));
     }
-    let name_end = text
-        .find(|c: char| c.is_whitespace() || matches!(c, '(' | '[' | '<'))
-        .unwrap_or(text.len());
+    let ends_name = |b: u8| b.is_ascii_whitespace() || matches!(b, b'(' | b'[' | b'<');
+    let name_end = text.bytes().position(ends_name).unwrap_or(text.len());
     let (name, rest) = text.split_at(name_end);
     let (name, architecture) = match name.split_once(':') {
-        Some((name, architecture)) => (name, Some(architecture.to_owned())),
+        Some((name, architecture)) => (name, Some(architecture)),
         None => (name, None),
     };
-    if let Some(architecture) = &architecture {
-        LayerName::new(architecture.as_str()).map_err(|error| fault(error.into()))?;
+    if let Some(architecture) = architecture {
+        LayerName::check(architecture).map_err(|error| fault(error.into()))?;
     }
-    let name = LayerName::new(name).map_err(|error| fault(error.into()))?;
-    let rest = rest.trim();
-    let mut relation = Relation { name, architecture, constraint: None };
+    LayerName::check(name).map_err(|error| fault(error.into()))?;
+    let rest = rest.trim_ascii();
+    let mut relation = RelationText { name, architecture, constraint: None, alternative: false };
     let Some(inner) = rest.strip_prefix('(') else {
         return match rest {
             "" => Ok(relation),
@@ -181,11 +229,12 @@ fn parse_relation(text: &str, offset: usize) -> Result<Relation, RelationFault> 
         };
     };
     let (inner, after) = inner.split_once(')').ok_or(fault(RelationError::Parenthesis))?;
-    if !after.trim().is_empty() {
-        return Err(fault(RelationError::Trailing(after.trim().chars().take(64).collect())));
+    if !after.trim_ascii().is_empty() {
+        return Err(fault(RelationError::Trailing(after.trim_ascii().chars().take(64).collect())));
     }
-    let inner = inner.trim();
-    let operator_end = inner.find(|c| !matches!(c, '<' | '=' | '>')).unwrap_or(inner.len());
+    let inner = inner.trim_ascii();
+    let in_operator = |b: u8| matches!(b, b'<' | b'=' | b'>');
+    let operator_end = inner.bytes().position(|b| !in_operator(b)).unwrap_or(inner.len());
     let (operator, version) = inner.split_at(operator_end);
     let comparison = match operator {
         "<<" => Comparison::Earlier,
@@ -196,7 +245,8 @@ fn parse_relation(text: &str, offset: usize) -> Result<Relation, RelationFault> 
         ">>" => Comparison::Later,
         other => return Err(fault(RelationError::Comparison(other.chars().take(16).collect()))),
     };
-    let version = LayerVersion::new(version.trim()).map_err(|error| fault(error.into()))?;
+    let version = version.trim_ascii();
+    version::check(version).map_err(|error| fault(error.into()))?;
     relation.constraint = Some((comparison, version));
     Ok(relation)
 }
@@ -241,6 +291,10 @@ mod tests {
     fn faults() {
         let fault = |text: &str| parse_dependencies(text).expect_err("a fault");
         assert_eq!(fault("a,,b"), (2, RelationError::Empty));
+        assert_eq!(fault(",a").1, RelationError::Empty);
+        assert_eq!(fault("a |").1, RelationError::Empty);
+        assert_eq!(fault("a | | b").1, RelationError::Empty);
+        assert_eq!(fault("a || b,").1, RelationError::Empty);
         assert_eq!(fault("a, b (1)").0, 3);
         assert_eq!(fault("a (>= 1").1, RelationError::Parenthesis);
         assert_eq!(fault("a (>= 1) x").1, RelationError::Trailing("x".into()));

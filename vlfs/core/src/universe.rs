@@ -3,14 +3,17 @@
 //! Withdrawn units are in it and visible as such: what still uses one must be
 //! able to learn why that is refused.
 
-use std::collections::HashMap;
+use std::cmp::{Ordering, Reverse};
+use std::collections::{BTreeSet, HashMap};
+use std::sync::OnceLock;
 
 use crate::database::{Database, Unit};
+use crate::database_text::{DatabaseText, UnitPlace};
 use crate::generation::LayerSetEntry;
 use crate::metadata::LayerKind;
 use crate::names::{LayerName, RepositoryName};
-use crate::relation::Relation;
-use crate::version::LayerVersion;
+use crate::relation::{self, Relation};
+use crate::version::{self, LayerVersion};
 
 /// A unit's number in its universe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -22,22 +25,56 @@ pub struct UnitId(pub(crate) u32);
 pub(crate) struct NameId(pub(crate) u32);
 
 #[derive(Debug, Clone)]
+struct Repository {
+    name: RepositoryName,
+    priority: u32,
+    database: DatabaseText,
+}
+
+#[derive(Debug, Clone)]
 struct UniverseUnit {
     repository: u32,
     name: NameId,
-    unit: Unit,
+    place: UnitPlace,
+    /// Made when it is first looked at.
+    unit: OnceLock<Box<Unit>>,
+}
+
+/// Why nothing new may use a unit.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Barred {
+    /// It was withdrawn from its repository, for this reason.
+    Withdrawn(String),
+    /// The configuration leaves it out; the text names the rule.
+    Filtered(String),
+}
+
+impl std::fmt::Display for Barred {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Barred::Withdrawn(reason) => write!(f, "withdrawn: {reason}"),
+            Barred::Filtered(reason) => write!(f, "filtered: {reason}"),
+        }
+    }
 }
 
 /// The units of all repositories.
 #[derive(Debug, Clone, Default)]
 pub struct Universe {
-    repositories: Vec<(RepositoryName, u32)>,
+    repositories: Vec<Repository>,
     units: Vec<UniverseUnit>,
     names: HashMap<LayerName, [Option<NameId>; 2]>,
-    /// By [`NameId`], best first.
-    candidates: Vec<Vec<UnitId>>,
+    name_count: u32,
+    /// All units by [`NameId`], the best of each name first.
+    candidates: Vec<UnitId>,
+    /// By [`NameId`], where its units start in `candidates`; one more at the end.
+    starts: Vec<u32>,
+    /// Names of which a unit is essential.
+    essential: BTreeSet<NameId>,
     /// By virtual name: the providers and the version they provide, best first.
     providers: HashMap<LayerName, Vec<(UnitId, Option<LayerVersion>)>>,
+    /// Units that the configuration leaves out, with the reason.
+    filtered: HashMap<UnitId, String>,
 }
 
 fn kind_index(kind: LayerKind) -> usize {
@@ -48,53 +85,134 @@ fn kind_index(kind: LayerKind) -> usize {
 }
 
 impl Universe {
+    /// Indexes databases that were made or read whole; see [`Universe::from_texts`].
+    ///
+    /// # Panics
+    /// A unit's metadata is such that no database could hold it.
+    pub fn new(databases: Vec<(RepositoryName, u32, Database)>) -> Self {
+        let text = |(name, priority, database)| (name, priority, DatabaseText::from(database));
+        Universe::from_texts(databases.into_iter().map(text).collect())
+    }
+
     /// Indexes the databases. `u32` is the repository's priority: of two units
     /// of one layer, the one of the higher priority is better, then the newer.
-    pub fn new(databases: Vec<(RepositoryName, u32, Database)>) -> Self {
+    /// No unit is read but for its names; that happens when it is looked at.
+    pub fn from_texts(databases: Vec<(RepositoryName, u32, DatabaseText)>) -> Self {
         let mut universe = Universe::default();
-        for (repository, (name, priority, database)) in (0u32..).zip(databases) {
-            universe.repositories.push((name, priority));
-            for unit in database.into_units() {
-                universe.insert(repository, unit);
+        let count = databases.iter().map(|(_, _, database)| database.len()).sum();
+        universe.units.reserve(count);
+        universe.names.reserve(count);
+        for (index, (name, priority, database)) in (0u32..).zip(databases) {
+            for place in database.places() {
+                universe.insert(index, &database, *place);
             }
+            universe.repositories.push(Repository { name, priority, database });
         }
-        let (units, repositories) = (&universe.units, &universe.repositories);
-        let rank = |id: &UnitId| {
-            let unit = &units[id.0 as usize];
-            let (name, priority) = &repositories[unit.repository as usize];
-            (*priority, &unit.unit.metadata.version, std::cmp::Reverse(name))
-        };
-        for candidates in &mut universe.candidates {
-            candidates.sort_by(|a, b| rank(b).cmp(&rank(a)));
-        }
-        let name = |id: &UnitId| &units[id.0 as usize].unit.metadata.layer;
-        for providers in universe.providers.values_mut() {
-            providers.sort_by(|(a, _), (b, _)| {
-                let priority = |id| rank(id).0;
-                priority(b)
-                    .cmp(&priority(a))
-                    .then_with(|| name(a).cmp(name(b)))
-                    .then_with(|| rank(b).cmp(&rank(a)))
-            });
-        }
+        universe.rank_candidates();
+        universe.rank_providers();
         universe
     }
 
-    fn insert(&mut self, repository: u32, unit: Unit) {
+    fn insert(&mut self, repository: u32, database: &DatabaseText, place: UnitPlace) {
         let id = UnitId(u32::try_from(self.units.len()).expect("limits::DATABASE_BYTES bounds it"));
-        let metadata = &unit.metadata;
-        let slot =
-            &mut self.names.entry(metadata.layer.clone()).or_default()[kind_index(metadata.kind)];
-        let name = *slot.get_or_insert_with(|| {
-            self.candidates.push(Vec::new());
-            NameId((self.candidates.len() - 1) as u32)
-        });
-        self.candidates[name.0 as usize].push(id);
-        for provided in &metadata.provides {
-            let version = provided.constraint.as_ref().map(|(_, version)| version.clone());
-            self.providers.entry(provided.name.clone()).or_default().push((id, version));
+        let name = self.intern(database, &place);
+        if place.essential {
+            self.essential.insert(name);
         }
-        self.units.push(UniverseUnit { repository, name, unit });
+        for provided in relation::relations(database.provides(&place)) {
+            let provided = provided.expect("the database was checked");
+            let version = provided.constraint.map(|(_, text)| LayerVersion::of_checked(text));
+            match self.providers.get_mut(provided.name) {
+                Some(providers) => providers.push((id, version)),
+                None => {
+                    let name = LayerName::of_checked(provided.name);
+                    self.providers.insert(name, vec![(id, version)]);
+                }
+            }
+        }
+        self.units.push(UniverseUnit { repository, name, place, unit: OnceLock::new() });
+    }
+
+    fn intern(&mut self, database: &DatabaseText, place: &UnitPlace) -> NameId {
+        let layer = LayerName::of_checked(database.layer(place));
+        let name = &mut self.names.entry(layer).or_default()[kind_index(place.kind)];
+        *name.get_or_insert_with(|| {
+            self.name_count += 1;
+            NameId(self.name_count - 1)
+        })
+    }
+
+    fn rank_candidates(&mut self) {
+        let mut starts = vec![0u32; self.name_count as usize + 1];
+        for unit in &self.units {
+            starts[unit.name.0 as usize + 1] += 1;
+        }
+        for name in 1..starts.len() {
+            starts[name] += starts[name - 1];
+        }
+        let mut free = starts.clone();
+        let mut candidates = vec![UnitId(0); self.units.len()];
+        for (id, unit) in (0u32..).zip(&self.units) {
+            let at = &mut free[unit.name.0 as usize];
+            candidates[*at as usize] = UnitId(id);
+            *at += 1;
+        }
+        for name in starts.windows(2).filter(|range| range[1] - range[0] > 1) {
+            let of_name = &mut candidates[name[0] as usize..name[1] as usize];
+            of_name.sort_by(|a, b| self.better(*a, *b));
+        }
+        (self.candidates, self.starts) = (candidates, starts);
+    }
+
+    fn rank_providers(&mut self) {
+        let mut all = std::mem::take(&mut self.providers);
+        for providers in all.values_mut().filter(|providers| providers.len() > 1) {
+            providers.sort_by(|(a, _), (b, _)| {
+                let priority = |id| self.repository_of(id).priority;
+                priority(*b)
+                    .cmp(&priority(*a))
+                    .then_with(|| self.layer_text(*a).cmp(self.layer_text(*b)))
+                    .then_with(|| self.better(*a, *b))
+            });
+        }
+        self.providers = all;
+    }
+
+    /// Orders two units of one layer, the better first.
+    fn better(&self, a: UnitId, b: UnitId) -> Ordering {
+        let rank = |id| {
+            let repository = self.repository_of(id);
+            (repository.priority, Reverse(&repository.name))
+        };
+        let ((a_priority, a_name), (b_priority, b_name)) = (rank(a), rank(b));
+        b_priority
+            .cmp(&a_priority)
+            .then_with(|| self.compare_versions(b, a))
+            .then_with(|| b_name.cmp(&a_name))
+    }
+
+    /// The order of two units' versions, without reading the units.
+    pub(crate) fn compare_versions(&self, a: UnitId, b: UnitId) -> Ordering {
+        let (a, b) = (self.version_text(a), self.version_text(b));
+        version::debian_cmp(a, b).then_with(|| a.cmp(b))
+    }
+
+    fn slot(&self, id: UnitId) -> &UniverseUnit {
+        &self.units[id.0 as usize]
+    }
+
+    fn repository_of(&self, id: UnitId) -> &Repository {
+        &self.repositories[self.slot(id).repository as usize]
+    }
+
+    /// The name of a unit's layer, without reading the unit.
+    pub(crate) fn layer_text(&self, id: UnitId) -> &str {
+        self.repository_of(id).database.layer(&self.slot(id).place)
+    }
+
+    /// A unit's version, without reading the unit.
+    pub(crate) fn version_text(&self, id: UnitId) -> &str {
+        self.repository_of(id).database.version(&self.slot(id).place)
     }
 
     pub fn len(&self) -> usize {
@@ -105,16 +223,18 @@ impl Universe {
         self.units.is_empty()
     }
 
+    /// A unit; it is read when it is asked for the first time.
     pub fn unit(&self, id: UnitId) -> &Unit {
-        &self.units[id.0 as usize].unit
+        let slot = self.slot(id);
+        slot.unit.get_or_init(|| Box::new(self.repository_of(id).database.unit(&slot.place)))
     }
 
     pub fn repository(&self, id: UnitId) -> &RepositoryName {
-        &self.repositories[self.units[id.0 as usize].repository as usize].0
+        &self.repository_of(id).name
     }
 
     pub fn has_repository(&self, name: &RepositoryName) -> bool {
-        self.repositories.iter().any(|(known, _)| known == name)
+        self.repositories.iter().any(|known| known.name == *name)
     }
 
     /// The unit `repository/layer version`.
@@ -124,7 +244,7 @@ impl Universe {
         layer: &LayerName,
         version: &LayerVersion,
     ) -> Option<UnitId> {
-        self.in_repository(repository, layer).find(|id| self.unit(*id).metadata.version == *version)
+        self.in_repository(repository, layer).find(|id| self.version_text(*id) == version.as_str())
     }
 
     /// All units of a layer's name, best first; withdrawn ones too.
@@ -150,20 +270,43 @@ impl Universe {
     /// Names of the layers of a repository whose best unit there is essential.
     pub fn essential(&self, repository: &RepositoryName) -> Vec<&LayerName> {
         let mut names = Vec::new();
-        for candidates in &self.candidates {
-            let best = candidates
+        for name in &self.essential {
+            let best = self
+                .candidates(*name)
                 .iter()
-                .find(|id| self.repository(**id) == repository && !self.withdrawn(**id));
-            if let Some(best) = best.map(|id| self.unit(*id)).filter(|u| u.metadata.essential) {
-                names.push(&best.metadata.layer);
+                .find(|id| self.repository(**id) == repository && !self.barred(**id));
+            if let Some(best) = best.filter(|id| self.slot(**id).place.essential) {
+                names.push(&self.unit(*best).metadata.layer);
             }
         }
         names.sort_unstable();
         names
     }
 
-    pub fn withdrawn(&self, id: UnitId) -> bool {
-        self.unit(id).withdrawn.is_some()
+    /// Leaves out units that the configuration does not want: `reason` is asked
+    /// for each unit that is not left out yet, and names the rule.
+    pub fn filter(&mut self, mut reason: impl FnMut(&Universe, UnitId) -> Option<String>) {
+        for id in (0..self.units.len() as u32).map(UnitId) {
+            if !self.filtered.contains_key(&id)
+                && let Some(reason) = reason(self, id)
+            {
+                self.filtered.insert(id, reason);
+            }
+        }
+    }
+
+    /// Whether nothing new may use a unit.
+    pub fn barred(&self, id: UnitId) -> bool {
+        self.slot(id).place.withdrawn || self.filtered.contains_key(&id)
+    }
+
+    /// Why nothing new may use a unit, where that is so.
+    pub fn bar(&self, id: UnitId) -> Option<Barred> {
+        if let Some(reason) = self.filtered.get(&id) {
+            return Some(Barred::Filtered(reason.clone()));
+        }
+        let withdrawn = self.slot(id).place.withdrawn;
+        withdrawn.then(|| Barred::Withdrawn(self.unit(id).withdrawn.clone().unwrap_or_default()))
     }
 
     /// The unit as a generation names it.
@@ -180,12 +323,11 @@ impl Universe {
 
     /// `repository/layer version`, as in an LDF.
     pub fn show(&self, id: UnitId) -> String {
-        let metadata = &self.unit(id).metadata;
-        format!("{}/{} {}", self.repository(id), metadata.layer, metadata.version)
+        format!("{}/{} {}", self.repository(id), self.layer_text(id), self.version_text(id))
     }
 
     /// All units that satisfy a relation that `from` declares: the layers of
-    /// that name, best first, then its providers; withdrawn ones too.
+    /// that name, best first, then its providers; barred ones too.
     pub fn satisfiers(&self, relation: &Relation, from: UnitId) -> Vec<UnitId> {
         let mut found: Vec<_> =
             self.named(&relation.name).filter(|id| self.satisfies(*id, relation, from)).collect();
@@ -201,9 +343,9 @@ impl Universe {
     /// that `from` declares. An unversioned Provides satisfies no versioned
     /// relation; an architecture that is named must be the unit's own.
     pub fn satisfies(&self, id: UnitId, relation: &Relation, from: UnitId) -> bool {
-        let metadata = &self.unit(id).metadata;
         let of = |id: UnitId| {
-            self.unit(id).metadata.architecture.as_deref().filter(|name| *name != "all")
+            let name = self.repository_of(id).database.architecture(&self.slot(id).place);
+            (!matches!(name, "" | "all")).then_some(name)
         };
         let architecture = match relation.architecture.as_deref() {
             None | Some("any" | "native") => true,
@@ -212,25 +354,31 @@ impl Universe {
         if !architecture {
             return false;
         }
-        let provided = |provided: &Relation| {
-            provided.name == relation.name
-                && match (&provided.constraint, &relation.constraint) {
-                    (_, None) => true,
-                    (None, Some(_)) => false,
-                    (Some((_, version)), Some(_)) => relation.admits(version),
-                }
-        };
-        metadata.layer == relation.name && relation.admits(&metadata.version)
-            || metadata.provides.iter().any(provided)
+        if self.layer_text(id) == relation.name.as_str()
+            && relation.admits_text(self.version_text(id))
+        {
+            return true;
+        }
+        let provides = self.repository_of(id).database.provides(&self.slot(id).place);
+        !provides.is_empty()
+            && relation::relations(provides).flatten().any(|provided| {
+                provided.name == relation.name.as_str()
+                    && match (provided.constraint, &relation.constraint) {
+                        (_, None) => true,
+                        (None, Some(_)) => false,
+                        (Some((_, version)), Some(_)) => relation.admits_text(version),
+                    }
+            })
     }
 
     pub(crate) fn name_of(&self, id: UnitId) -> NameId {
-        self.units[id.0 as usize].name
+        self.slot(id).name
     }
 
     /// All units of a name and kind, best first; withdrawn ones too.
     pub(crate) fn candidates(&self, name: NameId) -> &[UnitId] {
-        &self.candidates[name.0 as usize]
+        let range = |at: u32| self.starts[at as usize] as usize;
+        &self.candidates[range(name.0)..range(name.0 + 1)]
     }
 }
 
@@ -275,7 +423,7 @@ pub(crate) mod tests {
         let order: Vec<_> = universe.named(&name("a")).map(|id| universe.show(id)).collect();
         assert_eq!(order, ["local/a 0.5", "main/a 2", "main/a 1"]);
         let withdrawn: Vec<_> =
-            universe.named(&name("a")).filter(|id| universe.withdrawn(*id)).collect();
+            universe.named(&name("a")).filter(|id| universe.barred(*id)).collect();
         assert_eq!(withdrawn.len(), 1);
     }
 

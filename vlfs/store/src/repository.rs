@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::FlockOperation;
 use strata_core::database::{Database, Unit, unit_digest};
+use strata_core::database_text::DatabaseText;
 use strata_core::generation::LayerSetEntry;
 use strata_core::manifest::Manifest;
 use strata_core::metadata::Metadata;
@@ -144,17 +145,40 @@ impl Store {
     /// # Errors
     /// There is no such repository, or its database is damaged.
     pub fn database(&self, repository: &RepositoryName) -> Result<Database, StoreError> {
+        match self.database_bytes(repository)? {
+            None => Ok(Database::default()),
+            Some((path, text)) => {
+                Database::parse(&text).map_err(|located| StoreError::Database { path, located })
+            }
+        }
+    }
+
+    /// The database of a repository for resolution: checked whole, and its units
+    /// made when they are looked at.
+    ///
+    /// # Errors
+    /// There is no such repository, or its database is damaged.
+    pub fn database_text(&self, repository: &RepositoryName) -> Result<DatabaseText, StoreError> {
+        match self.database_bytes(repository)? {
+            None => Ok(DatabaseText::default()),
+            Some((path, text)) => {
+                DatabaseText::parse(text).map_err(|located| StoreError::Database { path, located })
+            }
+        }
+    }
+
+    /// The text of a database and where it was read; `None` where there is none.
+    fn database_bytes(
+        &self,
+        repository: &RepositoryName,
+    ) -> Result<Option<(PathBuf, Vec<u8>)>, StoreError> {
         let directory = self.repository_path(repository);
         if !directory.is_dir() {
             return Err(StoreError::NoRepository(repository.clone()));
         }
         let path = directory.join("database");
-        match optional(read_limited(&path, limits::DATABASE_BYTES))? {
-            None => Ok(Database::default()),
-            Some(text) => {
-                Database::parse(&text).map_err(|located| StoreError::Database { path, located })
-            }
-        }
+        let text = optional(read_limited(&path, limits::DATABASE_BYTES))?;
+        Ok(text.map(|text| (path, text)))
     }
 
     /// The manifest of a unit, as it stands on disk (its digest is not checked).

@@ -197,7 +197,7 @@ fn unmet(universe: &Universe, from: UnitId) -> impl Iterator<Item = &Dependency>
             .alternatives
             .iter()
             .flat_map(|relation| universe.satisfiers(relation, from))
-            .any(|unit| !universe.withdrawn(unit))
+            .any(|unit| !universe.barred(unit))
     })
 }
 
@@ -258,8 +258,8 @@ impl<'u> Ways<'u> {
         for relation in &dependency.alternatives {
             for unit in self.universe.named(&relation.name).take(MOST_VERSIONS) {
                 let shown = self.universe.show(unit);
-                known.push(match &self.universe.unit(unit).withdrawn {
-                    Some(reason) => format!("{shown} (withdrawn: {reason})"),
+                known.push(match self.universe.bar(unit) {
+                    Some(bar) => format!("{shown} ({bar})"),
                     None => shown,
                 });
             }
@@ -315,7 +315,7 @@ fn advice(task: &Task<'_>, solving: &mut Solving<'_>, core: &[Blamed<'_>]) -> St
         let (placed, place) = what;
         let others: Vec<UnitId> = universe
             .in_repository(&placed.line.repository, &placed.line.layer)
-            .filter(|unit| !universe.withdrawn(*unit) && Some(*unit) != placed.unit)
+            .filter(|unit| !universe.barred(*unit) && Some(*unit) != placed.unit)
             .collect();
         if others.is_empty() {
             continue;

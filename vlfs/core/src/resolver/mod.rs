@@ -224,7 +224,7 @@ fn settled(definition: &Definition, upgrade: &Upgrade, fault: &Diagnostic) -> bo
     };
     match fault.code {
         "unresolved" => true,
-        "withdrawn" => !line.hold && (implicit || upgrade.covers(line)),
+        "withdrawn" | "filtered" => !line.hold && (implicit || upgrade.covers(line)),
         "unknown-version" => upgrade.covers(line),
         "unknown-layer" => implicit && upgrade.covers(line),
         _ => false,
@@ -245,7 +245,7 @@ fn missing_reference(
 
 impl Task<'_> {
     fn add_root(&mut self, mut units: Vec<UnitId>, cause: Cause) -> Result<(), ()> {
-        units.retain(|unit| !self.universe.withdrawn(*unit));
+        units.retain(|unit| !self.universe.barred(*unit));
         if units.is_empty() {
             return Err(());
         }
@@ -284,7 +284,7 @@ impl Task<'_> {
     }
 
     fn add_present(&mut self, layer: &Arc<PlacedLayer>, upgrade: &Upgrade) {
-        let Some(unit) = layer.unit.filter(|unit| !self.universe.withdrawn(*unit)) else { return };
+        let Some(unit) = layer.unit.filter(|unit| !self.universe.barred(*unit)) else { return };
         if layer.line.hold {
             let limit = Limit { name: self.universe.name_of(unit), units: vec![unit] };
             self.holds.push(Hold { limit, placed: layer.clone() });
@@ -339,9 +339,8 @@ impl Task<'_> {
     /// upgraded has its best version; everything else stays as it is.
     fn wishes(&self) -> Vec<Vec<Limit>> {
         let universe = self.universe;
-        let candidates = |name| {
-            universe.candidates(name).iter().copied().filter(|unit| !universe.withdrawn(*unit))
-        };
+        let candidates =
+            |name| universe.candidates(name).iter().copied().filter(|unit| !universe.barred(*unit));
         let no_downgrade = |unit: &UnitId| {
             let name = universe.name_of(*unit);
             let version = |unit: UnitId| &universe.unit(unit).metadata.version;

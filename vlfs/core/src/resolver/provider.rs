@@ -113,7 +113,7 @@ impl<'u> Provider<'u> {
             .alternatives
             .iter()
             .flat_map(|relation| self.universe.satisfiers(relation, from))
-            .filter(|unit| !self.universe.withdrawn(*unit));
+            .filter(|unit| !self.universe.barred(*unit));
         let (mut first, rest): (Vec<_>, Vec<_>) = units.partition(|unit| {
             let name = self.universe.name_of(*unit);
             self.favoured.contains(unit) || self.chosen.contains(&name)
@@ -144,7 +144,7 @@ impl<'u> Provider<'u> {
     /// The units of a name that may be chosen, best first.
     fn candidates_of(&self, name: NameId) -> impl Iterator<Item = UnitId> {
         let all = self.universe.candidates(name).iter().copied();
-        all.filter(|unit| !self.universe.withdrawn(*unit))
+        all.filter(|unit| !self.universe.barred(*unit))
     }
 }
 

@@ -147,7 +147,7 @@ fn a_withdrawn_layer_is_replaced_and_never_chosen() {
     );
     assert_eq!(resolved(&universe, "main/a\n\nmain/b 1\n"), "main/a 1\n\nmain/b 2\n");
     let message = explained(&universe, "main/a 2\n");
-    assert_eq!(message, "1: main/a 2 is withdrawn: CVE-3 | main/a 1 is not withdrawn");
+    assert_eq!(message, "1: main/a 2 is withdrawn: CVE-3 | main/a 1 may be used");
 }
 
 #[test]
