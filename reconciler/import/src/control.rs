@@ -5,7 +5,7 @@
 
 use strata_core::deb822::{self, Field, Stanza, StanzaError};
 use strata_core::limits;
-use strata_core::metadata::{LayerKind, Metadata};
+use strata_core::metadata::{LayerKind, Metadata, System};
 use strata_core::names::{LayerName, NameError};
 use strata_core::position::Located;
 use strata_core::relation::{self, Dependency, Relation, RelationError};
@@ -47,6 +47,14 @@ pub fn metadata(control: &[u8]) -> Result<Metadata, Fault> {
     let [stanza] = stanzas.as_slice() else {
         return Err(Located::new(1, 1, ControlError::Stanzas(stanzas.len())));
     };
+    from_stanza(stanza)
+}
+
+/// As [`metadata`], of one stanza: a control file's, or an archive index's.
+///
+/// # Errors
+/// The first fault, with its line and column.
+pub fn from_stanza(stanza: &Stanza<'_>) -> Result<Metadata, Fault> {
     let required =
         |name| stanza.get(name).ok_or(Located::new(stanza.line, 1, ControlError::Missing(name)));
     let (package, version) = (required("Package")?, required("Version")?);
@@ -56,6 +64,7 @@ pub fn metadata(control: &[u8]) -> Result<Metadata, Fault> {
         LayerKind::Software,
     );
     metadata.architecture = line(stanza, "Architecture")?;
+    metadata.system = Some(System::Deb);
     metadata.section = line(stanza, "Section")?;
     metadata.origin = line(stanza, "Origin")?;
     metadata.essential = yes(stanza, "Essential")?;
@@ -120,7 +129,7 @@ mod tests {
         let metadata = metadata(CONTROL.as_bytes()).expect("valid");
         assert_eq!(
             metadata.print(),
-            "Layer: bind9-libs\nVersion: 1:9.18.1-1\nArchitecture: amd64\nEssential: yes\nPre-Depends: libc6 (>= 2.34)\nDepends: perl:any, libuv1t64 (>= 1.4) | libuv1\nBreaks: old (<< 2)\nReplaces: old (<< 2)\nProvides: libs (= 1:9.18)\nSection: libs\nDescription: Shared libraries\n"
+            "Layer: bind9-libs\nVersion: 1:9.18.1-1\nArchitecture: amd64\nSystem: deb\nEssential: yes\nPre-Depends: libc6 (>= 2.34)\nDepends: perl:any, libuv1t64 (>= 1.4) | libuv1\nBreaks: old (<< 2)\nReplaces: old (<< 2)\nProvides: libs (= 1:9.18)\nSection: libs\nDescription: Shared libraries\n"
         );
         assert_eq!(Metadata::parse(metadata.print().as_bytes()), Ok(metadata));
     }

@@ -19,6 +19,7 @@ use strata_core::position::Located;
 use crate::ar::{ArError, ArReader};
 use crate::compression::Compression;
 use crate::control::{self, ControlError};
+use crate::diverts;
 use crate::member::{MemberError, member_path, shown};
 use crate::tarball::{TarEntry, TarError, TarKind, TarReader};
 use crate::usr_merge;
@@ -95,7 +96,8 @@ pub fn convert(
     check_format(&mut ar)?;
     let (member, compression) = next_archive(&mut ar, "control.tar")?;
     let control = unpack_control(&mut ar, &member, compression, scripts)?;
-    let metadata = control::metadata(&control)?;
+    let mut metadata = control::metadata(&control.control)?;
+    metadata.diverts = diverts::of_scripts(&control.scripts);
     let (member, compression) = next_archive(&mut ar, "data.tar")?;
     let mut data = Data { writer: TreeWriter::new(filesystem, limits), moved: HashMap::new() };
     let mut tar = open(&mut ar, &member, compression)?;
@@ -159,13 +161,20 @@ fn open<'a, R: Read + Send>(
     Ok(TarReader::new(plain))
 }
 
-/// Writes the control files and returns the one that is called `control`.
+/// What is looked at of the control files.
+struct Control {
+    control: Vec<u8>,
+    /// The scripts that run when a package is installed.
+    scripts: Vec<Vec<u8>>,
+}
+
+/// Writes the control files.
 fn unpack_control<R: Read + Send>(
     ar: &mut ArReader<R>,
     member: &str,
     compression: Compression,
     scripts: &Path,
-) -> Result<Vec<u8>, DebError> {
+) -> Result<Control, DebError> {
     let mut tar = open(ar, member, compression)?;
     let directory = scripts.join(CONTROL_DIRECTORY);
     let broken = |source| DebError::Tar { member: member.to_owned(), source };
@@ -178,15 +187,20 @@ fn unpack_control<R: Read + Send>(
         .create(&directory)
         .map_err(|error| failed(b"./", error.into()))?;
     let mut control = None;
+    let mut scripts = Vec::new();
     let mut left = limits::CONTROL_BYTES;
     while let Some(entry) = tar.next_entry().map_err(broken)? {
         let written = control_file(&entry, &mut tar.content(), &directory, &mut left);
-        match written.map_err(|source| failed(&entry.name, source))? {
-            Some((name, content)) if name == "control" => control = Some(content),
+        let written = written.map_err(|source| failed(&entry.name, source))?;
+        let Some((name, content)) = written else { continue };
+        match name.as_str() {
+            "control" => control = Some(content),
+            "preinst" | "postinst" => scripts.push(content),
             _ => {}
         }
     }
-    control.ok_or(DebError::Missing("control file"))
+    let control = control.ok_or(DebError::Missing("control file"))?;
+    Ok(Control { control, scripts })
 }
 
 /// Writes one control file; `left` is how many bytes may still come. Scripts

@@ -1,21 +1,31 @@
-//! Many packages into one repository: converted in parallel, published one by
-//! one, the database written once.
+//! Many packages into one repository: converted in parallel, published in
+//! groups that share one sync, each unit whole or not at all.
+//!
+//! The repository is locked while a group is published and no longer, so two
+//! imports into one repository go side by side. What is killed leaves units in
+//! the making, which the next writer removes; what was published stays.
 
 use std::fs::File;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, sync_channel};
+use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::{Mode, OFlags};
 use strata_core::digest::Digest;
 use strata_core::manifest::Manifest;
+use strata_core::metadata::Metadata;
 use strata_core::names::{LayerName, RepositoryName};
 use strata_core::version::LayerVersion;
-use strata_store::{RepositoryWriter, StagedUnit, Store, StoreError};
+use strata_store::{Published, RepositoryWriter, StagedUnit, Store, StoreError};
 
 use crate::deb::{self, Converted, DebError};
 use crate::writer::TreeLimits;
+
+/// Units that are published together, at most.
+const GROUP_UNITS: usize = 64;
+/// Bytes of files after which a group is published.
+const GROUP_BYTES: u64 = 512 << 20;
 
 #[derive(Debug, thiserror::Error)]
 pub enum ImportError {
@@ -23,10 +33,35 @@ pub enum ImportError {
     Open { package: PathBuf, source: std::io::Error },
     #[error("{package}: {source}")]
     Convert { package: PathBuf, source: Box<DebError> },
+    #[error("{package}: it holds {found}, and {expected} was announced")]
+    Other { package: PathBuf, expected: String, found: String },
     #[error("{package}: {source}")]
     Store { package: PathBuf, source: StoreError },
-    #[error("{package}: the thread that converted it ended without a result")]
-    Lost { package: PathBuf },
+    #[error("{package}: the others of its group could not be published: {reason}")]
+    Group { package: PathBuf, reason: String },
+}
+
+/// A package to import.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Package {
+    pub path: PathBuf,
+    /// What it must hold, where that is known.
+    pub expected: Option<(LayerName, LayerVersion)>,
+    /// Where it was published, where that is known.
+    pub provenance: Provenance,
+}
+
+impl From<PathBuf> for Package {
+    fn from(path: PathBuf) -> Self {
+        Package { path, ..Package::default() }
+    }
+}
+
+/// The archive that a package comes from, for its metadata.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Provenance {
+    pub origin: Option<String>,
+    pub archive: Option<String>,
 }
 
 /// What became of a package or directory.
@@ -45,12 +80,12 @@ pub struct Imported {
 
 impl Imported {
     pub(crate) fn of(
-        published: strata_store::Published,
+        published: Published,
         layer: LayerName,
         version: LayerVersion,
         manifest: &Manifest,
     ) -> Self {
-        let strata_store::Published { digest, new } = published;
+        let Published { digest, new } = published;
         let entries = manifest.entries().len();
         Imported { layer, version, digest, new, entries, content_bytes: manifest.content_bytes() }
     }
@@ -73,84 +108,161 @@ impl Default for ImportOptions {
 type Staged = Result<(StagedUnit, Converted), ImportError>;
 
 /// Imports packages into `repository`, which is made where it does not exist.
-/// A package that fails leaves nothing and does not stop the others. `observe`
-/// is called for each, as it is done, with its index in `packages`.
+/// Packages may still be on their way: `packages` is asked for the next one when
+/// a thread is free. A package that fails leaves nothing and does not stop the
+/// others. `observe` is called for each, once it is published, with its number.
 ///
 /// # Errors
-/// The repository cannot be written; what was published before is kept, and is
-/// found by the next import or `strata repo index`.
+/// The repository cannot be made.
 pub fn import_packages(
     store: &Store,
     repository: &RepositoryName,
-    packages: &[PathBuf],
+    packages: impl Iterator<Item = Package> + Send,
     options: ImportOptions,
     observe: &mut dyn FnMut(usize, Result<Imported, ImportError>),
 ) -> Result<(), StoreError> {
-    let mut writer = store.write_repository(repository)?;
-    let next = AtomicUsize::new(0);
-    let threads = options.threads.get().min(packages.len());
+    // Made even if nothing comes, and freed of what killed imports left.
+    store.write_repository(repository)?.commit()?;
+    let packages = Mutex::new(packages.enumerate());
     std::thread::scope(|scope| {
         // A bound: threads wait rather than fill the disk with staged units.
-        let (sender, receiver) = sync_channel(threads.max(1));
-        for _ in 0..threads {
-            let (sender, next) = (sender.clone(), &next);
+        let (sender, receiver) = sync_channel(options.threads.get());
+        for _ in 0..options.threads.get() {
+            let (sender, packages) = (sender.clone(), &packages);
             scope.spawn(move || {
                 loop {
-                    let index = next.fetch_add(1, Ordering::Relaxed);
-                    let Some(package) = packages.get(index) else { break };
-                    let staged = stage(store, repository, package, options.limits);
-                    if sender.send((index, staged)).is_err() {
+                    let next = packages.lock().unwrap_or_else(PoisonError::into_inner).next();
+                    let Some((index, package)) = next else { break };
+                    let staged = stage(store, repository, &package, options.limits);
+                    if sender.send((index, package, staged)).is_err() {
                         break;
                     }
                 }
             });
         }
         drop(sender);
-        publish_all(&mut writer, packages, &receiver, observe);
+        publish_groups(store, repository, &receiver, observe);
     });
-    writer.commit()?;
     Ok(())
 }
 
-fn publish_all(
-    writer: &mut RepositoryWriter<'_>,
-    packages: &[PathBuf],
-    receiver: &Receiver<(usize, Staged)>,
+/// A unit that waits for the rest of its group.
+struct Waiting {
+    index: usize,
+    package: Package,
+    unit: StagedUnit,
+    converted: Converted,
+}
+
+fn publish_groups(
+    store: &Store,
+    repository: &RepositoryName,
+    receiver: &Receiver<(usize, Package, Staged)>,
     observe: &mut dyn FnMut(usize, Result<Imported, ImportError>),
 ) {
-    let mut done = vec![false; packages.len()];
-    for (index, staged) in receiver {
-        done[index] = true;
-        let package = &packages[index];
-        let imported = staged.and_then(|(unit, converted)| {
-            let Converted { metadata, manifest } = converted;
-            let (layer, version) = (metadata.layer.clone(), metadata.version.clone());
-            match writer.publish(unit, metadata, &manifest) {
-                Ok(published) => Ok(Imported::of(published, layer, version, &manifest)),
-                Err(source) => Err(ImportError::Store { package: package.clone(), source }),
+    let mut group = Vec::new();
+    let mut bytes = 0;
+    for (index, package, staged) in receiver {
+        match staged {
+            Err(error) => observe(index, Err(error)),
+            Ok((unit, converted)) => {
+                bytes += converted.manifest.content_bytes();
+                group.push(Waiting { index, package, unit, converted });
             }
-        });
-        observe(index, imported);
+        }
+        if group.len() >= GROUP_UNITS || bytes >= GROUP_BYTES {
+            publish_group(store, repository, std::mem::take(&mut group), observe);
+            bytes = 0;
+        }
     }
-    for (index, package) in packages.iter().enumerate() {
-        if !done[index] {
-            observe(index, Err(ImportError::Lost { package: package.clone() }));
+    publish_group(store, repository, group, observe);
+}
+
+fn publish_group(
+    store: &Store,
+    repository: &RepositoryName,
+    group: Vec<Waiting>,
+    observe: &mut dyn FnMut(usize, Result<Imported, ImportError>),
+) {
+    if group.is_empty() {
+        return;
+    }
+    let packages: Vec<_> =
+        group.iter().map(|waiting| (waiting.index, waiting.package.path.clone())).collect();
+    let published = store.write_repository(repository).and_then(|mut writer| {
+        let results: Vec<_> =
+            group.into_iter().map(|waiting| add_unit(&mut writer, waiting)).collect();
+        writer.commit()?;
+        Ok(results)
+    });
+    match published {
+        Ok(results) => results.into_iter().for_each(|(index, result)| observe(index, result)),
+        Err(error) => {
+            let reason = error.to_string();
+            for (index, package) in packages {
+                observe(index, Err(ImportError::Group { package, reason: reason.clone() }));
+            }
         }
     }
 }
 
-fn stage(store: &Store, repository: &RepositoryName, package: &Path, limits: TreeLimits) -> Staged {
-    let open = |source| ImportError::Open { package: package.to_owned(), source };
-    let file = File::open(package).map_err(open)?;
+fn add_unit(
+    writer: &mut RepositoryWriter<'_>,
+    waiting: Waiting,
+) -> (usize, Result<Imported, ImportError>) {
+    let Waiting { index, package, unit, converted } = waiting;
+    let Converted { mut metadata, manifest } = converted;
+    let (layer, version) = (metadata.layer.clone(), metadata.version.clone());
+    if let Some(known) = writer.database().get(&layer, &version) {
+        keep_provenance(&mut metadata, &known.metadata);
+    }
+    let result = match writer.add(unit, metadata, &manifest) {
+        Ok(published) => Ok(Imported::of(published, layer, version, &manifest)),
+        Err(source) => Err(ImportError::Store { package: package.path, source }),
+    };
+    (index, result)
+}
+
+/// The same package may come from a file and from an archive, or from one
+/// archive today and from another tomorrow. It is the same unit, and says what it
+/// said first.
+fn keep_provenance(metadata: &mut Metadata, known: &Metadata) {
+    metadata.origin.clone_from(&known.origin);
+    metadata.archive.clone_from(&known.archive);
+    metadata.system = known.system;
+    metadata.diverts.clone_from(&known.diverts);
+}
+
+fn stage(
+    store: &Store,
+    repository: &RepositoryName,
+    package: &Package,
+    limits: TreeLimits,
+) -> Staged {
+    let path = &package.path;
+    let open = |source| ImportError::Open { package: path.clone(), source };
+    let file = File::open(path).map_err(open)?;
     if !file.metadata().map_err(open)?.is_file() {
         return Err(open(std::io::Error::other("it is no regular file")));
     }
-    let failed = |source| ImportError::Store { package: package.to_owned(), source };
+    let failed = |source| ImportError::Store { package: path.clone(), source };
     let unit = store.stage_unit(repository).map_err(failed)?;
     let filesystem = open_directory(&unit.filesystem()).map_err(open)?;
-    let converted = deb::convert(file, filesystem, &unit.scripts(), limits).map_err(|source| {
-        ImportError::Convert { package: package.to_owned(), source: Box::new(source) }
-    })?;
+    let mut converted =
+        deb::convert(file, filesystem, &unit.scripts(), limits).map_err(|source| {
+            ImportError::Convert { package: path.clone(), source: Box::new(source) }
+        })?;
+    let metadata = &mut converted.metadata;
+    if let Some((layer, version)) = &package.expected
+        && (layer, version) != (&metadata.layer, &metadata.version)
+    {
+        let expected = format!("{layer} {version}");
+        let found = format!("{} {}", metadata.layer, metadata.version);
+        return Err(ImportError::Other { package: path.clone(), expected, found });
+    }
+    let Provenance { origin, archive } = &package.provenance;
+    metadata.origin = metadata.origin.take().or_else(|| origin.clone());
+    metadata.archive.clone_from(archive);
     Ok((unit, converted))
 }
 

@@ -13,6 +13,7 @@ pub mod build;
 pub mod compression;
 pub mod control;
 pub mod deb;
+pub mod diverts;
 pub mod import;
 pub mod member;
 pub mod tarball;
@@ -21,5 +22,5 @@ pub mod usr_merge;
 pub mod writer;
 
 pub use build::{BuildError, build};
-pub use import::{ImportError, ImportOptions, Imported, import_packages};
+pub use import::{ImportError, ImportOptions, Imported, Package, Provenance, import_packages};
 pub use writer::TreeLimits;

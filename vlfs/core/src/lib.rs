@@ -19,6 +19,7 @@ pub mod deb822;
 pub mod desired;
 pub mod diagnostic;
 pub mod digest;
+pub mod diversion;
 
 pub mod generation;
 pub mod ldf;

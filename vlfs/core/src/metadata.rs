@@ -6,6 +6,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::deb822::{self, Field, Stanza, StanzaError, print_field};
+use crate::diversion::{self, Diversion, DiversionError};
 use crate::limits;
 use crate::names::{LayerName, NameError};
 use crate::position::Located;
@@ -43,6 +44,35 @@ impl FromStr for LayerKind {
     }
 }
 
+/// The package system that a layer's files and scripts come from. Layers of two
+/// systems never stand in one composition; layers of none go with either.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum System {
+    Deb,
+    Rpm,
+}
+
+impl fmt::Display for System {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            System::Deb => "deb",
+            System::Rpm => "rpm",
+        })
+    }
+}
+
+impl FromStr for System {
+    type Err = MetadataError;
+    fn from_str(text: &str) -> Result<Self, MetadataError> {
+        match text {
+            "deb" => Ok(System::Deb),
+            "rpm" => Ok(System::Rpm),
+            _ => Err(MetadataError::System(text.chars().take(64).collect())),
+        }
+    }
+}
+
 /// The metadata of one layer unit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Metadata {
@@ -51,6 +81,7 @@ pub struct Metadata {
     pub kind: LayerKind,
     /// `all`, or the architecture that the files are for, as in `amd64`.
     pub architecture: Option<String>,
+    pub system: Option<System>,
     /// Always part of every composition that draws on its repository.
     pub essential: bool,
     pub pre_depends: Vec<Dependency>,
@@ -59,8 +90,13 @@ pub struct Metadata {
     pub breaks: Vec<Relation>,
     pub replaces: Vec<Relation>,
     pub provides: Vec<Relation>,
+    /// Paths of other layers that this one takes over ([`crate::diversion`]).
+    pub diverts: Vec<Diversion>,
     pub section: Option<String>,
+    /// Who made it, as in `Debian`.
     pub origin: Option<String>,
+    /// Where it was published, `label/codename`: `Debian-Security/bookworm-security`.
+    pub archive: Option<String>,
     pub description: Option<String>,
 }
 
@@ -84,6 +120,10 @@ pub enum MetadataError {
     Relation(#[from] RelationError),
     #[error("the kind {0:?} is neither software nor configuration")]
     Kind(String),
+    #[error("the system {0:?} is neither deb nor rpm")]
+    System(String),
+    #[error(transparent)]
+    Diversion(#[from] DiversionError),
     #[error("{0:?} is neither yes nor no")]
     YesNo(String),
     #[error("the value spans several lines; it must be one")]
@@ -98,6 +138,7 @@ impl Metadata {
             version,
             kind,
             architecture: None,
+            system: None,
             essential: false,
             pre_depends: Vec::new(),
             depends: Vec::new(),
@@ -105,8 +146,10 @@ impl Metadata {
             breaks: Vec::new(),
             replaces: Vec::new(),
             provides: Vec::new(),
+            diverts: Vec::new(),
             section: None,
             origin: None,
+            archive: None,
             description: None,
         }
     }
@@ -156,6 +199,8 @@ impl Metadata {
             print_field(&mut text, "Kind", &self.kind.to_string());
         }
         print_field(&mut text, "Architecture", self.architecture.as_deref().unwrap_or(""));
+        let system = self.system.map(|system| system.to_string());
+        print_field(&mut text, "System", system.as_deref().unwrap_or(""));
         print_field(&mut text, "Essential", if self.essential { "yes" } else { "" });
         print_field(&mut text, "Pre-Depends", &print_list(&self.pre_depends));
         print_field(&mut text, "Depends", &print_list(&self.depends));
@@ -163,8 +208,10 @@ impl Metadata {
         print_field(&mut text, "Breaks", &print_list(&self.breaks));
         print_field(&mut text, "Replaces", &print_list(&self.replaces));
         print_field(&mut text, "Provides", &print_list(&self.provides));
+        print_field(&mut text, "Diverts", &print_list(&self.diverts));
         print_field(&mut text, "Section", self.section.as_deref().unwrap_or(""));
         print_field(&mut text, "Origin", self.origin.as_deref().unwrap_or(""));
+        print_field(&mut text, "Archive", self.archive.as_deref().unwrap_or(""));
         print_field(&mut text, "Description", self.description.as_deref().unwrap_or(""));
         text
     }
@@ -185,8 +232,11 @@ pub(crate) struct MetadataText<'a> {
     breaks: &'a str,
     replaces: &'a str,
     pub provides: &'a str,
+    system: Option<System>,
+    diverts: &'a str,
     section: Option<&'a str>,
     origin: Option<&'a str>,
+    archive: Option<&'a str>,
     description: Option<&'a str>,
 }
 
@@ -208,8 +258,11 @@ impl<'a> MetadataText<'a> {
             breaks: "",
             replaces: "",
             provides: "",
+            system: None,
+            diverts: "",
             section: None,
             origin: None,
+            archive: None,
             description: None,
         };
         for field in &stanza.fields {
@@ -258,8 +311,15 @@ impl<'a> MetadataText<'a> {
             "Breaks" => self.breaks = relations()?,
             "Replaces" => self.replaces = relations()?,
             "Provides" => self.provides = relations()?,
+            "System" => self.system = Some(field.value.parse().map_err(located)?),
+            "Diverts" => {
+                let fault = |(at, error): (usize, DiversionError)| field.locate(at, error.into());
+                diversion::parse_list(field.value).map_err(fault)?;
+                self.diverts = field.value;
+            }
             "Section" => self.section = Some(one_line(field)?),
             "Origin" => self.origin = Some(one_line(field)?),
+            "Archive" => self.archive = Some(one_line(field)?),
             "Description" => self.description = Some(one_line(field)?),
             _ => return Ok(false),
         }
@@ -269,7 +329,7 @@ impl<'a> MetadataText<'a> {
 
 /// A field's name as it is printed; empty where it is none of the metadata's.
 fn canonical(name: &str) -> &'static str {
-    const FIELDS: [&str; 14] = [
+    const FIELDS: [&str; 17] = [
         "Layer",
         "Version",
         "Kind",
@@ -281,8 +341,11 @@ fn canonical(name: &str) -> &'static str {
         "Breaks",
         "Replaces",
         "Provides",
+        "System",
+        "Diverts",
         "Section",
         "Origin",
+        "Archive",
         "Description",
     ];
     FIELDS.into_iter().find(|field| field.eq_ignore_ascii_case(name)).unwrap_or("")
@@ -306,8 +369,14 @@ impl From<MetadataText<'_>> for Metadata {
             breaks: relations(text.breaks),
             replaces: relations(text.replaces),
             provides: relations(text.provides),
+            system: text.system,
+            diverts: match text.diverts {
+                "" => Vec::new(),
+                list => diversion::parse_list(list).expect(CHECKED),
+            },
             section: line(text.section),
             origin: line(text.origin),
+            archive: line(text.archive),
             description: line(text.description),
         }
     }
@@ -348,6 +417,21 @@ mod tests {
         for metadata in [figure_4, figure_5] {
             assert_eq!(Metadata::parse(metadata.print().as_bytes()), Ok(metadata));
         }
+    }
+
+    #[test]
+    fn where_a_layer_comes_from_and_what_it_takes_over() {
+        let text = "Layer: a\nVersion: 1\nSystem: deb\nDiverts: /bin/x => /bin/x.real\nOrigin: Debian\nArchive: Debian-Security/bookworm-security\n";
+        let metadata = Metadata::parse(text.as_bytes()).expect("valid");
+        assert_eq!(metadata.system, Some(System::Deb));
+        assert_eq!(metadata.print(), text);
+        let fault = |text: &str| Metadata::parse(text.as_bytes()).expect_err("a fault");
+        assert_eq!(
+            fault("Layer: a\nVersion: 1\nSystem: apk\n").error,
+            MetadataError::System("apk".to_owned())
+        );
+        let diverts = fault("Layer: a\nVersion: 1\nDiverts: /a => /b, c => /d\n");
+        assert_eq!((diverts.line, diverts.column), (3, 20));
     }
 
     #[test]

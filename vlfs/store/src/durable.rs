@@ -187,6 +187,25 @@ impl Disk {
         self.rename(staged, path, RenameFlags::NOREPLACE)
     }
 
+    /// Puts finished directories in place as [`Disk::publish_directory`] does, all
+    /// with one sync of their contents and one of the directory they are in: it
+    /// must be the same for all.
+    ///
+    /// # Errors
+    /// Something stands at one of the places, or a step failed; those before it
+    /// are in place.
+    pub fn publish_directories(&self, places: &[(&Path, &Path)]) -> Result<(), StoreError> {
+        let Some((staged, path)) = places.first() else { return Ok(()) };
+        self.sync_file_system(staged)?;
+        for (staged, path) in places {
+            self.step().at("rename", path)?;
+            rustix::fs::renameat_with(CWD, *staged, CWD, *path, RenameFlags::NOREPLACE)
+                .at("rename", path)?;
+            self.renames.fetch_add(1, Ordering::Relaxed);
+        }
+        self.sync_parent(path)
+    }
+
     /// Puts a finished directory in the place of another, in one step; what stood
     /// there stands at `staged` then.
     ///

@@ -93,8 +93,18 @@ pub struct RepositoryWriter<'s> {
     store: &'s Store,
     repository: RepositoryName,
     database: Database,
+    /// Added and not there yet.
+    pending: Vec<Pending>,
     changed: bool,
     _lock: StoreLock,
+}
+
+/// A unit that is complete but for its name.
+#[derive(Debug)]
+struct Pending {
+    staged: StagedUnit,
+    path: PathBuf,
+    unit: Unit,
 }
 
 impl Store {
@@ -232,7 +242,9 @@ impl Store {
         sweep_staging(&path)?;
         let database = self.database(repository)?;
         let repository = repository.clone();
-        Ok(RepositoryWriter { store: self, repository, database, changed: false, _lock: lock })
+        let pending = Vec::new();
+        let changed = false;
+        Ok(RepositoryWriter { store: self, repository, database, pending, changed, _lock: lock })
     }
 
     /// Starts a new unit of a repository. Several may be in the making at once.
@@ -294,43 +306,84 @@ impl RepositoryWriter<'_> {
         metadata: Metadata,
         manifest: &Manifest,
     ) -> Result<Published, StoreError> {
+        let published = self.add(staged, metadata, manifest)?;
+        self.flush()?;
+        Ok(published)
+    }
+
+    /// As [`RepositoryWriter::publish`], but the unit appears with the next
+    /// [`RepositoryWriter::flush`], so that many share one sync.
+    ///
+    /// # Errors
+    /// As [`RepositoryWriter::publish`]; those added before are not affected.
+    pub fn add(
+        &mut self,
+        staged: StagedUnit,
+        metadata: Metadata,
+        manifest: &Manifest,
+    ) -> Result<Published, StoreError> {
         let scripts = read_scripts(&staged.scripts())?;
         let text = manifest.print();
         let digest = unit_digest(&metadata, &text, &scripts);
         let unit_path = self.store.unit_path(&self.repository, &metadata.layer, &metadata.version);
-        let new = match optional(fs::symlink_metadata(&unit_path).at("stat", &unit_path))? {
-            Some(_) => {
-                let (_, present) = read_unit(unit_path)?;
-                if present != digest {
-                    return Err(StoreError::UnitDiffers {
-                        repository: self.repository.clone(),
-                        layer: metadata.layer,
-                        version: metadata.version,
-                        present,
-                        new: digest,
-                    });
-                }
-                false
-            }
-            None => {
-                if scripts.is_empty() {
-                    fs::remove_dir_all(staged.scripts()).at("remove", &staged.scripts())?;
-                }
-                let disk = &self.store.disk;
-                let metadata = metadata.print();
-                disk.write_file(&staged.path.join("metadata"), metadata.as_bytes(), 0o444)?;
-                disk.write_file(&staged.path.join("manifest"), text.as_bytes(), 0o444)?;
-                disk.publish_directory(&staged.path, &unit_path)?;
-                true
-            }
+        let pending = self.pending.iter().find(|pending| pending.path == unit_path);
+        let present = match pending {
+            Some(pending) => Some(pending.unit.digest),
+            None => match optional(fs::symlink_metadata(&unit_path).at("stat", &unit_path))? {
+                Some(_) => Some(read_unit(unit_path.clone())?.1),
+                None => None,
+            },
         };
-        let key = (&metadata.layer, &metadata.version);
-        if self.database.get(key.0, key.1).is_none_or(|unit| unit.digest != digest) {
-            let content_bytes = manifest.content_bytes();
-            self.database.insert(Unit { metadata, digest, content_bytes, withdrawn: None });
+        if let Some(present) = present.filter(|present| *present != digest) {
+            return Err(StoreError::UnitDiffers {
+                repository: self.repository.clone(),
+                layer: metadata.layer,
+                version: metadata.version,
+                present,
+                new: digest,
+            });
+        }
+        let content_bytes = manifest.content_bytes();
+        let unit = Unit { metadata, digest, content_bytes, withdrawn: None };
+        if present.is_some() {
+            self.enter(unit);
+            return Ok(Published { digest, new: false });
+        }
+        if scripts.is_empty() {
+            fs::remove_dir_all(staged.scripts()).at("remove", &staged.scripts())?;
+        }
+        // The sync of the whole directory comes with the flush.
+        let disk = &self.store.disk;
+        let metadata = unit.metadata.print();
+        disk.create_file(&staged.path.join("metadata"), metadata.as_bytes(), 0o444)?;
+        disk.create_file(&staged.path.join("manifest"), text.as_bytes(), 0o444)?;
+        self.pending.push(Pending { staged, path: unit_path, unit });
+        Ok(Published { digest, new: true })
+    }
+
+    /// Makes the units that were added appear, each whole.
+    ///
+    /// # Errors
+    /// A step failed. The units that appeared stay and are found by the next
+    /// writer that adds them, or by `strata repo index`; the others are removed.
+    pub fn flush(&mut self) -> Result<(), StoreError> {
+        let pending = std::mem::take(&mut self.pending);
+        let places: Vec<_> =
+            pending.iter().map(|unit| (unit.staged.path.as_path(), unit.path.as_path())).collect();
+        self.store.disk.publish_directories(&places)?;
+        for Pending { unit, .. } in pending {
+            self.enter(unit);
+        }
+        Ok(())
+    }
+
+    /// Enters a unit into the database, unless it stands there already.
+    fn enter(&mut self, unit: Unit) {
+        let (layer, version) = (&unit.metadata.layer, &unit.metadata.version);
+        if self.database.get(layer, version).is_none_or(|known| known.digest != unit.digest) {
+            self.database.insert(unit);
             self.changed = true;
         }
-        Ok(Published { digest, new })
     }
 
     /// Withdraws a unit with a reason, or restores it with `None`. Returns
@@ -388,11 +441,12 @@ impl RepositoryWriter<'_> {
         Ok(self.database.len())
     }
 
-    /// Writes the database, if anything changed. Returns whether it did.
+    /// Flushes, and writes the database, if anything changed. Returns whether it did.
     ///
     /// # Errors
     /// It cannot be written; the old one stands.
-    pub fn commit(self) -> Result<bool, StoreError> {
+    pub fn commit(mut self) -> Result<bool, StoreError> {
+        self.flush()?;
         if self.changed {
             let path = self.store.repository_path(&self.repository).join("database");
             self.store.disk.write_file(&path, self.database.print().as_bytes(), 0o644)?;

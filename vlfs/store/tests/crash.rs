@@ -122,6 +122,57 @@ fn a_layer_appears_whole_or_not_at_all() {
     );
 }
 
+/// Stages and adds units, so that they share one sync.
+fn publish_group(store: &Store, versions: &[&str]) -> Result<(), StoreError> {
+    let mut writer = store.write_repository(&main_repository())?;
+    for version in versions {
+        let staged = store.stage_unit(&main_repository())?;
+        writer.add(staged, metadata(version), &manifest())?;
+    }
+    writer.commit()?;
+    Ok(())
+}
+
+#[test]
+fn each_layer_of_a_group_appears_whole_or_not_at_all() {
+    let versions = ["1", "2", "3"];
+    at_every_step(
+        |_| {},
+        |store| publish_group(store, &versions),
+        |store, done| {
+            let mut there = 0;
+            for version in versions {
+                let unit = metadata(version);
+                if store.unit_path(&main_repository(), &unit.layer, &unit.version).exists() {
+                    store.open_unit(&generation(version).layers()[0]).expect("a whole unit");
+                    there += 1;
+                }
+            }
+            if !store.repositories().expect("a list").is_empty() {
+                let listed = store.database(&main_repository()).expect("a database").len();
+                assert!(listed == 0 || (listed == 3 && there == 3));
+                assert!(!done || listed == 3);
+            }
+        },
+    );
+}
+
+#[test]
+fn a_unit_that_stands_twice_in_a_group_is_one() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let store = Store::init(directory.path()).expect("a new store");
+    publish_group(&store, &["1", "1"]).expect("the same unit twice");
+    let mut writer = store.write_repository(&main_repository()).expect("a writer");
+    let staged = || store.stage_unit(&main_repository()).expect("a unit");
+    writer.add(staged(), metadata("2"), &manifest()).expect("a new unit");
+    let mut other = metadata("2");
+    other.essential = true;
+    let differs = writer.add(staged(), other, &manifest());
+    assert!(matches!(differs, Err(StoreError::UnitDiffers { .. })), "{differs:?}");
+    writer.commit().expect("the first one appears all the same");
+    assert_eq!(store.database(&main_repository()).expect("a database").len(), 2);
+}
+
 #[test]
 fn a_rollout_leaves_the_ring_on_the_old_generation_or_the_new() {
     at_every_step(

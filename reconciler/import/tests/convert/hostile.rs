@@ -187,9 +187,15 @@ fn bombs_meet_the_limits() {
         let options = ImportOptions { limits, ..ImportOptions::default() };
         let mut result = None;
         let packages = [path.to_owned()];
-        import_packages(&bench.store, &bench.repository, &packages, options, &mut |_, r| {
-            result = Some(r);
-        })
+        import_packages(
+            &bench.store,
+            &bench.repository,
+            packages.into_iter().map(crate::Package::from),
+            options,
+            &mut |_, r| {
+                result = Some(r);
+            },
+        )
         .expect("the repository can be written");
         result.expect("one result").map_err(|error| error.to_string())
     };

@@ -13,7 +13,7 @@ use std::process::Command;
 
 use strata_core::manifest::Manifest;
 use strata_core::names::RepositoryName;
-use strata_import::import::{ImportError, ImportOptions, Imported, import_packages};
+use strata_import::import::{ImportError, ImportOptions, Imported, Package, import_packages};
 use strata_import::{TreeLimits, tree};
 use strata_store::Store;
 use tempfile::TempDir;
@@ -40,6 +40,7 @@ impl Bench {
     pub fn import(&self, packages: &[PathBuf]) -> Vec<Result<Imported, ImportError>> {
         let mut results = BTreeMap::new();
         let options = ImportOptions::default();
+        let packages = packages.iter().cloned().map(Package::from);
         import_packages(&self.store, &self.repository, packages, options, &mut |index, result| {
             results.insert(index, result);
         })

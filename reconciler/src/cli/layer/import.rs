@@ -12,7 +12,7 @@ use serde::Serialize;
 use strata_core::digest::Digest;
 use strata_core::names::{LayerName, RepositoryName};
 use strata_core::version::LayerVersion;
-use strata_import::{ImportError, ImportOptions, Imported, import_packages};
+use strata_import::{ImportError, ImportOptions, Imported, Package, import_packages};
 use strata_store::{StoreError, refuse_reserved};
 
 use crate::cli::{Failure, Outcome, OutputArgs, OutputFormat, StoreArgs, print_bytes, print_json};
@@ -117,7 +117,8 @@ pub fn run(args: ImportArgs) -> Result<Outcome, Failure> {
     let mut failed = Vec::new();
     let mut printed = Ok(());
     let work = |bar: &ProgressBar| {
-        import_packages(&store, &args.repo, &packages, options, &mut |index, result| {
+        let all = packages.iter().cloned().map(Package::from);
+        import_packages(&store, &args.repo, all, options, &mut |index, result| {
             bar.inc(1);
             match result {
                 Ok(imported) => {
@@ -162,7 +163,9 @@ fn explain(error: ImportError) -> Failure {
                 format!("look at it with dpkg-deb -c {}, or fetch it again", package.display());
             Failure::new(error).hint(hint)
         }
-        ImportError::Store { .. } | ImportError::Lost { .. } => Failure::new(error),
+        ImportError::Store { .. } | ImportError::Other { .. } | ImportError::Group { .. } => {
+            Failure::new(error)
+        }
     }
 }
 
