@@ -5,7 +5,9 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use strata_core::configuration::{CONFIGURATION_FILE, Configuration};
+use strata_core::database::Database;
 use strata_core::generation::LayerSetEntry;
+use strata_core::inventory::Inventory;
 use strata_core::manifest::Manifest;
 use strata_core::shared_paths::ManifestSource;
 use strata_core::universe::Universe;
@@ -42,6 +44,31 @@ pub fn load_universe(store: &Store, configuration: &Configuration) -> (Universe,
         }
     }
     (Universe::from_texts(databases), diagnostics)
+}
+
+/// As [`load_universe`], from an inventory.
+pub fn inventory_universe(
+    inventory: &Inventory,
+    configuration: &Configuration,
+) -> (Universe, Vec<Diagnostic>) {
+    let mut databases = Vec::new();
+    let mut diagnostics = Vec::new();
+    for repository in &configuration.repositories {
+        let mut fault = |code, message| {
+            let (file, line) = (CONFIGURATION_FILE, repository.line);
+            let fault = Diagnostic::error(file, line, code, message);
+            diagnostics.push(fault.hint("export the inventory anew: strata inventory export"));
+        };
+        let name = &repository.name;
+        match inventory.repositories.get(name) {
+            None => fault("no-repository", format!("the inventory has no repository {name}")),
+            Some(text) => match Database::parse(text.as_bytes()) {
+                Ok(database) => databases.push((name.clone(), repository.priority, database)),
+                Err(error) => fault("repository", format!("{name} in the inventory: {error}")),
+            },
+        }
+    }
+    (Universe::new(databases), diagnostics)
 }
 
 /// Manifests out of the store, each read once. They are taken as they stand on

@@ -6,17 +6,17 @@ use std::path::PathBuf;
 
 use clap::Args;
 use serde::Serialize;
-use strata_core::check::{CheckResult, check_desired, check_source};
-use strata_core::desired::DesiredState;
+use strata_core::check::{CheckResult, check_source};
 use strata_core::{CompositionName, Diagnostic, GenerationId, Severity};
-use strata_store::Store;
 
+use super::inventory::ProductionArgs;
 use super::output::print_bytes;
 use super::{Failure, Outcome, OutputArgs, OutputFormat, print_json, quantity};
 use crate::directory::read_directory;
-use crate::repositories::{StoreManifests, load_universe};
 
 /// Check a GitOps repository: syntax, layers, dependencies, shared paths, references.
+///
+/// Without a store or an inventory only what needs none is checked.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  strata check . --store /srv/strata\n  strata check . --output json | jq '.diagnostics[].message'\n\nExit status: 0 no error (warnings do not count), 1 errors, 2 the check could not be made."
@@ -25,9 +25,8 @@ pub struct CheckArgs {
     /// The directory that holds strata.toml.
     #[arg(value_name = "DIR")]
     directory: PathBuf,
-    /// The store with the repositories; without one only what needs none is checked.
-    #[arg(long, env = "STRATA_STORE", value_name = "STORE")]
-    store: Option<PathBuf>,
+    #[command(flatten)]
+    production: ProductionArgs,
     #[command(flatten)]
     output: OutputArgs,
 }
@@ -51,25 +50,21 @@ struct Composed {
 /// The directory or the store cannot be read.
 pub fn run(args: &CheckArgs) -> Result<Outcome, Failure> {
     let (tree, unreadable) = read_directory(&args.directory)?;
-    let mut result = match &args.store {
+    let production = args.production.open()?;
+    let mut result = match &production {
         None => {
             let (desired, diagnostics) = check_source(&tree);
-            CheckResult { desired, diagnostics, compositions: BTreeMap::new() }
+            let (compositions, faulty) = (BTreeMap::new(), BTreeMap::new());
+            CheckResult { desired, diagnostics, compositions, faulty }
         }
-        Some(path) => {
-            let store = Store::open(path)?;
-            let (desired, mut diagnostics) = DesiredState::read(&tree);
-            let (universe, faults) = load_universe(&store, &desired.configuration);
-            diagnostics.extend(faults);
-            check_desired(desired, diagnostics, &universe, &StoreManifests::new(&store))
-        }
+        Some(production) => production.check(&tree, &*production.units(), Vec::new()).0,
     };
     result.diagnostics.extend(unreadable);
     result.diagnostics.sort();
     match args.output.output {
         OutputFormat::Json => print_json(&Report {
             accepted: result.accepted(),
-            layers_checked: args.store.is_some(),
+            layers_checked: production.is_some(),
             diagnostics: &result.diagnostics,
             compositions: result
                 .compositions
@@ -82,9 +77,11 @@ pub fn run(args: &CheckArgs) -> Result<Outcome, Failure> {
         })?,
         OutputFormat::Text => print_bytes(text(&result).as_bytes())?,
     }
-    if args.store.is_none() {
+    if production.is_none() {
         eprintln!("note: no store was named, so layers were not looked up");
-        eprintln!("hint: name it with --store or STRATA_STORE");
+        eprintln!(
+            "hint: name it with --store or STRATA_STORE, or an exported inventory with --inventory"
+        );
     }
     Ok(if result.accepted() { Outcome::Done } else { Outcome::Difference })
 }

@@ -9,8 +9,10 @@ mod check;
 mod explain;
 mod failure;
 mod init;
+mod inventory;
 mod layer;
 mod output;
+mod plan;
 mod reconcile;
 mod repo;
 mod resolve;
@@ -43,7 +45,9 @@ enum Command {
     Check(check::CheckArgs),
     Completions(CompletionsArgs),
     Init(init::InitArgs),
+    Inventory(inventory::InventoryArgs),
     Layer(layer::LayerArgs),
+    Plan(plan::PlanArgs),
     Reconcile(reconcile::ReconcileArgs),
     Repo(repo::RepoArgs),
     Status(status::StatusArgs),
@@ -113,7 +117,9 @@ fn run(command: Command) -> Result<Outcome, Failure> {
             Ok(Outcome::Done)
         }
         Command::Init(args) => init::run(&args),
+        Command::Inventory(args) => inventory::run(&args),
         Command::Layer(args) => layer::run(args),
+        Command::Plan(args) => plan::run(&args),
         Command::Repo(args) => repo::run(&args),
         Command::Resolve(args) => resolve::run(&args),
         Command::Va(args) => va::run(&args),

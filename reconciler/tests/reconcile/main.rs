@@ -3,6 +3,7 @@
 mod cli;
 mod daemon;
 mod passes;
+mod plan;
 mod refusals;
 mod support;
 mod verification;

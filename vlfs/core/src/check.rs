@@ -29,6 +29,9 @@ pub struct CheckResult {
     /// The compositions without faults. A commit with an error is refused
     /// whole, whatever stands here.
     pub compositions: BTreeMap<CompositionName, Generation>,
+    /// Those with faults whose layers are all known nevertheless (one was
+    /// withdrawn, say): to compare with, never to run.
+    pub faulty: BTreeMap<CompositionName, Generation>,
 }
 
 impl CheckResult {
@@ -63,6 +66,7 @@ pub fn check_desired(
     let mut flats: BTreeMap<CompositionName, FlatComposition> = BTreeMap::new();
     let mut compositions = BTreeMap::new();
     let mut faulty: HashSet<&CompositionName> = HashSet::new();
+    let mut faulty_compositions = BTreeMap::new();
     let ordered: HashSet<_> = order.order.iter().collect();
     for definition in definitions.values().filter(|d| !ordered.contains(&d.name)) {
         diagnostics.extend(composition::place_layers(definition, configuration, universe).1);
@@ -84,6 +88,9 @@ pub fn check_desired(
         diagnostics.extend(faults);
         if !flat.whole || !sound {
             faulty.insert(name);
+            if let Some(generation) = flat.whole.then(|| flat.seal(universe).ok()).flatten() {
+                faulty_compositions.insert(name.clone(), generation);
+            }
         } else {
             match flat.seal(universe) {
                 Ok(generation) => {
@@ -99,7 +106,7 @@ pub fn check_desired(
     }
     diagnostics.sort();
     diagnostics.dedup();
-    CheckResult { desired, diagnostics, compositions }
+    CheckResult { desired, diagnostics, compositions, faulty: faulty_compositions }
 }
 
 /// Faults that can be found without any repository: syntax, names, references.

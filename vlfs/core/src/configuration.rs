@@ -76,6 +76,10 @@ pub struct Configuration {
     pub rings: Vec<RingName>,
     /// Layers that one composition may have.
     pub max_layers: u32,
+    /// VAs that one commit may touch before `strata plan` says that it is too many.
+    pub most_touched_vas: Option<u32>,
+    /// The same as a share of the fleet, in percent.
+    pub most_touched_percent: Option<u32>,
 }
 
 impl Default for Configuration {
@@ -85,6 +89,8 @@ impl Default for Configuration {
             base: Vec::new(),
             rings: vec![RingName::new(DEFAULT_RING).expect("a constant that is a name")],
             max_layers: limits::COMPOSITION_LAYERS as u32,
+            most_touched_vas: None,
+            most_touched_percent: None,
         }
     }
 }
@@ -109,6 +115,8 @@ impl Configuration {
             if let Some(number) = reader.number(&mut file, "layers", most) {
                 configuration.max_layers = number;
             }
+            configuration.most_touched_vas = reader.number(&mut file, "touched-vas", u32::MAX);
+            configuration.most_touched_percent = reader.number(&mut file, "touched-percent", 100);
             reader.finish(&mut file);
         }
         reader.finish(&mut file);

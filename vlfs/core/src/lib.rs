@@ -22,6 +22,7 @@ pub mod digest;
 pub mod diversion;
 
 pub mod generation;
+pub mod inventory;
 pub mod ldf;
 pub mod limits;
 pub mod links;
@@ -32,6 +33,7 @@ pub mod modes;
 pub mod names;
 pub mod plan;
 pub mod position;
+pub mod preview;
 
 pub mod relation;
 pub mod report;

@@ -15,6 +15,8 @@ pub const MANIFEST_BYTES: usize = 512 << 20;
 pub const GENERATION_BYTES: usize = 8 << 20;
 /// Bytes of one VA's report; a VA is not trusted to be brief.
 pub const REPORT_BYTES: usize = 64 << 10;
+/// Bytes of an exported inventory, uncompressed: databases and manifests of a store.
+pub const INVENTORY_BYTES: usize = 1 << 30;
 /// Bytes of `strata.toml`, `appliances.toml`, a `.modes` and a `.data` file.
 pub const CONFIGURATION_BYTES: usize = 4 << 20;
 /// Data directories of one composition.

@@ -7,7 +7,7 @@
 
 use std::fmt;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::digest::GenerationId;
 use crate::links::VaTarget;
@@ -23,7 +23,7 @@ pub const LONGEST_INTERVAL_S: u32 = 300;
 
 /// Whether a VA's processes run. `None` in [`ObservedVa`] where no machine of this
 /// host is known: the VA runs elsewhere, and only its report speaks for it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum RunState {
     Running,

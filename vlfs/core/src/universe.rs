@@ -223,6 +223,11 @@ impl Universe {
         self.units.is_empty()
     }
 
+    /// All units, in no particular order; withdrawn ones too.
+    pub fn ids(&self) -> impl Iterator<Item = UnitId> + use<> {
+        (0..self.units.len()).map(|at| UnitId(at as u32))
+    }
+
     /// A unit; it is read when it is asked for the first time.
     pub fn unit(&self, id: UnitId) -> &Unit {
         let slot = self.slot(id);
