@@ -6,10 +6,11 @@
 //! without detaching what is mounted on them, and the flags of `OPEN`,
 //! `SETATTR` and `SETXATTR` that take setuid away. No file system logic here.
 //!
-//! `device` opens and mounts, `wire` reads and writes the messages' fields, `session`
-//! answers requests, `turn` says whose turn it is, `placement` on which processor; the
-//! calls that hand files to the kernel are in `sys::ioctl`.
+//! `device` opens and mounts, `wire` reads and writes the messages' fields, `session` takes
+//! requests and `answers` answers them, `turn` says whose turn it is, `placement` on which
+//! processor; the calls that hand files to the kernel are in `sys::ioctl`.
 
+mod answers;
 pub mod device;
 pub mod gate;
 mod placement;
