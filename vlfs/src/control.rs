@@ -17,7 +17,7 @@ use crate::set;
 use crate::status::{Status, StatusSource};
 use crate::stop::Stop;
 use crate::takeover::Predecessor;
-use crate::vfs::{Caller, Reverted, SetInfo};
+use crate::vfs::{Caller, Reverted, RevertedTree, SetInfo};
 
 pub const DIRECTORY: &str = "/run/strata/vlfs";
 /// Bytes of one answer.
@@ -45,9 +45,11 @@ pub enum Request {
     Upgrade {
         binary: PathBuf,
     },
-    /// A path relative to the mount's root, as bytes.
+    /// A path relative to the mount's root, as bytes; with all below it where asked.
     Revert {
         path: Vec<u8>,
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        recursive: bool,
     },
 }
 
@@ -347,10 +349,15 @@ fn answer(request: Request, source: &StatusSource) -> Answer {
                 }
             }
         }
-        Request::Revert { path } => {
+        Request::Revert { path, recursive } => {
             let root = Caller { uid: 0, gid: 0, umask: 0 };
-            match source.vfs.revert(&path, &root) {
-                Ok(what) => Answer::Reverted { what: reverted(what).to_owned() },
+            let done = if recursive {
+                source.vfs.revert_tree(&path, &root).map(reverted_tree)
+            } else {
+                source.vfs.revert(&path, &root).map(|what| reverted(what).to_owned())
+            };
+            match done {
+                Ok(what) => Answer::Reverted { what },
                 Err(errno) => refused(revert_error(errno)),
             }
         }
@@ -366,6 +373,13 @@ pub fn reverted(what: Reverted) -> &'static str {
     }
 }
 
+/// What a revert of a tree did, for people.
+pub fn reverted_tree(done: RevertedTree) -> String {
+    let RevertedTree { copies, whiteouts, left } = done;
+    let stays = if left == 0 { String::new() } else { format!("; {left} of its own stay") };
+    format!("{copies} private copies and {whiteouts} white-outs were dropped{stays}")
+}
+
 /// Why a revert was refused, for people.
 pub fn revert_error(errno: rustix::io::Errno) -> String {
     use rustix::io::Errno;
@@ -373,7 +387,9 @@ pub fn revert_error(errno: rustix::io::Errno) -> String {
         Errno::NODATA => {
             "it is unchanged, or no layer has it: there is no original to show".to_owned()
         }
-        Errno::ISDIR => "a private directory stands there: remove it, then revert".to_owned(),
+        Errno::ISDIR => {
+            "a private directory stands there: `revert --recursive` takes all below it".to_owned()
+        }
         Errno::PERM => "only root and the file's owner may revert it".to_owned(),
         other => other.to_string(),
     }

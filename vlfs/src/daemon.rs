@@ -359,7 +359,11 @@ fn serve(service: &Service<'_>, follower: Option<Follower>, start: Start) -> any
     }
     if let Some(follower) = follower {
         let (vfs, stop, poll) = (vfs.clone(), stop.clone(), options.poll);
-        helpers.push(spawn("follow", move || follower.run(&vfs, poll, &stop))?);
+        let session = session.clone();
+        helpers.push(spawn("follow", move || {
+            session.interrupts.watch(None);
+            follower.run(&vfs, poll, &stop);
+        })?);
     }
     let signals = unmount_on_signal(options.mount_point.clone())?;
     if taken_over.is_some() {

@@ -25,6 +25,7 @@ pub mod follow;
 pub mod fuse;
 pub mod gauges;
 pub mod index;
+pub mod interrupt;
 pub mod layer;
 pub mod notify;
 pub mod private;

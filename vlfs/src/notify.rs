@@ -92,12 +92,15 @@ pub fn run(
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return,
         }
-        while again.front().is_some_and(|(sent, _)| sent.elapsed() >= GRACE) {
+        // All that began before the last swap has been answered: what was told since needs
+        // saying once more, and nothing that is told from now on, however much that is.
+        let over = !vfs.is_settled() && vfs.is_grace_over();
+        while again.front().is_some_and(|(sent, _)| over || sent.elapsed() >= GRACE) {
             if let Some((_, notices)) = again.pop_front() {
                 send(device, &notices, expire_only);
             }
         }
-        if again.is_empty() && !vfs.is_settled() {
+        if over {
             vfs.settle();
         }
     }

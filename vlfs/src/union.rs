@@ -7,8 +7,9 @@
 //! contribution that is none. A lookup is one binary search whatever the number
 //! of layers.
 //!
-//! A path can be hidden while the union is active ([`Union::hide`]); showing a path
-//! again takes a new union, over the same index.
+//! A path can be hidden while the union is active ([`Union::hide`]), and a plain file
+//! shown again ([`Union::show`]); showing a directory again takes a new union, over the
+//! same index.
 
 pub mod changes;
 #[cfg(test)]
@@ -125,8 +126,27 @@ impl Union {
         self.overlay.hide(node, self.is_directory(node), self.parents(node));
     }
 
-    /// Whether a white-out stands at or below a directory.
-    fn is_touched(&self, node: u32) -> bool {
+    /// Shows a path again that no unit hides any more. `false`, and nothing changes, where
+    /// that takes a new union: it is a directory or hides one, one of several hard links,
+    /// or only some of its layers, or of those of the directories above it, are shown.
+    /// Not with layers that hide in the ones below them.
+    pub fn show(&self, node: u32) -> bool {
+        let plain = |c: Contribution| {
+            let entry = self.index.entry(c);
+            entry.is_some_and(|entry| !entry.is_directory() && !entry.has_links)
+        };
+        let whole = std::iter::once(node).chain(self.parents(node));
+        let shows = self.is_hidden(node)
+            && whole.into_iter().all(|node| !self.overlay.is_partial(node))
+            && self.contributions(node).into_iter().all(plain);
+        if shows {
+            self.overlay.show(node);
+        }
+        shows
+    }
+
+    /// Whether a white-out stands at or below a directory, or stood there.
+    pub fn is_touched(&self, node: u32) -> bool {
         self.overlay.is_touched(node)
     }
 

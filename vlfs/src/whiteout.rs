@@ -1,14 +1,19 @@
-//! White-outs as data: the paths that are hidden in one layer (§5.5).
+//! White-outs as data: the paths that are hidden in one layer (§5.5), and when that
+//! last changed in each directory.
 //!
 //! A hidden directory hides all below it, so a marked node has no children.
 //! No I/O; `private/markers.rs` keeps the trees on disk.
 
 use std::collections::BTreeMap;
 
+use strata_core::manifest::Timestamp;
+
 /// A set of hidden paths, as a trie over names.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct WhiteoutTree {
     hidden: bool,
+    /// Of a directory with hidden names: when one of them came or went.
+    changed: Option<Timestamp>,
     children: BTreeMap<Box<[u8]>, WhiteoutTree>,
 }
 
@@ -23,6 +28,7 @@ impl WhiteoutTree {
             at = at.children.entry(name.into()).or_default();
         }
         at.hidden = true;
+        at.changed = None;
         at.children.clear();
     }
 
@@ -41,6 +47,30 @@ impl WhiteoutTree {
             self.children.remove(name);
         }
         shown
+    }
+
+    /// Notes when names came or went below a directory that has hidden ones.
+    pub fn date(&mut self, directory: &[u8], time: Timestamp) {
+        let mut at = self;
+        for name in directory.split(|b| *b == b'/').filter(|name| !name.is_empty()) {
+            match at.children.get_mut(name) {
+                Some(child) => at = child,
+                None => return,
+            }
+        }
+        if !at.hidden {
+            at.changed = Some(time);
+        }
+    }
+
+    /// When a name of a directory was hidden or shown last, if any is hidden there.
+    pub fn changed(&self, directory: &[u8]) -> Option<Timestamp> {
+        let names = directory.split(|b| *b == b'/').filter(|name| !name.is_empty());
+        let mut at = self;
+        for name in names {
+            at = at.child(name)?;
+        }
+        at.changed
     }
 
     pub fn is_hidden(&self) -> bool {
@@ -103,6 +133,27 @@ mod tests {
         tree.hide(b"usr/share");
         tree.hide(b"usr/share/man");
         assert_eq!(tree.paths(), [&b"etc/motd"[..], b"usr/share"]);
+    }
+
+    #[test]
+    fn a_directory_is_dated_while_something_is_hidden_in_it() {
+        let at = |seconds| Timestamp { seconds, nanoseconds: 7 };
+        let mut tree = WhiteoutTree::default();
+        tree.date(b"a", at(1));
+        assert_eq!(tree.changed(b"a"), None, "nothing is hidden there");
+        tree.hide(b"a/b");
+        tree.date(b"a", at(2));
+        tree.hide(b"a/c");
+        tree.date(b"a", at(3));
+        assert_eq!((tree.changed(b"a"), tree.changed(b"")), (Some(at(3)), None));
+        tree.show(b"a/b");
+        assert_eq!(tree.changed(b"a"), Some(at(3)));
+        tree.show(b"a/c");
+        assert_eq!(tree.changed(b"a"), None);
+        tree.hide(b"a/b");
+        tree.date(b"a", at(4));
+        tree.hide(b"a");
+        assert_eq!(tree.changed(b"a"), None, "it is hidden itself");
     }
 
     #[test]

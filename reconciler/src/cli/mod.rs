@@ -135,6 +135,8 @@ fn start_log(filter: &str) -> Result<(), Failure> {
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
+        // It would end the program: the log's disk may be full.
+        .log_internal_errors(false)
         .init();
     Ok(())
 }

@@ -76,8 +76,12 @@ The layers given are all that the mount has afterwards. What cannot be opened le
     /// Drop the private copy or the white-out of files: show the originals again.
     #[command(after_help = "Example: strata-vlfs revert /mnt/etc/motd
 
-Only root and a file's owner may; it works inside a VA, too. The private copy is lost.")]
+Only root and a file's owner may; it works inside a VA, too. The private copy is lost.
+With --recursive a directory's every copy and white-out goes; what no layer has stays.")]
     Revert {
+        /// Revert directories with all below them.
+        #[arg(long, short = 'r')]
+        recursive: bool,
         /// Paths in a mounted file system; a deleted one is named as it was.
         #[arg(required = true)]
         paths: Vec<PathBuf>,
@@ -142,10 +146,16 @@ pub fn run() -> ExitCode {
 }
 
 fn report(error: &anyhow::Error) {
-    eprintln!("error: {error:#}");
+    say(&format!("error: {error:#}"));
     if let Some(hinted) = error.downcast_ref::<Hinted>() {
-        eprintln!("hint: {}", hinted.hint);
+        say(&format!("hint: {}", hinted.hint));
     }
+}
+
+/// Writes a line to stderr. Where that fails there is nobody to tell, and a daemon goes on.
+fn say(line: &str) {
+    use std::io::Write as _;
+    let _nobody_listens = writeln!(std::io::stderr(), "{line}");
 }
 
 fn dispatch(command: Command) -> anyhow::Result<u8> {
@@ -153,7 +163,7 @@ fn dispatch(command: Command) -> anyhow::Result<u8> {
         Command::Mount(mount) => mount.run(),
         Command::Status { mount_point, output } => query::status(&mount_point, output),
         Command::Swap { mount_point, layers, output } => query::swap(&mount_point, &layers, output),
-        Command::Revert { paths } => query::revert(&paths),
+        Command::Revert { recursive, paths } => query::revert(&paths, recursive),
         Command::Diff(diff) => diff.run(),
         Command::Reset(reset) => reset.run(),
         Command::Upgrade(upgrade) => upgrade.run(),

@@ -21,7 +21,7 @@ use strata_vlfs::fuse::device;
 use strata_vlfs::index::cache;
 use strata_vlfs::{control, reset};
 
-use super::hinted;
+use super::{hinted, say};
 
 /// What the daemon says on its pipe once the file system answers.
 const READY: &str = "ready";
@@ -138,6 +138,9 @@ fn canonical(path: &Path) -> anyhow::Result<PathBuf> {
 /// What a private directory must be.
 const WRITABLE: &str = "give --private a directory on a disk that can be written and has room";
 
+/// What the system says of a full disk.
+const NO_SPACE: &str = "No space left on device";
+
 /// The path that a directory has, or will have once it is made.
 fn to_be(path: &Path) -> anyhow::Result<PathBuf> {
     let path = std::path::absolute(path)?;
@@ -156,7 +159,15 @@ fn check_places(source: &Source, private: &Path, mount_point: &Path) -> anyhow::
         );
         return Err(hinted(message, "the mount would cover it: give another --private"));
     }
-    let Source::Directories(layers) = source else { return Ok(()) };
+    match source {
+        Source::Directories(layers) => check_layers(layers, private),
+        Source::Va { .. } | Source::Former { .. } => Ok(()),
+    }
+}
+
+/// No layer holds the private directory, or is in it.
+pub(super) fn check_layers(layers: &[PathBuf], private: &Path) -> anyhow::Result<()> {
+    let shown = private.display();
     for layer in layers {
         let name = layer.display();
         if private.starts_with(layer) {
@@ -408,6 +419,8 @@ fn hinted_failure(failure: &str) -> anyhow::Error {
         "a newer strata-vlfs made it: mount it with that one"
     } else if failure.contains("cannot hold trusted extended attributes") {
         "give --private a directory on ext4, xfs, btrfs or tmpfs"
+    } else if failure.contains(NO_SPACE) {
+        WRITABLE
     } else if failure.contains("/dev/fuse cannot be opened") {
         "modprobe fuse; in a container, let it use the device /dev/fuse"
     } else if failure.contains("the private directory") {
@@ -450,8 +463,10 @@ pub(super) fn init_log() {
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_ansi(false)
+        // It would end the thread: the log is often on the private disk, which may be full.
+        .log_internal_errors(false)
         .try_init();
     if let Err(error) = set {
-        eprintln!("warning: no log: {error}");
+        say(&format!("warning: no log: {error}"));
     }
 }

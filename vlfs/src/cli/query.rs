@@ -13,7 +13,7 @@ use strata_vlfs::data::DataState;
 use strata_vlfs::fuse::device;
 use strata_vlfs::status::{Gauges, Status};
 
-use super::mount::Layers;
+use super::mount::{Layers, check_layers};
 use super::{Output, hinted};
 
 /// The control socket of a mount, found in the mount table or, inside a VA, by
@@ -141,6 +141,14 @@ pub fn swap(mount_point: &Path, layers: &Layers, output: Output) -> anyhow::Resu
     if layers.is_empty() {
         return Err(hinted("no layers are given", "give --layer DIR once or more, topmost first"));
     }
+    let status = ask_status(mount_point)?;
+    check_layers(&layers, &status.private)?;
+    if let Some(layer) = layers.iter().find(|layer| layer.starts_with(&status.mount_point)) {
+        return Err(hinted(
+            format!("the layer {} is in the mount itself", layer.display()),
+            "a mount cannot be made of its own files: copy them elsewhere",
+        ));
+    }
     let answer = control::ask(&socket(mount_point)?, &Request::Swap { layers })?;
     let Answer::Swapped { names, directories } = &answer else {
         return Err(anyhow!("unexpected answer {answer:?}"));
@@ -171,7 +179,7 @@ fn split_mount(path: &Path) -> anyhow::Result<(PathBuf, PathBuf)> {
     Ok((root, below))
 }
 
-pub fn revert(paths: &[PathBuf]) -> anyhow::Result<u8> {
+pub fn revert(paths: &[PathBuf], recursive: bool) -> anyhow::Result<u8> {
     for path in paths {
         let path = std::path::absolute(path)?;
         let (root, below) = split_mount(&path)?;
@@ -183,7 +191,8 @@ pub fn revert(paths: &[PathBuf]) -> anyhow::Result<u8> {
         }
         let done = match socket(&root) {
             Ok(socket) => {
-                let request = Request::Revert { path: below.as_os_str().as_bytes().to_vec() };
+                let path = below.as_os_str().as_bytes().to_vec();
+                let request = Request::Revert { path, recursive };
                 match control::ask(&socket, &request) {
                     Ok(Answer::Reverted { what }) => Ok(what),
                     Ok(other) => Err(anyhow!("unexpected answer {other:?}")),
@@ -191,7 +200,7 @@ pub fn revert(paths: &[PathBuf]) -> anyhow::Result<u8> {
                 }
             }
             // Inside the VA, or not root: ask the file system itself.
-            Err(_) => revert_by_attribute(&path),
+            Err(_) => revert_by_attribute(&path, recursive),
         };
         let what = done.with_context(|| path.display().to_string())?;
         print(&format!("{}: {what}\n", path.display()))?;
@@ -199,13 +208,14 @@ pub fn revert(paths: &[PathBuf]) -> anyhow::Result<u8> {
     Ok(0)
 }
 
-fn revert_by_attribute(path: &Path) -> anyhow::Result<String> {
+fn revert_by_attribute(path: &Path, recursive: bool) -> anyhow::Result<String> {
     let parent = path.parent().ok_or_else(|| anyhow!("it has no parent"))?;
     let name = path.file_name().unwrap_or(OsStr::new(""));
-    let attribute = if rustix::process::geteuid().is_root() {
-        "trusted.strata.revert"
-    } else {
-        "user.strata.revert"
+    let attribute = match (rustix::process::geteuid().is_root(), recursive) {
+        (true, false) => "trusted.strata.revert",
+        (true, true) => "trusted.strata.revert-tree",
+        (false, false) => "user.strata.revert",
+        (false, true) => return Err(hinted("only root may revert a tree", "revert its files")),
     };
     let none = rustix::fs::XattrFlags::empty();
     match rustix::fs::setxattr(parent, attribute, name.as_bytes(), none) {

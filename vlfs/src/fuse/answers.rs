@@ -21,6 +21,9 @@ mod fopen {
     pub const PASSTHROUGH: u32 = 1 << 7;
 }
 
+/// Bits of SETATTR that change nothing by themselves: a handle, a lock's owner.
+const NO_CHANGE: u32 = 1 << 6 | 1 << 9;
+
 /// What to send back.
 pub(super) enum Answer {
     Body(Writer),
@@ -87,6 +90,10 @@ impl Session {
             }
             14 | 15 | 16 | 18 | 20 | 35 | 43 | 46 | 47 | 51 => self.file(request),
             27 | 28 | 29 | 30 | 44 => self.directory(request),
+            36 => {
+                self.interrupts.signal(body.u64()?);
+                Ok(Answer::Silent)
+            }
             39 => Err(Errno::NOTTY),
             // FLUSH, ACCESS, locks, POLL, STATX and what is newer: the kernel
             // does without once it is told so.
@@ -128,6 +135,9 @@ impl Session {
         let (atime_ns, mtime_ns, _) = (body.u32()?, body.u32()?, body.u32()?);
         let (mode, _, uid, gid) = (body.u32()?, body.u32()?, body.u32()?, body.u32()?);
         let has = |bit: u32| valid & 1 << bit != 0;
+        // A write through the kernel, or an owner set to what he is: setuid goes. The kernel
+        // leaves that to us, and takes it out of what it asks for.
+        let nothing_else = valid & !(NO_CHANGE) == 0;
         let time = |at: u64, nanoseconds, set, now| match (has(set), has(now)) {
             (_, true) => Some(SetTime::Now),
             (true, false) => {
@@ -143,7 +153,7 @@ impl Session {
             atime: time(atime, atime_ns, 4, 7),
             mtime: time(mtime, mtime_ns, 5, 8),
             handle: has(6).then_some(handle),
-            kill_privileges: has(11),
+            kill_privileges: has(11) || nothing_else,
         };
         self.vfs.setattr(node, &set).map(|(attr, valid)| attributes(&attr, valid))
     }

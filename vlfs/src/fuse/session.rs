@@ -15,6 +15,7 @@ use super::placement::Placement;
 use super::requests::Requests;
 use super::turn::Turn;
 use super::wire::{Reader, Writer};
+use crate::interrupt::Interrupts;
 use crate::vfs::{Caller, Vfs};
 
 /// Bytes of file data in one request.
@@ -99,6 +100,7 @@ pub struct Session {
     /// Whichever thread gets the kernel's first request calls it.
     ready: Mutex<Option<Ready>>,
     pub requests: Requests,
+    pub interrupts: Interrupts,
     /// Tells file handles of this mount from those of an earlier one.
     pub(super) ino_gen: u64,
 }
@@ -132,6 +134,7 @@ impl Session {
             want_passthrough,
             ready: Mutex::new(None),
             requests: Requests::default(),
+            interrupts: Interrupts::new(crate::daemon::WORKERS),
             ino_gen,
         }
     }
@@ -158,7 +161,9 @@ impl Session {
     /// # Errors
     /// The kernel is too old, or the device fails.
     pub fn serve(&self, worker: usize, turn: &Turn) -> Result<(), SessionError> {
+        self.interrupts.watch(Some(worker));
         let served = self.take_turns(worker, turn);
+        self.interrupts.end();
         turn.end();
         served
     }
@@ -174,6 +179,7 @@ impl Session {
                 Err(error) => return Err(SessionError::Device(error)),
             };
             let _in_hand = self.gate.enter();
+            self.interrupts.begin(worker, unique(&buffer[..length]), client(&buffer[..length]));
             turn.begin(worker);
             if waits_for_disk(&buffer[..length]) {
                 turn.give_up(worker);
@@ -276,6 +282,10 @@ impl Session {
 fn waits_for_disk(message: &[u8]) -> bool {
     let opcode = Reader::new(message.get(4..).unwrap_or_default()).u32();
     matches!(opcode, Ok(15 | 20 | 30 | 43 | 47))
+}
+
+fn unique(message: &[u8]) -> u64 {
+    Reader::new(message.get(8..).unwrap_or_default()).u64().unwrap_or(0)
 }
 
 /// The thread that asks; 0 for the kernel itself and for other process namespaces.

@@ -36,6 +36,12 @@ impl Bits {
         word.is_some_and(|word| word.load(Ordering::Acquire) & (1 << (at % 64)) != 0)
     }
 
+    fn clear(&self, at: u32) {
+        if let Some(word) = self.0.get(at as usize / 64) {
+            word.fetch_and(!(1 << (at % 64)), Ordering::AcqRel);
+        }
+    }
+
     /// Sets a bit. Returns whether it was set.
     fn set(&self, at: u32) -> bool {
         let bit = 1 << (at % 64);
@@ -179,6 +185,11 @@ impl Overlay {
             }
             self.touched.set(parent);
         }
+    }
+
+    /// Shows a hidden node that is no directory, with all its contributions.
+    pub fn show(&self, node: u32) {
+        self.hidden.clear(node);
     }
 }
 

@@ -11,8 +11,8 @@ use rustix::io::Errno;
 use super::disk::Disk;
 use super::origin::Origin;
 use super::{INO_XATTR, ORIGIN_XATTR, Private};
-use crate::backing;
 use crate::tree::{Entry, Kind};
+use crate::{backing, interrupt};
 
 /// How much of a regular file's data is wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,37 +24,36 @@ pub enum Data {
     None,
 }
 
-/// Makes a copy of `entry` as `work/<name>`. `source` is the open file of a
-/// regular one. `flush` waits until the data is on the disk.
+/// A copy that is to be made.
+#[derive(Debug, Clone, Copy)]
+pub struct Copied<'a> {
+    /// Its name in `work/`.
+    pub name: &'a [u8],
+    pub entry: &'a Entry<'a>,
+    /// The open file of a regular one whose data is wanted.
+    pub source: Option<&'a OwnedFd>,
+    pub origin: &'a Origin,
+    pub data: Data,
+    /// Wait until the data is on the disk.
+    pub flush: bool,
+}
+
+/// Makes a copy.
 ///
 /// # Errors
 /// The private layer's disk fails or is full; nothing of the copy is left then.
-/// `EAGAIN`: the data cannot stay the layer's; copy it as well.
-pub fn copy(
-    private: &Private,
-    name: &[u8],
-    entry: &Entry<'_>,
-    source: Option<&OwnedFd>,
-    origin: &Origin,
-    data: Data,
-    flush: bool,
-) -> Result<(), Errno> {
-    let copied = copy_whole(private, name, entry, source, origin, data, flush);
+/// `EAGAIN`: the data cannot stay the layer's; copy it as well. `EINTR`: the thread's
+/// request was given up.
+pub fn copy(private: &Private, wanted: &Copied<'_>) -> Result<(), Errno> {
+    let copied = copy_whole(private, wanted);
     if copied.is_err() {
-        private.discard(name);
+        private.discard(wanted.name);
     }
     copied
 }
 
-fn copy_whole(
-    private: &Private,
-    name: &[u8],
-    entry: &Entry<'_>,
-    source: Option<&OwnedFd>,
-    origin: &Origin,
-    data: Data,
-    flush: bool,
-) -> Result<(), Errno> {
+fn copy_whole(private: &Private, wanted: &Copied<'_>) -> Result<(), Errno> {
+    let Copied { name, entry, source, origin, data, flush } = *wanted;
     let (disk, work) = (&private.disk, &private.work);
     let attributes = &entry.attributes;
     let mode = Mode::from_raw_mode(0o600);
@@ -134,7 +133,8 @@ fn set_mtime(private: &Private, name: &[u8], entry: &Entry<'_>) -> Result<(), Er
     private.disk.set_times(&private.work, name, &times)
 }
 
-/// Copies all data, holes as holes. Both descriptors' offsets move.
+/// Copies all data, holes as holes. Both descriptors' offsets move. `EINTR` where the
+/// thread's request is given up.
 pub fn copy_data(disk: &Disk, source: &OwnedFd, target: &OwnedFd) -> Result<(), Errno> {
     if disk.clone(source, target).is_ok() {
         return Ok(());
@@ -170,7 +170,8 @@ fn copy_range(
 ) -> Result<(), Errno> {
     let (mut from, mut to) = (start, start);
     while from < end {
-        let length = usize::try_from(end - from).unwrap_or(usize::MAX).min(1 << 30);
+        interrupt::check()?;
+        let length = usize::try_from(end - from).unwrap_or(usize::MAX).min(interrupt::STEP);
         match disk.copy_range((source, &mut from), (target, &mut to), length) {
             Ok(0) => return Ok(()),
             Ok(_) | Err(Errno::INTR) => {}
@@ -193,6 +194,7 @@ fn copy_by_hand(
     let mut buffer = vec![0; 256 << 10];
     let mut position = start;
     while position < end {
+        interrupt::check()?;
         let wanted = usize::try_from(end - position).unwrap_or(usize::MAX).min(buffer.len());
         let read = rustix::io::pread(source, &mut buffer[..wanted], position)?;
         if read == 0 {

@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{FileType, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
+use strata_core::manifest::Timestamp;
 
 use super::{Private, UnitKey, WHITEOUTS};
 use crate::backing;
@@ -26,8 +27,9 @@ pub struct Marked {
     directory: OwnedFd,
 }
 
-/// Writes the marker of a path; one that exists is left.
-pub fn mark(private: &Private, unit: &UnitKey, path: &[u8]) -> Result<(), Errno> {
+/// Writes the marker of a path; one that exists is left. Returns when the markers in
+/// its directory changed last; none where a directory above is hidden.
+pub fn mark(private: &Private, unit: &UnitKey, path: &[u8]) -> Result<Option<Timestamp>, Errno> {
     let above = strata_core::manifest::parent_path(path).unwrap_or(&[]);
     // Held throughout: a marker of a directory takes the place of what was open.
     let mut last = private.last_marked.lock().expect("no panic while held");
@@ -36,14 +38,22 @@ pub fn mark(private: &Private, unit: &UnitKey, path: &[u8]) -> Result<(), Errno>
         Some(marked) if marked.unit == *unit && marked.path == above => marked,
         _ => match open_marked(private, unit, above) {
             // A directory above is hidden: so is the path.
-            Err(Errno::NOTDIR) => return Ok(()),
+            Err(Errno::NOTDIR) => return Ok(None),
             other => other?,
         },
     };
-    if mark_name(private, &marked.directory, name)? == Place::Free {
+    let place = mark_name(private, &marked.directory, name)?;
+    let changed = changed(&marked.directory)?;
+    if place == Place::Free {
         *last = Some(marked);
     }
-    Ok(())
+    Ok(Some(changed))
+}
+
+/// The time of the last change of a directory of markers: the disk keeps it.
+fn changed(directory: &OwnedFd) -> Result<Timestamp, Errno> {
+    let stat = rustix::fs::fstat(directory)?;
+    Ok(backing::timestamp(stat.st_mtime, stat.st_mtime_nsec))
 }
 
 fn open_marked(private: &Private, unit: &UnitKey, path: &[u8]) -> Result<Marked, Errno> {
@@ -123,8 +133,9 @@ pub(super) fn make_directory(
     }
 }
 
-/// Removes the marker of a path, and directories that only led to it.
-pub fn unmark(private: &Private, unit: &UnitKey, path: &[u8]) -> Result<(), Errno> {
+/// Removes the marker of a path, and directories that only led to it. Returns when the
+/// markers in its directory changed last; that is now.
+pub fn unmark(private: &Private, unit: &UnitKey, path: &[u8]) -> Result<Timestamp, Errno> {
     let repository = backing::open_directory(private.whiteouts(), unit.repository.as_bytes())?;
     let mut directories = vec![backing::open_directory(repository, unit.unit.as_bytes())?];
     let names: Vec<&[u8]> = path.split(|b| *b == b'/').collect();
@@ -132,6 +143,7 @@ pub fn unmark(private: &Private, unit: &UnitKey, path: &[u8]) -> Result<(), Errn
         let last = directories.last().expect("starts with one");
         directories.push(backing::open_directory(last, name)?);
     }
+    let innermost = directories.last().expect("starts with one");
     let mut levels = directories.iter().zip(&names).rev();
     if let Some((directory, name)) = levels.next() {
         match private.disk.unlink(directory, name) {
@@ -139,6 +151,7 @@ pub fn unmark(private: &Private, unit: &UnitKey, path: &[u8]) -> Result<(), Errn
             Err(error) => return Err(error),
         }
     }
+    let changed = changed(innermost)?;
     for (directory, name) in levels {
         match private.disk.remove_directory(directory, name) {
             Ok(()) | Err(Errno::NOENT) => {}
@@ -146,7 +159,7 @@ pub fn unmark(private: &Private, unit: &UnitKey, path: &[u8]) -> Result<(), Errn
             Err(error) => return Err(error),
         }
     }
-    Ok(())
+    Ok(changed)
 }
 
 /// The white-outs of all units of a private directory.
@@ -185,5 +198,6 @@ fn load(directory: &OwnedFd, path: &mut Vec<u8>, tree: &mut WhiteoutTree) -> Res
         }
         path.truncate(length);
     }
+    tree.date(path, changed(directory)?);
     Ok(())
 }

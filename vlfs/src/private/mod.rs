@@ -41,6 +41,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{FlockOperation, Mode, OFlags, RenameFlags, XattrFlags};
 use rustix::io::Errno;
 use strata_core::MacAddr;
+use strata_core::manifest::Timestamp;
 
 use crate::backing;
 use crate::tree::{PRIVATE_TAG, ROOT_IDENTITY};
@@ -437,9 +438,13 @@ impl Private {
 
     /// Hides a path in a layer unit, on disk and in memory.
     pub fn hide(&self, unit: &UnitKey, path: &[u8]) -> Result<(), Errno> {
-        markers::mark(self, unit, path)?;
+        let changed = markers::mark(self, unit, path)?;
         let mut hidden = self.hidden.lock().expect("no panic while held");
-        hidden.units.entry(unit.clone()).or_default().hide(path);
+        let tree = hidden.units.entry(unit.clone()).or_default();
+        tree.hide(path);
+        if let (Some(changed), Some(above)) = (changed, strata_core::manifest::parent_path(path)) {
+            tree.date(above, changed);
+        }
         if let Some(recording) = &mut hidden.recording {
             recording.push((unit.clone(), path.to_vec()));
         }
@@ -453,9 +458,20 @@ impl Private {
         drop(hidden);
         if shown {
             *self.last_marked.lock().expect("no panic while held") = None;
-            markers::unmark(self, unit, path)?;
+            let changed = markers::unmark(self, unit, path)?;
+            let above = strata_core::manifest::parent_path(path).unwrap_or_default();
+            let mut hidden = self.hidden.lock().expect("no panic while held");
+            if let Some(tree) = hidden.units.get_mut(unit) {
+                tree.date(above, changed);
+            }
         }
         Ok(shown)
+    }
+
+    /// When a name of a directory of a layer unit was hidden or shown again last, if
+    /// one is hidden there.
+    pub fn changed(&self, unit: &UnitKey, directory: &[u8]) -> Option<Timestamp> {
+        self.hidden.lock().expect("no panic while held").units.get(unit)?.changed(directory)
     }
 
     pub(crate) fn whiteouts(&self) -> &OwnedFd {

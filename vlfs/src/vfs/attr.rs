@@ -49,7 +49,7 @@ pub struct SetAttr {
     pub mtime: Option<SetTime>,
     /// The file handle that the size is set through.
     pub handle: Option<u64>,
-    /// Setting the size takes setuid and setgid away.
+    /// Setuid and setgid go, as by a write.
     pub kill_privileges: bool,
 }
 
@@ -154,7 +154,8 @@ impl Vfs {
             return Ok(attr);
         }
         if let Some((set, at)) = self.lower_or_retired(active, node) {
-            let entry = set.union.entry(at).ok_or(Errno::IO)?;
+            let mut entry = set.union.entry(at).ok_or(Errno::IO)?;
+            entry.attributes.mtime = self.dated(&set, at, &entry);
             let nlink = match node.kind {
                 FileType::Directory => set.union.directory_links(at),
                 _ => u32::try_from(set.union.links(at).len()).unwrap_or(u32::MAX).max(1),
@@ -170,6 +171,20 @@ impl Vfs {
         drop(files);
         let stat = rustix::fs::fstat(handle.file().as_fd())?;
         Ok(Attr::of_stat(&stat, node.ino))
+    }
+
+    /// When an object of the layers changed: a directory by the names that were
+    /// removed from it, too. The white-outs' own directories keep that time, and it goes
+    /// with them.
+    pub(super) fn dated(&self, set: &ActiveSet, at: u32, entry: &Entry<'_>) -> Timestamp {
+        let own = entry.attributes.mtime;
+        if !entry.is_directory() || !set.union.is_touched(at) {
+            return own;
+        }
+        let path = set.union.path(at);
+        let units = set.union.contributions(at).into_iter();
+        let units = units.map(|contribution| &set.layers[contribution.layer as usize].unit);
+        units.filter_map(|unit| self.private.changed(unit, &path)).fold(own, Ord::max)
     }
 
     /// Describes a private object. `None` for one of the layers.
@@ -246,7 +261,11 @@ impl Vfs {
             if let Upper::File { inode } = place.upper {
                 self.private.note_times(inode, &times(set.atime, set.mtime));
             }
-            apply(&self.private.disk, &reach, set)
+            let mut set = *set;
+            if set.kill_privileges && set.size.is_none() && node.kind == FileType::RegularFile {
+                set.mode = Some(super::file::unprivileged(reach.stat()?.st_mode));
+            }
+            apply(&self.private.disk, &reach, &set)
         };
         self.directory_changed(&node);
         applied?;

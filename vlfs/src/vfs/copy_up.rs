@@ -12,7 +12,7 @@ use rustix::fs::{FileType, Mode, OFlags, RenameFlags};
 use super::node::{Node, Upper};
 use super::{ActiveSet, Errno, Notice, Result, Vfs};
 use crate::backing;
-use crate::private::copy_up::{Data, copy};
+use crate::private::copy_up::{Copied, Data, copy};
 use crate::private::journal::Step;
 use crate::private::origin::Origin;
 use crate::private::{UPPER, WORK};
@@ -88,9 +88,11 @@ impl Vfs {
             (Some(_), Data::Attributes) if regular => Data::All,
             _ => data,
         };
+        let (entry, origin) = (&entry, &origin);
+        let wanted = Copied { name: work, entry, source: None, origin, data: Data::All, flush };
         let mut made = Err(Errno::AGAIN);
         if data != Data::All {
-            made = copy(&self.private, work, &entry, None, &origin, data, flush);
+            made = copy(&self.private, &Copied { data, ..wanted });
         }
         if made != Err(Errno::AGAIN) {
             return made.map(|()| false);
@@ -98,11 +100,11 @@ impl Vfs {
         let mut source = None;
         if regular {
             if let Some(first_open) = self.first_open() {
-                first_open.check(layer, &entry, top.entry, &path)?;
+                first_open.check(layer, entry, top.entry, &path)?;
             }
             source = Some(layer.open(&path)?);
         }
-        copy(&self.private, work, &entry, source.as_ref(), &origin, Data::All, flush)?;
+        copy(&self.private, &Copied { source: source.as_ref(), ..wanted })?;
         Ok(regular && !flush)
     }
 
@@ -235,10 +237,13 @@ impl Vfs {
     ) -> Result<OwnedFd> {
         let top = active.union.top(at).ok_or(Errno::STALE)?;
         let layer = &active.layers[top.layer as usize];
-        let entry = active.union.entry(at).ok_or(Errno::IO)?;
+        let mut entry = active.union.entry(at).ok_or(Errno::IO)?;
         let origin = Origin::of(&layer.unit, &entry, &active.union.path(at));
+        entry.attributes.mtime = self.dated(active, at, &entry);
         let work = self.private.next_name();
-        copy(&self.private, &work, &entry, None, &origin, Data::None, false)?;
+        let (entry, origin) = (&entry, &origin);
+        let (source, data, flush) = (None, Data::None, false);
+        copy(&self.private, &Copied { name: &work, entry, source, origin, data, flush })?;
         let times = kept_times(above)?;
         let from = &self.private.work;
         let disk = &self.private.disk;

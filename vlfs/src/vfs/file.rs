@@ -8,7 +8,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex};
 
 use rustix::fs::{FallocateFlags, FileType, Mode, OFlags, SeekFrom};
 
@@ -103,14 +103,17 @@ pub struct OpenMode {
     pub kill_privileges: bool,
 }
 
-/// Takes setuid away, and setgid from what a group may execute.
+/// Takes setuid and setgid away.
 pub(super) fn kill_privileges(disk: &Disk, file: impl AsFd) -> Result<()> {
     let mode = rustix::fs::fstat(&file)?.st_mode & 0o7777;
-    let mut kept = mode & !0o4000;
-    if mode & 0o010 != 0 {
-        kept &= !0o2000;
-    }
+    let kept = unprivileged(mode);
     if kept == mode { Ok(()) } else { disk.chmod_open(&file, Mode::from_raw_mode(kept)) }
+}
+
+/// A mode without setuid and setgid. (The kernel leaves setgid to a member of the group
+/// where no group may execute, where it means nothing.)
+pub(super) fn unprivileged(mode: u32) -> u32 {
+    mode & 0o1777
 }
 
 impl Vfs {
@@ -328,11 +331,7 @@ impl Vfs {
     /// Keeps the backing file of a node open after its last handle, for the
     /// next open, as long as it is among the most recent ones.
     fn keep(&self, node: &Arc<Node>) {
-        let mut kept = self.kept.lock().expect("no panic while held");
-        kept.push_back(Arc::downgrade(node));
-        let oldest = if kept.len() > self.kept_limit { kept.pop_front() } else { None };
-        drop(kept);
-        if let Some(node) = oldest.as_ref().and_then(Weak::upgrade) {
+        if let Some(node) = self.kept.push(node) {
             let mut files = node.files.lock().expect("no panic while held");
             if !files.is_open() {
                 files.backing = None;
@@ -342,8 +341,7 @@ impl Vfs {
 
     /// Lets go of kept backing files that `stays` refuses and nobody has open.
     pub(super) fn drop_kept(&self, stays: impl Fn(&Backing) -> bool) {
-        let kept: Vec<_> = self.kept.lock().expect("no panic while held").iter().cloned().collect();
-        for node in kept.iter().filter_map(Weak::upgrade) {
+        for node in self.kept.nodes() {
             let mut files = node.files.lock().expect("no panic while held");
             if files.backing.as_ref().is_some_and(|backing| !stays(backing)) && !files.is_open() {
                 files.backing = None;

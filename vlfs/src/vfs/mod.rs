@@ -22,14 +22,16 @@ mod copy_up;
 mod directory;
 pub mod file;
 pub mod handover;
+mod kept;
 mod namespace;
 pub mod node;
 pub mod rename;
 mod revert;
+mod revert_tree;
 mod swap;
 mod xattr;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, RwLock, RwLockReadGuard, Weak};
@@ -43,6 +45,7 @@ pub use attr::{Attr, SetAttr, SetTime};
 pub use directory::{DirectoryHandle, Listed};
 pub use file::{FileHandle, Opened};
 pub use revert::Reverted;
+pub use revert_tree::RevertedTree;
 pub use swap::{SetInfo, SwapOutcome};
 
 use crate::backing;
@@ -52,6 +55,7 @@ use crate::private::{self, Private};
 use crate::tree::{self, Kind};
 use crate::union::{self, Union};
 use crate::verify::first_open::FirstOpen;
+use kept::Kept;
 use node::{Node, ROOT_ID, Table, Upper};
 
 pub type Result<T> = std::result::Result<T, Errno>;
@@ -174,8 +178,7 @@ pub struct Vfs {
     files: RwLock<HashMap<u64, Arc<FileHandle>>>,
     directories: RwLock<HashMap<u64, Arc<DirectoryHandle>>>,
     next_handle: AtomicU64,
-    kept: Mutex<VecDeque<Weak<Node>>>,
-    kept_limit: usize,
+    kept: Kept,
     /// Sets that were swapped away, with their layers, for as long as requests
     /// that began before the swap may still be under way.
     retired: Mutex<Vec<(Instant, Arc<ActiveSet>)>>,
@@ -228,8 +231,7 @@ impl Vfs {
             files: RwLock::default(),
             directories: RwLock::default(),
             next_handle: AtomicU64::new(1),
-            kept: Mutex::default(),
-            kept_limit: kept_limit(),
+            kept: Kept::new(kept_limit()),
             retired: Mutex::default(),
             unlinked: Mutex::default(),
             swaps: AtomicU64::new(0),
@@ -548,7 +550,7 @@ impl Vfs {
 
     /// Files that are kept open without a handle, at most.
     pub fn kept_limit(&self) -> usize {
-        self.kept_limit
+        self.kept.limit()
     }
 
     pub fn swap_count(&self) -> u64 {

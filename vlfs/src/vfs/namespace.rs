@@ -307,9 +307,8 @@ impl Vfs {
         Ok(())
     }
 
-    /// A white-out is written elsewhere: the disk dates no directory for it. One
-    /// that is not private keeps its layer's time, as making it private would
-    /// outlive the layer.
+    /// A white-out is written elsewhere: the disk dates no private directory for it.
+    /// One that is the layers' shows the white-outs' own time (see [`Vfs::dated`]).
     fn date_removal(&self, parent: &Arc<Node>, object: &Object) -> Result<()> {
         match (object, parent.directory()) {
             (Object::Layer { .. }, Some(directory)) => {

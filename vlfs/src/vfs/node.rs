@@ -84,6 +84,8 @@ pub struct Node {
     pub bare: AtomicBool,
     /// A private copy that a revert dropped: a name that still leads here is out of date.
     pub reverted: AtomicBool,
+    /// Its place among the files that are kept open: see `kept.rs`.
+    pub kept_turn: AtomicU64,
     /// A directory that hands nothing down, neither group nor ACL, as of this
     /// count of [`Vfs::directory_changes`](super::Vfs); 0 where that is not known.
     pub plain_at: AtomicU64,
@@ -349,6 +351,7 @@ impl Node {
             listing_epoch: AtomicU64::new(0),
             bare: AtomicBool::new(false),
             reverted: AtomicBool::new(false),
+            kept_turn: AtomicU64::new(0),
             plain_at: AtomicU64::new(0),
             counted: Mutex::default(),
         }

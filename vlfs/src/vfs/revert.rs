@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use rustix::fs::FileType;
 
 use super::node::{Node, Upper};
-use super::{ActiveSet, Caller, Errno, Notice, Object, Result, SwapOutcome, Vfs};
+use super::{ActiveSet, Caller, Errno, Notice, Object, Result, Vfs};
 use crate::backing;
 
 /// What a revert did.
@@ -27,7 +27,7 @@ impl Vfs {
     ///
     /// # Errors
     /// `ENODATA`: no layer of the active set has the path, or it is unchanged;
-    /// `EISDIR`: a private directory stands there; `EPERM`: neither root nor owner.
+    /// `EISDIR`: a private directory stands there (see [`Vfs::revert_tree`]); `EPERM`: neither root nor owner.
     pub fn revert(&self, path: &[u8], caller: &Caller) -> Result<Reverted> {
         let reverted = self.revert_path(path, caller);
         self.flush_notices();
@@ -42,8 +42,7 @@ impl Vfs {
         };
         if rebuild {
             let active = self.active();
-            let outcome = self.swap_locked(active.set(), active.info.clone())?;
-            debug_assert!(matches!(outcome, SwapOutcome { .. }));
+            self.swap_locked(active.set(), active.info.clone())?;
         }
         if let Some(parent) = parent {
             let name = strata_core::manifest::file_name(path).into();
@@ -54,6 +53,11 @@ impl Vfs {
 
     /// Reverts a name in a directory that the kernel knows.
     pub(super) fn revert_in(&self, id: u64, name: &[u8], caller: &Caller) -> Result<Reverted> {
+        self.revert_path(&self.path_below(id, name)?, caller)
+    }
+
+    /// The path of a name in a directory that the kernel knows.
+    pub(super) fn path_below(&self, id: u64, name: &[u8]) -> Result<Vec<u8>> {
         if name.is_empty() || name.contains(&b'/') || matches!(name, b"." | b"..") {
             return Err(Errno::INVAL);
         }
@@ -63,7 +67,7 @@ impl Vfs {
             path = [&above, &b"/"[..], &path].concat();
             node = parent;
         }
-        self.revert_path(&path, caller)
+        Ok(path)
     }
 
     fn revert_locked(&self, path: &[u8], caller: &Caller) -> Result<(Reverted, bool, Option<u64>)> {
@@ -114,10 +118,22 @@ impl Vfs {
             (false, true) => Reverted::Whiteout,
             (false, false) => return Err(Errno::NODATA),
         };
-        Ok((reverted, shown, known.map(|node| node.id)))
+        Ok((reverted, shown && !self.show_in_place(&active, at), known.map(|node| node.id)))
     }
 
-    fn drop_copy(
+    /// Shows a path that no unit hides any more in the union that is active. `false`:
+    /// that takes a new one.
+    fn show_in_place(&self, active: &ActiveSet, at: u32) -> bool {
+        // A former private layer hides in the layers below it: the union was made with that.
+        let shown =
+            active.layers.iter().all(|layer| layer.hides_below.is_none()) && active.union.show(at);
+        if shown {
+            self.epoch.fetch_add(1, Ordering::AcqRel);
+        }
+        shown
+    }
+
+    pub(super) fn drop_copy(
         &self,
         active: &Arc<ActiveSet>,
         parent: Option<&Arc<Node>>,

@@ -165,8 +165,11 @@ impl Vfs {
         unlinked.retain(|layer| layer.strong_count() > 0);
         unlinked.extend(old.layers.iter().filter(|layer| !stays(layer)).map(Arc::downgrade));
         drop(unlinked);
-        let now = std::time::Instant::now();
-        self.retired.lock().expect("no panic while held").push((now, old.clone()));
+        let mut retired = self.retired.lock().expect("no panic while held");
+        // One swap after the other may leave no time to settle.
+        retired.retain(|(since, _)| since.elapsed() < super::GRACE);
+        retired.push((std::time::Instant::now(), old.clone()));
+        drop(retired);
         self.drop_kept(|backing| backing.layer.as_ref().is_none_or(stays));
     }
 
@@ -181,6 +184,14 @@ impl Vfs {
         if retired.is_empty() {
             self.unsettled.store(false, Ordering::Release);
         }
+    }
+
+    /// Whether no swap is under way, and everything that began before the last one
+    /// has surely been answered.
+    pub fn is_grace_over(&self) -> bool {
+        let Ok(_swapping) = self.swapping.try_lock() else { return false };
+        let retired = self.retired.lock().expect("no panic while held");
+        retired.iter().all(|(since, _)| since.elapsed() >= super::GRACE)
     }
 
     /// Keeps swaps away while the guard lives. `None` where one is under way, or

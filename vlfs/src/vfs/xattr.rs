@@ -19,6 +19,8 @@ use crate::{backing, proc};
 const ROOT_PREFIX: &[u8] = b"user.strata.";
 /// Setting one of these on a directory, to a name in it, reverts that name.
 const REVERT: [&[u8]; 2] = [b"trusted.strata.revert", b"user.strata.revert"];
+/// The same for a name and all below it; for root.
+const REVERT_TREE: &[u8] = b"trusted.strata.revert-tree";
 /// Bytes of an attribute's value that the kernel passes on (`XATTR_SIZE_MAX`).
 const VALUE_LIMIT: usize = 64 << 10;
 
@@ -132,6 +134,9 @@ impl Vfs {
     ) -> Result<()> {
         if REVERT.contains(&name) {
             return self.revert_in(id, value, caller).map(drop);
+        }
+        if name == REVERT_TREE {
+            return self.revert_tree_now(&self.path_below(id, value)?, caller).map(drop);
         }
         if name.starts_with(backing::OWN_XATTRS) || (id == ROOT_ID && name.starts_with(ROOT_PREFIX))
         {

@@ -75,6 +75,28 @@ fn what_does_not_fit_together_is_refused() {
     assert!(error.contains("is in the private directory"), "{error}");
 }
 
+/// What a mount refuses a swap refuses, and nothing is swapped.
+#[test]
+fn a_swap_to_places_that_hold_each_other_is_refused() {
+    let mount = Mount::new();
+    let layer = mount.layer("one", &[("d/a", "a")]);
+    mount.mount(&[&layer]);
+    let cases = [
+        (mount.private().join("upper"), "is in the private directory"),
+        (mount.directory.path().to_owned(), "is in the layer"),
+        (mount.path("d"), "is in the mount itself"),
+        (mount.path(""), "is in the mount itself"),
+        (layer.join("missing"), "missing"),
+    ];
+    for (layer, expected) in cases {
+        let done = mount.run(&["swap", &text(&mount.path("")), "--layer", &text(&layer)]);
+        let said = String::from_utf8_lossy(&done.stderr).into_owned();
+        assert_eq!(done.status.code(), Some(2), "{}: {said}", layer.display());
+        assert!(said.contains(expected) && said.contains("hint: "), "{said}");
+        assert_eq!(names(&mount.path("")), ["d"], "the layers are those of before");
+    }
+}
+
 #[test]
 fn a_store_that_is_missing_or_damaged_is_refused() {
     let va = Va::new();

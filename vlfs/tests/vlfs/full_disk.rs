@@ -96,3 +96,46 @@ fn a_copy_of_hard_links_that_does_not_fit_changes_no_name() {
     assert_eq!(names(mount.private().join("journal")), [""; 0]);
     mount.unmount();
 }
+
+/// The log is on the same disk.
+#[test]
+fn a_full_log_ends_nothing() {
+    let mount = Mount::new();
+    let layer = mount.layer("one", &[("gone", "gone"), ("f", "text")]);
+    let disk = SmallDisk::new(mount.private(), "size=256k");
+    mount.mount(&[&layer]);
+    let fill = fs::write(disk.0.join("fill"), vec![0; 1 << 20]);
+    assert_eq!(errno(fill), ENOSPC);
+    fs::remove_file(layer.join("gone")).expect("behind the mount");
+    let log = || fs::metadata(disk.0.join("vlfs.log")).expect("there").len();
+    // Each is logged, until the log's last page is full and beyond.
+    let mut before = 0;
+    while before != log() {
+        before = log();
+        for _ in 0..50 {
+            assert_eq!(errno(fs::read(mount.path("gone"))), Some(5));
+        }
+    }
+    assert_eq!(read(mount.path("f")), "text");
+    assert_eq!(errno(fs::write(mount.path("new"), "does not fit")), ENOSPC);
+    fs::remove_file(disk.0.join("fill")).expect("removed");
+    fs::write(mount.path("new"), "fits").expect("written");
+    mount.unmount();
+    mount.mount(&[&layer]);
+    assert_eq!(read(mount.path("new")), "fits");
+}
+
+#[test]
+fn a_mount_that_does_not_fit_says_so() {
+    let mount = Mount::new();
+    let layer = mount.layer("one", &[("f", "text")]);
+    let place = mount.directory.path().join("disk");
+    let disk = SmallDisk::new(place, "size=64k");
+    assert_eq!(errno(fs::write(disk.0.join("fill"), vec![0; 1 << 20])), ENOSPC);
+    let [layer, private, point] =
+        [layer, disk.0.join("private"), mount.path("")].map(|path| path.display().to_string());
+    let done = mount.run(&["mount", "--layer", &layer, "--private", &private, &point]);
+    let said = String::from_utf8_lossy(&done.stderr).into_owned();
+    assert_eq!(done.status.code(), Some(2), "{said}");
+    assert!(said.contains("No space left") && said.contains("hint: "), "{said}");
+}

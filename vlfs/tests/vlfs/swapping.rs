@@ -156,6 +156,43 @@ fn an_unlinked_layer_is_listed_while_held_and_let_go() {
     crate::fixture::wait_for("the layer's end", || mount.status().contains("\"held_layers\": []"));
 }
 
+/// What a busy mount tells the kernel all the time keeps no former set alive.
+#[test]
+fn what_was_swapped_away_goes_while_files_are_copied_and_reverted() {
+    let mount = Mount::new();
+    let base = mount.layer("base", &[("f", "text")]);
+    let (one, two) = (mount.layer("one", &[("a", "one")]), mount.layer("two", &[("a", "two")]));
+    mount.mount(&[&one, &base]);
+    let descriptors = std::path::PathBuf::from(format!("/proc/{}/fd", mount.daemon()));
+    let holds = |layer: &std::path::Path| {
+        let opened = std::fs::read_dir(&descriptors).expect("listed");
+        opened.flatten().any(|fd| std::fs::read_link(fd.path()).is_ok_and(|to| to == layer))
+    };
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                std::fs::write(mount.path("f"), "changed").expect("written");
+                let none = rustix::fs::XattrFlags::empty();
+                rustix::fs::setxattr(mount.path(""), "trusted.strata.revert", b"f", none)
+                    .expect("reverted");
+            }
+        });
+        let _stops_if_it_panics = Stop(&stop);
+        assert!(holds(&one));
+        mount.swap(&[&two, &base]);
+        crate::fixture::wait_for("the old layer's end", || !holds(&one));
+    });
+}
+
+struct Stop<'a>(&'a std::sync::atomic::AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, std::sync::atomic::Ordering::Relaxed);
+    }
+}
+
 #[test]
 fn white_outs_are_names_of_one_empty_file() {
     let mount = Mount::new();
