@@ -93,7 +93,7 @@ fn a_swap_to_places_that_hold_each_other_is_refused() {
         let said = String::from_utf8_lossy(&done.stderr).into_owned();
         assert_eq!(done.status.code(), Some(2), "{}: {said}", layer.display());
         assert!(said.contains(expected) && said.contains("hint: "), "{said}");
-        assert_eq!(names(&mount.path("")), ["d"], "the layers are those of before");
+        assert_eq!(names(mount.path("")), ["d"], "the layers are those of before");
     }
 }
 
