@@ -31,9 +31,10 @@ const MANAGEMENT_ONLY: [&str; 8] =
 /// What a crate without I/O never links.
 const INPUT_OUTPUT: [&str; 10] =
     ["rustix", "nix", "fuser", "tempfile", "walkdir", "socket2", "tar", "tokio", "mio", "notify"];
-/// What strata-core may use directly: formats, hashes, versions, the solver.
-const CORE_DIRECT: [&str; 9] = [
+/// What strata-core may use directly: formats, hashes, versions, time zones, the solver.
+const CORE_DIRECT: [&str; 10] = [
     "blake3",
+    "jiff",
     "memchr",
     "resolvo",
     "serde",

@@ -3,7 +3,7 @@
 //! Every fault of a file is reported at once with its line; a key that is not
 //! known is a fault, so that a misspelt one cannot be ignored in silence.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::str::FromStr;
 
@@ -13,6 +13,7 @@ use crate::names::{
     CompositionName, LayerName, MacAddr, NameError, RepositoryName, RingName, TEMPLATES_REPOSITORY,
     VaName,
 };
+use crate::rollout::policy::{RolloutPolicy, assign_rings};
 pub use crate::toml_reader::Placed;
 use crate::toml_reader::{TableReader, TomlFile};
 
@@ -74,6 +75,8 @@ pub struct Configuration {
     pub base: Vec<Placed<LayerPath>>,
     /// In the order in which a rollout reaches them; never empty.
     pub rings: Vec<RingName>,
+    /// How a rollout goes from one to the next.
+    pub rollout: RolloutPolicy,
     /// Layers that one composition may have.
     pub max_layers: u32,
     /// VAs that one commit may touch before `strata plan` says that it is too many.
@@ -88,6 +91,7 @@ impl Default for Configuration {
             repositories: Vec::new(),
             base: Vec::new(),
             rings: vec![RingName::new(DEFAULT_RING).expect("a constant that is a name")],
+            rollout: RolloutPolicy::default(),
             max_layers: limits::COMPOSITION_LAYERS as u32,
             most_touched_vas: None,
             most_touched_percent: None,
@@ -106,9 +110,9 @@ impl Configuration {
             configuration.read_repository(&mut file, repository, at);
         }
         configuration.base = reader.parsed_list(&mut file, "base").unwrap_or_default();
-        if let Some(rings) = reader.parsed_list::<RingName>(&mut file, "rings") {
-            configuration.read_rings(&mut file, rings);
-        }
+        configuration.rollout.read(&mut file, &mut reader);
+        let rings = configuration.rollout.rings.iter();
+        configuration.rings = rings.map(|ring| ring.name.clone()).collect();
         if let Some((limits_table, at)) = reader.table(&mut file, "limits") {
             let mut reader = TableReader::new(limits_table, at, "[limits]");
             let most = configuration.max_layers;
@@ -147,21 +151,6 @@ impl Configuration {
             file.diagnostics.push(refuse(message));
         } else {
             self.repositories.push(RepositoryConfiguration { name, priority, line });
-        }
-    }
-
-    fn read_rings(&mut self, file: &mut TomlFile<'_>, rings: Vec<Placed<RingName>>) {
-        let mut unique: Vec<RingName> = Vec::new();
-        for Placed { value, line } in rings {
-            if unique.contains(&value) {
-                let message = format!("the ring {value} stands twice");
-                file.diagnostics.push(Diagnostic::error(CONFIGURATION_FILE, line, "ring", message));
-            } else {
-                unique.push(value);
-            }
-        }
-        if !unique.is_empty() {
-            self.rings = unique;
         }
     }
 
@@ -227,10 +216,11 @@ pub fn read_appliances(
     let mut appliances = Appliances::default();
     let Some(table) = table else { return (appliances, file.diagnostics) };
     let mut macs: BTreeMap<MacAddr, u32> = BTreeMap::new();
+    let mut in_named_ring: BTreeSet<VaName> = BTreeSet::new();
     let mut reader = TableReader::new(&table, 0, APPLIANCES_FILE);
     for (table, at) in reader.tables(&mut file, "appliance") {
         let named = &mut appliances.named;
-        let Some((appliance, mac_line)) =
+        let Some((appliance, mac_line, ring_named)) =
             read_appliance(&mut file, table, at, configuration, named)
         else {
             continue;
@@ -249,9 +239,16 @@ pub fn read_appliances(
             refuse(appliance.line, "duplicate-appliance", message);
             continue;
         }
+        if ring_named {
+            in_named_ring.insert(appliance.name.clone());
+        }
         appliances.by_name.insert(appliance.name.clone(), appliance);
     }
     reader.finish(&mut file);
+    let by_name = appliances.by_name.values_mut();
+    let mut all: Vec<_> =
+        by_name.map(|a| (in_named_ring.contains(&a.name), a)).map(|(n, a)| (a, n)).collect();
+    assign_rings(&configuration.rollout, &mut all);
     (appliances, file.diagnostics)
 }
 
@@ -261,7 +258,7 @@ fn read_appliance(
     at: usize,
     configuration: &Configuration,
     named: &mut Vec<Placed<CompositionName>>,
-) -> Option<(Appliance, u32)> {
+) -> Option<(Appliance, u32, bool)> {
     let mut reader = TableReader::new(table, at, "an [[appliance]]");
     let name = reader.required::<VaName>(file, "name");
     let mac = reader.required::<MacAddr>(file, "mac");
@@ -289,6 +286,7 @@ fn read_appliance(
         );
     }
     let (name, mac, ldf) = (name?, mac?, ldf?);
+    let ring_named = ring.is_some();
     let appliance = Appliance {
         name: name.value,
         mac: mac.value,
@@ -297,7 +295,7 @@ fn read_appliance(
         labels: labels.unwrap_or_default(),
         line: name.line,
     };
-    Some((appliance, mac.line))
+    Some((appliance, mac.line, ring_named))
 }
 
 /// `name`, `templates/name` or `appliances/name`, with or without `.ldf`.

@@ -20,6 +20,7 @@ pub mod desired;
 pub mod diagnostic;
 pub mod digest;
 pub mod diversion;
+pub mod event;
 
 pub mod generation;
 pub mod inventory;
@@ -38,6 +39,7 @@ pub mod preview;
 pub mod relation;
 pub mod report;
 pub mod resolver;
+pub mod rollout;
 pub mod shared_paths;
 pub mod source;
 pub mod status;

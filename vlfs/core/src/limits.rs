@@ -19,6 +19,8 @@ pub const REPORT_BYTES: usize = 64 << 10;
 pub const INVENTORY_BYTES: usize = 1 << 30;
 /// Bytes of `strata.toml`, `appliances.toml`, a `.modes` and a `.data` file.
 pub const CONFIGURATION_BYTES: usize = 4 << 20;
+/// Things that one pass may remove without a confirmation.
+pub const REMOVALS: u32 = 1_000_000;
 /// Data directories of one composition.
 pub const DATA_PATHS: usize = 64;
 /// Files that a GitOps repository may hold where Strata looks at them.
