@@ -9,7 +9,7 @@ mod properties;
 type Property = fn(&[u8]);
 
 /// A property, and an input that its parser accepts.
-const TARGETS: [(Property, &[u8]); 15] = [
+const TARGETS: [(Property, &[u8]); 17] = [
     (properties::ldf, include_bytes!("../../vlfs/core/golden/figure-2.ldf")),
     (properties::ldf, b"# web\n@base\n=main/apache2 1 # held\n\n  main/a 1   # why\n# tail"),
     (properties::deb822, include_bytes!("../../vlfs/core/golden/database")),
@@ -19,11 +19,13 @@ const TARGETS: [(Property, &[u8]); 15] = [
     (properties::manifest, include_bytes!("../../vlfs/core/golden/manifest")),
     (properties::generation, include_bytes!("../../vlfs/core/golden/generation-layers")),
     (properties::report, include_bytes!("../../vlfs/core/golden/report")),
+    (properties::report, include_bytes!("../../vlfs/core/golden/report-2")),
     (properties::configuration, include_bytes!("../../examples/repo-layout/strata.toml")),
     (properties::appliances, include_bytes!("../../examples/repo-layout/appliances.toml")),
     (properties::modes, include_bytes!("../../examples/repo-layout/templates/web-server.modes")),
     (properties::data, include_bytes!("../../examples/repo-layout/templates/sql-server.data")),
     (properties::data, include_bytes!("../../vlfs/core/golden/generation-data")),
+    (properties::script_policy, include_bytes!("../../vlfs/core/golden/generation-scripts")),
     (properties::version, b"1:2.3~rc1-4\n1:2.3-4"),
 ];
 

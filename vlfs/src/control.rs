@@ -51,6 +51,20 @@ pub enum Request {
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         recursive: bool,
     },
+    /// What is to become of scripts that failed.
+    Scripts {
+        action: ScriptsAction,
+    },
+}
+
+/// What an operator decides about scripts that failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ScriptsAction {
+    /// Let them run again.
+    Retry,
+    /// Take it as it is.
+    Accept,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -59,6 +73,7 @@ pub enum Answer {
     Status(Box<Status>),
     Swapped { names: usize, directories: usize },
     Reverted { what: String },
+    Scripts { what: String },
     Upgraded { pid: u32, version: String },
     Error { message: String },
 }
@@ -91,7 +106,10 @@ pub fn ask(path: &Path, request: &Request) -> Result<Answer, ControlError> {
     let mut stream = UnixStream::connect(path).map_err(error)?;
     let timeout = match request {
         Request::Upgrade { .. } => UPGRADE_TIMEOUT,
-        Request::Status | Request::Swap { .. } | Request::Revert { .. } => CLIENT_TIMEOUT,
+        Request::Status
+        | Request::Swap { .. }
+        | Request::Revert { .. }
+        | Request::Scripts { .. } => CLIENT_TIMEOUT,
     };
     stream.set_read_timeout(Some(timeout)).map_err(error)?;
     stream.set_write_timeout(Some(CLIENT_TIMEOUT)).map_err(error)?;
@@ -359,6 +377,19 @@ fn answer(request: Request, source: &StatusSource) -> Answer {
             match done {
                 Ok(what) => Answer::Reverted { what },
                 Err(errno) => refused(revert_error(errno)),
+            }
+        }
+        Request::Scripts { action } => {
+            let Some(scripts) = &source.scripts else {
+                return refused("no VA runs on this mount, and no scripts are run".to_owned());
+            };
+            let done = match action {
+                ScriptsAction::Retry => scripts.retry(source.vfs.private()),
+                ScriptsAction::Accept => scripts.accept(source.vfs.private()),
+            };
+            match done {
+                Ok(what) => Answer::Scripts { what },
+                Err(error) => refused(error.to_string()),
             }
         }
     }

@@ -26,6 +26,8 @@ use crate::index::cache::{self, Cache};
 use crate::layer::{LayerSet, find_lenders};
 use crate::notify::Message;
 use crate::private::{Owner, Private};
+use crate::scripts::place::Place;
+use crate::scripts::{self, Scripts};
 use crate::status::StatusSource;
 use crate::stop::Stop;
 use crate::sys::ioctl;
@@ -80,6 +82,9 @@ pub struct Options {
     /// Where the host keeps the indexes of generations.
     #[serde(default = "default_cache")]
     pub index_cache: PathBuf,
+    /// The VA that runs on the mount, where scripts of the layers run.
+    #[serde(default)]
+    pub scripts: Option<Place>,
 }
 
 fn default_cache() -> PathBuf {
@@ -97,12 +102,16 @@ pub fn run(options: &Options, ready: impl FnOnce() + Send + 'static) -> anyhow::
     rustix::process::umask(rustix::fs::Mode::empty());
     let started = SystemTime::now();
     let progress = Arc::new(Mutex::new(Progress::default()));
-    let follower = follower(options, started, &progress)?;
+    let mut follower = follower(options, started, &progress)?;
     let mounted = mount(options, follower.as_ref());
     if let (Err(error), Some(follower)) = (&mounted, &follower) {
         follower.report_failure(&format!("{error:#}"));
     }
     let (vfs, device, data) = mounted?;
+    if let Err(error) = open_scripts(options, &vfs, follower.as_mut()) {
+        unmount_dead(options);
+        return Err(error);
+    }
     let ino_gen = started.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
     let ino_gen = u64::try_from(ino_gen).unwrap_or(0) & u64::from(u32::MAX);
     let session = Arc::new(Session::new(vfs.clone(), device.clone(), options.passthrough, ino_gen));
@@ -150,7 +159,7 @@ pub fn take_over(state: i32) -> anyhow::Result<()> {
     let started = UNIX_EPOCH + Duration::from_millis(state.started_ms);
     let progress = Arc::new(Mutex::new(Progress::default()));
     let options = &state.options;
-    let follower = follower(options, started, &progress)?;
+    let mut follower = follower(options, started, &progress)?;
     let owner = follower.as_ref().map_or(Owner::AdHoc, |follower| Owner::Va(follower.mac));
     let (set, info) = match (&follower, &state.generation, &options.source) {
         (Some(follower), Some(id), _) => {
@@ -163,6 +172,7 @@ pub fn take_over(state: i32) -> anyhow::Result<()> {
     };
     let private = Private::adopt(&options.private, &owner, lock)?;
     let vfs = Arc::new(Vfs::new(private, set, info)?);
+    open_scripts(options, &vfs, follower.as_mut())?;
     if options.verify_open {
         vfs.set_first_open();
     }
@@ -240,6 +250,7 @@ fn service<'a>(
         further_data: options.data.clone(),
         started,
         progress,
+        scripts: follower.and_then(|follower| follower.scripts.clone()),
     });
     Service { options, vfs, device, session, source, ino_gen }
 }
@@ -260,7 +271,23 @@ fn follower(
         started,
         progress: progress.clone(),
         cache: Cache::new(options.index_cache.clone()),
+        scripts: None,
     }))
+}
+
+/// Lets the follower run scripts, where the mount is a VA's that runs.
+fn open_scripts(
+    options: &Options,
+    vfs: &Vfs,
+    follower: Option<&mut Follower>,
+) -> anyhow::Result<()> {
+    if let (Some(place), Some(follower)) = (&options.scripts, follower) {
+        let store = Store::open(follower.store.root())?;
+        let cache = Cache::new(options.index_cache.clone());
+        let scripts = Scripts::open(Box::new(place.clone()), store, cache, vfs.private());
+        follower.scripts = Some(Arc::new(scripts));
+    }
+    Ok(())
 }
 
 fn mount(
@@ -298,6 +325,18 @@ fn layers(options: &Options, follower: Option<&Follower>) -> anyhow::Result<(Lay
             let desired =
                 desired.ok_or_else(|| anyhow!("the store has no generation for the VA {mac}"))?;
             follower.progress.lock().expect("no panic while held").desired = Some(desired);
+            // A generation that the VA went back from is not served again by itself.
+            let back = options.scripts.as_ref().and_then(|_| {
+                let back = scripts::served_instead(&options.private, desired)?;
+                set::open_generation(&follower.store, &back, None, Some(&follower.cache))
+                    .inspect_err(
+                        |error| tracing::error!(%error, "the layers of before are not there"),
+                    )
+                    .ok()
+            });
+            if let Some(back) = back {
+                return Ok(back);
+            }
             Ok(set::open_generation(&follower.store, &desired, None, Some(&follower.cache))?)
         }
         (Source::Former { former, layers }, _) => {

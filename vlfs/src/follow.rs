@@ -7,13 +7,15 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use strata_core::report::{Report, ServingState, VERSION};
+use strata_core::report::{Report, SCRIPTS_VERSION, ServingState, VERSION};
 use strata_core::{GenerationId, MacAddr};
 use strata_store::Store;
 
 use crate::index::cache::Cache;
+use crate::layer::LayerSet;
+use crate::scripts::{Scripts, Turn};
 use crate::set;
-use crate::vfs::Vfs;
+use crate::vfs::{SetInfo, SwapOutcome, Vfs};
 
 /// A generation that was refused is tried again this often: its store may be mended.
 const TRY_AGAIN: Duration = Duration::from_secs(2);
@@ -38,11 +40,13 @@ pub struct Follower {
     pub started: SystemTime,
     pub progress: Arc<Mutex<Progress>>,
     pub cache: Cache,
+    /// The layers' scripts, where a VA runs on this mount.
+    pub scripts: Option<Arc<Scripts>>,
 }
 
 impl Follower {
     /// Polls until `stop`, then writes the last report.
-    pub fn run(&self, vfs: &Vfs, poll: Duration, stop: &crate::stop::Stop) {
+    pub fn run(&self, vfs: &Arc<Vfs>, poll: Duration, stop: &crate::stop::Stop) {
         let mut reported: Option<(Instant, Report)> = None;
         let mut refused: Option<(Instant, GenerationId)> = None;
         let mut unwritable: Option<Instant> = None;
@@ -75,49 +79,83 @@ impl Follower {
                 break;
             }
         }
+        if let Some(scripts) = &self.scripts {
+            scripts.end();
+        }
         self.write(&self.report(vfs, ServingState::Stopped));
     }
 
     /// One look at the link, with the swap that it asks for.
-    fn step(&self, vfs: &Vfs, refused: &mut Option<(Instant, GenerationId)>) {
+    fn step(&self, vfs: &Arc<Vfs>, refused: &mut Option<(Instant, GenerationId)>) {
         let desired = match self.store.desired(self.mac) {
             Ok(Some(desired)) => desired,
             Ok(None) => return self.note(None, Some("the VA has no link in the store".to_owned())),
             Err(error) => return self.note(None, Some(error.to_string())),
         };
+        let turn = self.scripts.as_ref().map_or(Turn::Free, |scripts| scripts.turn(vfs, desired));
+        // What is aimed at, and why it is not what the link names.
+        let (aim, held) = match turn {
+            Turn::Free => (desired, None),
+            Turn::Held { why, back } => (back, Some(why)),
+            Turn::Busy => return self.note(Some(desired), None),
+            Turn::Failed(error) => {
+                *refused = Some((Instant::now(), desired));
+                return self.note(Some(desired), Some(error));
+            }
+        };
         let active = vfs.active();
         // A damaged index gives errors until another is in its place.
         let damaged = active.union.is_damaged();
-        if active.info.generation == Some(desired) && !damaged {
+        if active.info.generation == Some(aim) && !damaged {
             *refused = None;
-            return self.note(Some(desired), None);
+            self.note(Some(desired), held);
+            if let Some(scripts) = &self.scripts {
+                scripts.settle(vfs, aim);
+            }
+            return;
         }
-        let again =
-            |(at, id): &(Instant, GenerationId)| *id != desired || at.elapsed() >= TRY_AGAIN;
+        let again = |(at, id): &(Instant, GenerationId)| *id != aim || at.elapsed() >= TRY_AGAIN;
         if !refused.as_ref().is_none_or(again) {
             return;
         }
         let known = (!damaged).then(|| active.set());
-        let swapped =
-            set::open_generation(&self.store, &desired, known.as_ref(), Some(&self.cache))
-                .map_err(|error| error.to_string())
-                .and_then(|(set, info)| vfs.swap(set, info).map_err(|errno| errno.to_string()));
+        let swapped = set::open_generation(&self.store, &aim, known.as_ref(), Some(&self.cache))
+            .map_err(|error| error.to_string())
+            .and_then(|(set, info)| self.swap(vfs, set, info));
         match swapped {
             Ok(outcome) => {
-                tracing::info!(
-                    generation = %desired.short(), names = outcome.names,
-                    directories = outcome.directories, "swapped"
-                );
+                if let Some(outcome) = outcome {
+                    tracing::info!(
+                        generation = %aim.short(), names = outcome.names,
+                        directories = outcome.directories, "swapped"
+                    );
+                    if let Some(scripts) = &self.scripts {
+                        scripts.settle(vfs, aim);
+                    }
+                }
                 *refused = None;
-                self.note(Some(desired), None);
+                self.note(Some(desired), held);
             }
             Err(error) => {
-                if refused.as_ref().is_none_or(|(_, id)| *id != desired) {
-                    tracing::error!(generation = %desired.short(), %error, "the generation is refused");
+                if refused.as_ref().is_none_or(|(_, id)| *id != aim) {
+                    tracing::error!(generation = %aim.short(), %error, "the generation is refused");
                 }
-                *refused = Some((Instant::now(), desired));
+                *refused = Some((Instant::now(), aim));
                 self.note(Some(desired), Some(error));
             }
+        }
+    }
+
+    /// Swaps; `None` where scripts run first and the swap follows them.
+    fn swap(
+        &self,
+        vfs: &Arc<Vfs>,
+        set: LayerSet,
+        info: SetInfo,
+    ) -> Result<Option<SwapOutcome>, String> {
+        match &self.scripts {
+            Some(scripts) => scripts.swap(vfs, set, info).map_err(|error| error.to_string()),
+            None => vfs.swap(set, info).map(Some).map_err(|errno| errno.to_string()),
         }
     }
 
@@ -136,8 +174,9 @@ impl Follower {
         let active = vfs.active();
         let progress = self.progress.lock().expect("no panic while held").clone();
         let composition = active.info.composition.as_ref();
+        let scripts = self.scripts.as_ref().and_then(|scripts| scripts.report());
         Report {
-            version: VERSION,
+            version: if scripts.is_some() { SCRIPTS_VERSION } else { VERSION },
             mac: self.mac,
             state,
             generation: active.info.generation,
@@ -152,6 +191,7 @@ impl Follower {
             started_at_ms: milliseconds(self.started),
             written_at_ms: milliseconds(SystemTime::now()),
             interval_s: u32::try_from(self.report_interval.as_secs()).unwrap_or(u32::MAX),
+            scripts,
         }
     }
 
@@ -174,6 +214,7 @@ impl Follower {
             started_at_ms: milliseconds(self.started),
             written_at_ms: now,
             interval_s: u32::try_from(self.report_interval.as_secs()).unwrap_or(u32::MAX),
+            scripts: None,
         });
     }
 

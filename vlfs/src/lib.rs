@@ -7,6 +7,7 @@
 //! vfs                          the file system: every operation, with an errno; no FUSE
 //! fuse, notify                 the kernel's protocol over it
 //! set, follow                  layer sets opened, the VA's link followed
+//! scripts                      layers' scripts, run in the VA around a swap (§5.1)
 //! takeover                     another program in the daemon's place
 //! gauges                       what the daemon costs, who holds what is gone
 //! daemon, control, status      one mount's threads, and talking to them
@@ -31,6 +32,7 @@ pub mod notify;
 pub mod private;
 pub mod proc;
 pub mod reset;
+pub mod scripts;
 pub mod set;
 pub mod status;
 pub mod stop;

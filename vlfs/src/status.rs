@@ -13,6 +13,7 @@ use crate::follow::Progress;
 use crate::fuse::session::Session;
 use crate::gauges::{self, Holder, Memory};
 use crate::proc;
+use crate::scripts::{Scripts, ScriptsStatus};
 use crate::verify::first_open::FirstOpen;
 use crate::vfs::Vfs;
 use strata_core::data_paths::DataPaths;
@@ -98,6 +99,9 @@ pub struct Status {
     pub open_directories: usize,
     #[serde(default)]
     pub gauges: Gauges,
+    /// The layers' scripts; `None` where no VA runs on the mount, and none are run.
+    #[serde(default)]
+    pub scripts: Option<ScriptsStatus>,
     pub swaps: u64,
     pub uptime_s: u64,
     pub started_at_ms: u64,
@@ -120,6 +124,7 @@ pub struct StatusSource {
     pub further_data: DataPaths,
     pub started: SystemTime,
     pub progress: Arc<Mutex<Progress>>,
+    pub scripts: Option<Arc<Scripts>>,
 }
 
 impl StatusSource {
@@ -214,6 +219,7 @@ impl StatusSource {
             open_files,
             open_directories,
             gauges: self.gauges(),
+            scripts: self.scripts.as_ref().map(|scripts| scripts.status()),
             swaps: self.vfs.swap_count(),
             uptime_s: self.started.elapsed().unwrap_or_default().as_secs(),
             started_at_ms: self.started_ms(),

@@ -41,7 +41,7 @@ use crate::status::StatusSource;
 use crate::vfs::{Notice, handover};
 
 /// Version of the state's format.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 /// Bytes of a program that is copied into memory.
 const PROGRAM_BYTES: u64 = 256 << 20;
 /// Bytes of a state.
@@ -64,6 +64,8 @@ pub enum TakeOverError {
     NoResend,
     #[error("requests or swaps under way did not end in time: try again")]
     Busy,
+    #[error("a script of a layer runs: try again when it has ended")]
+    Scripts,
     #[error("the layer {0} is no longer at its path: it could not be opened again")]
     Layer(PathBuf),
     #[error("the state cannot be passed on: {0}")]
@@ -151,7 +153,16 @@ impl Predecessor {
         ask(&image).map_err(|why| TakeOverError::Refused { path: program.to_owned(), why })?;
         let agreed = source.session.agreed().filter(|agreed| agreed.resend);
         let agreed = agreed.ok_or(TakeOverError::NoResend)?;
+        let mut waits = TakeOverError::Busy;
         for _ in 0..ATTEMPTS {
+            // A script is this process's child, and its end is to be noted.
+            let scripts = source.scripts.as_ref().map(|scripts| scripts.hold());
+            if let Some(None) = scripts {
+                waits = TakeOverError::Scripts;
+                std::thread::sleep(PAUSE);
+                continue;
+            }
+            waits = TakeOverError::Busy;
             let Some(_swaps) = source.vfs.hold_swaps() else {
                 std::thread::sleep(PAUSE);
                 continue;
@@ -168,7 +179,7 @@ impl Predecessor {
                 Ok(never) => match never {},
             }
         }
-        Err(TakeOverError::Busy)
+        Err(waits)
     }
 
     /// Plain directories are opened again by their paths: what is elsewhere now
@@ -278,7 +289,7 @@ impl Predecessor {
 }
 
 /// The name of a program that is held open: `/proc/self/fd` is the working directory.
-fn program_path(image: &OwnedFd) -> String {
+pub(crate) fn program_path(image: &OwnedFd) -> String {
     format!("./{}", image.as_raw_fd())
 }
 
@@ -291,7 +302,7 @@ fn load(program: &Path) -> std::io::Result<OwnedFd> {
     sealed("strata-vlfs", file, PROGRAM_BYTES)
 }
 
-fn sealed(name: &str, content: impl Read, limit: u64) -> std::io::Result<OwnedFd> {
+pub(crate) fn sealed(name: &str, content: impl Read, limit: u64) -> std::io::Result<OwnedFd> {
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     let mut memory = File::from(rustix::fs::memfd_create(name, flags)?);
     let copied = std::io::copy(&mut content.take(limit + 1), &mut memory)?;

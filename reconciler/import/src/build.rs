@@ -6,14 +6,13 @@ use std::path::{Path, PathBuf};
 
 use strata_core::metadata::Metadata;
 use strata_core::names::RepositoryName;
+use strata_core::scripts::Script;
 use strata_store::{Store, StoreError, read_limited};
 
 use crate::import::{Imported, open_directory};
 use crate::tree::{self, TreeError};
 use crate::writer::{TreeLimits, TreeWriter, WriteError};
 
-/// The scripts of a layer unit that VAs run around a swap (§5.1).
-pub const SCRIPTS: [&str; 4] = ["pre-install", "post-install", "pre-remove", "post-remove"];
 /// Bytes of one script.
 const SCRIPT_BYTES: usize = 8 << 20;
 
@@ -23,8 +22,16 @@ pub enum BuildError {
     HoldsStore { root: PathBuf, store: PathBuf },
     #[error("{path}: {source}")]
     Io { path: PathBuf, source: io::Error },
-    #[error("{0} is no script of a layer; the scripts are {names}", names = SCRIPTS.join(", "))]
+    #[error(
+        "{0} is no script of a layer; the scripts are pre-remove, pre-install, post-remove and post-install"
+    )]
     Script(PathBuf),
+    #[error(
+        "{0} cannot be run: it is no regular file that begins with `#!` and an interpreter, and no program"
+    )]
+    NotRunnable(PathBuf),
+    #[error("{path} has more than {SCRIPT_BYTES} bytes")]
+    ScriptTooLarge { path: PathBuf },
     #[error("{root}: {source}")]
     Tree { root: PathBuf, source: TreeError },
     #[error(transparent)]
@@ -75,11 +82,22 @@ fn copy_scripts(from: &Path, to: &Path) -> Result<(), BuildError> {
     for entry in std::fs::read_dir(from).map_err(at(from))? {
         let entry = entry.map_err(at(from))?;
         let path = entry.path();
-        let Some(name) = SCRIPTS.iter().find(|name| entry.file_name() == **name) else {
+        let name = entry.file_name();
+        let Some(script) = name.to_str().and_then(Script::of_name) else {
             return Err(BuildError::Script(path));
         };
+        let kind = entry.metadata().map_err(at(&path))?;
+        if !kind.is_file() {
+            return Err(BuildError::NotRunnable(path));
+        }
+        if kind.len() > SCRIPT_BYTES as u64 {
+            return Err(BuildError::ScriptTooLarge { path });
+        }
         let content = read_limited(&path, SCRIPT_BYTES)?;
-        let target = to.join(name);
+        if !is_runnable(&content) {
+            return Err(BuildError::NotRunnable(path));
+        }
+        let target = to.join(script.name());
         let mut file = std::fs::OpenOptions::new()
             .write(true)
             .create_new(true)
@@ -89,4 +107,12 @@ fn copy_scripts(from: &Path, to: &Path) -> Result<(), BuildError> {
         io::Write::write_all(&mut file, &content).map_err(at(&target))?;
     }
     Ok(())
+}
+
+/// Whether the kernel could run it: a script that names its interpreter by an absolute
+/// path, or a program.
+fn is_runnable(content: &[u8]) -> bool {
+    let line = content.split(|byte| *byte == b'\n').next().unwrap_or_default();
+    let interpreter = line.strip_prefix(b"#!").map(<[u8]>::trim_ascii);
+    interpreter.is_some_and(|path| path.starts_with(b"/")) || content.starts_with(b"\x7fELF")
 }

@@ -61,6 +61,25 @@ impl Cgroup {
         fs::create_dir_all(&self.path)
     }
 
+    /// Removes it with the groups in it, which must have no processes and no groups
+    /// below them. It is no error that it does not exist.
+    ///
+    /// # Errors
+    /// It is in use.
+    pub fn remove_with_inner(&self) -> io::Result<()> {
+        let entries = match fs::read_dir(&self.path) {
+            Ok(entries) => entries,
+            Err(error) => return absent_is(Err(error), ()),
+        };
+        for entry in entries {
+            let entry = entry?;
+            if entry.file_type()?.is_dir() {
+                absent_is(fs::remove_dir(entry.path()), ())?;
+            }
+        }
+        self.remove()
+    }
+
     /// Removes it, which must have no processes and no groups below it. It is no
     /// error that it does not exist.
     ///

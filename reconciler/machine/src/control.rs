@@ -9,6 +9,7 @@ use rustix::event::PollFlags;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use serde::Deserialize;
+use strata_core::scripts::outcome::ScriptsState;
 
 use crate::wait;
 
@@ -35,6 +36,24 @@ pub struct Served {
     pub desired: Option<String>,
     /// Why the last swap was refused.
     pub error: Option<String>,
+    /// What it does about the layers' scripts; `None` where it runs none.
+    #[serde(default)]
+    pub scripts: Option<ServedScripts>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct ServedScripts {
+    pub state: ScriptsState,
+}
+
+impl Served {
+    /// Whether scripts run, or wait for the VA to run.
+    pub fn has_scripts_to_run(&self) -> bool {
+        self.scripts.as_ref().is_some_and(|scripts| match scripts.state {
+            ScriptsState::Waiting | ScriptsState::Running => true,
+            ScriptsState::Idle | ScriptsState::SwappedBack | ScriptsState::Damaged => false,
+        })
+    }
 }
 
 #[derive(Deserialize)]

@@ -12,7 +12,7 @@
 
 use std::ffi::OsString;
 use std::fs::{self, File};
-use std::io::{self, Read, Seek, Write};
+use std::io::{self, PipeReader, Read, Seek, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -41,6 +41,8 @@ const BUSY_DEADLINE: Duration = Duration::from_secs(2);
 /// What a resumed VLFS may take to serve what its link names, before the VA's
 /// processes go on regardless.
 const SWAP_DEADLINE: Duration = Duration::from_secs(1);
+/// What PID 1 may take to start the appliance's command.
+const ANSWER_DEADLINE: Duration = Duration::from_secs(5);
 /// No reason for a failure is longer, in bytes.
 const REASON_BYTES: u64 = 4 << 10;
 
@@ -121,6 +123,7 @@ impl<'a> NamespaceVa<'a> {
         command.arg("in-cgroup").arg(self.daemon.path()).arg("--").arg(&programs.vlfs);
         command.arg("mount").arg("--store").arg(self.store);
         command.arg("--va").arg(self.record.mac.to_string()).arg("--private").arg(&private);
+        command.arg("--scripts-in").arg(self.clients.path()).arg("--init").arg(&programs.init);
         command.arg(&root).stdin(Stdio::null()).stdout(log.try_clone().at("open", &log_path)?);
         let mut child = command.stderr(log).spawn().at("run", &programs.init)?;
         let status = wait::child(&mut child, Instant::now() + request.deadline)
@@ -139,36 +142,74 @@ impl<'a> NamespaceVa<'a> {
         Err(MachineError::NotMounted { name: self.record.name.clone(), reason })
     }
 
-    /// Starts PID 1 of the VA and waits for its answer.
+    /// Starts PID 1 of the VA; once scripts of the layers have run, it starts the
+    /// appliance's command and answers.
     fn start_first_process(
         &self,
         request: &StartRequest,
         programs: &Programs,
     ) -> Result<(), MachineError> {
         let image = sealed_image(&programs.init)?;
-        let (mut answer, answer_end) = io::pipe().at("make", Path::new("a pipe"))?;
+        let (answer, answer_end) = io::pipe().at("make", Path::new("a pipe"))?;
+        let (leave_end, leave) = io::pipe().at("make", Path::new("a pipe"))?;
         let mut command = Command::new(image_path(&image));
         command.arg("start").arg(self.clients.path()).arg(self.root());
         command.arg(self.record.name.as_str()).arg("--").args(&request.command);
-        command.stdin(Stdio::null()).stdout(answer_end).stderr(self.console()?);
+        command.stdin(leave_end).stdout(answer_end).stderr(self.console()?);
         let deadline = Instant::now() + request.deadline;
         let mut child = command.spawn().at("run", &programs.init)?;
-        // The command holds the pipe's writing end open as long as it lives.
+        // The command holds the other ends of the pipes open as long as it lives.
         drop(command);
         wait::child(&mut child, deadline).at("wait for", &programs.init)?;
+        self.expect(&answer, "entered", request.deadline, deadline)?;
+        self.await_scripts(deadline)?;
+        drop(leave);
+        // Scripts may have taken all of the time.
+        let deadline = deadline.max(Instant::now() + ANSWER_DEADLINE);
+        self.expect(&answer, "ready", request.deadline, deadline)
+    }
+
+    /// Waits for one line of PID 1's.
+    fn expect(
+        &self,
+        mut answer: &PipeReader,
+        wanted: &str,
+        patience: Duration,
+        deadline: Instant,
+    ) -> Result<(), MachineError> {
         let mut text = String::new();
-        if wait::ready(&answer, PollFlags::IN, deadline).at("read", Path::new("an answer"))? {
+        if wait::ready(answer, PollFlags::IN, deadline).at("read", Path::new("an answer"))? {
             // One line is one write; what follows it is the end.
             let mut line = [0; 4096];
             let length = answer.read(&mut line).at("read", Path::new("an answer"))?;
             text = String::from_utf8_lossy(&line[..length]).into_owned();
         }
         let reason = match text.trim_end() {
-            "ready" => return Ok(()),
-            "" => format!("its first process did not answer within {:?}", request.deadline),
+            found if found == wanted => return Ok(()),
+            "" => format!("its first process did not answer within {patience:?}"),
             other => other.strip_prefix("error: ").unwrap_or(other).to_owned(),
         };
         Err(MachineError::NotStarted { name: self.record.name.clone(), reason })
+    }
+
+    /// Gives scripts of the layers the time to run before the appliance's command.
+    fn await_scripts(&self, deadline: Instant) -> Result<(), MachineError> {
+        let Some(mount) = mounts::on(&self.root()).at("find the mount", &self.root())? else {
+            return Ok(());
+        };
+        let done = wait::until(deadline, || -> Result<bool, MachineError> {
+            match control::served(mount.device, deadline) {
+                Ok(served) => Ok(!served.has_scripts_to_run()),
+                Err(error) => {
+                    tracing::debug!(va = %self.record.name, %error, "the VLFS does not say whether scripts run");
+                    Ok(true)
+                }
+            }
+        })?;
+        if !done {
+            tracing::warn!(va = %self.record.name, "the VA goes on although scripts of its layers still run");
+        }
+        Ok(())
     }
 
     /// What the VA's first process prints; that of the run before is kept beside it.
@@ -266,6 +307,8 @@ impl<'a> NamespaceVa<'a> {
                     let looked = served.desired.as_ref() == Some(&desired);
                     // A refused swap will not come; the report says why.
                     let refused = looked && served.error.is_some();
+                    // Scripts that run before it need the VA to go on.
+                    let refused = refused || looked && served.has_scripts_to_run();
                     Ok(served.generation.as_ref() == Some(&desired) || refused)
                 }
                 Err(error) => {
@@ -344,8 +387,13 @@ impl<'a> NamespaceVa<'a> {
                 return Err(MachineError::Unkillable { name: self.record.name.clone(), pids });
             }
         }
+        let remove = |cgroup: &Cgroup| match cgroup == &self.clients {
+            true => cgroup.remove_with_inner(),
+            false => cgroup.remove(),
+        };
         for cgroup in [&self.clients, &self.daemon, &self.group] {
-            let removed = wait::until(Instant::now() + KILL_DEADLINE, || match cgroup.remove() {
+            // The group of a script lies in that of the clients.
+            let removed = wait::until(Instant::now() + KILL_DEADLINE, || match remove(cgroup) {
                 Err(error) if error.kind() == io::ErrorKind::ResourceBusy => Ok(false),
                 result => result.map(|()| true).at("remove", cgroup.path()),
             })?;

@@ -6,6 +6,7 @@ use std::time::SystemTime;
 use clap::Args;
 use serde::Serialize;
 use strata_core::generation::LayerSetEntry;
+use strata_core::scripts::outcome::printable;
 use strata_core::status::{Age, ReportView, VaStatus, va_status};
 use strata_core::{GenerationId, VaName};
 use strata_machine::{Machines, VaRecord};
@@ -18,11 +19,14 @@ use super::{
 use crate::fleet::{MachineView, Observer, report_view};
 use crate::state::ReconcileState;
 
+/// Lines that are shown of what a failed script printed.
+const OUTPUT_LINES: usize = 10;
+
 /// Explain why a VA is on its layer set, as a chain from the commit to the mount
 #[derive(Debug, Args)]
 #[command(after_help = "Example: strata va explain web-03
 
-Exit status: 0 the VA is in sync, 1 it is not, 2 an error.")]
+Exit status: 0 the VA is in sync and no script failed, 1 otherwise, 2 an error.")]
 pub struct ExplainArgs {
     name: VaName,
     #[command(flatten)]
@@ -73,8 +77,9 @@ pub fn run(args: &ExplainArgs) -> Result<Outcome, Failure> {
         OutputFormat::Json => print_json(&explanation)?,
         OutputFormat::Text => print_bytes(text(&explanation).as_bytes())?,
     }
-    let in_sync = explanation.status.state == strata_core::status::SyncState::InSync;
-    Ok(if in_sync { Outcome::Done } else { Outcome::Difference })
+    let status = &explanation.status;
+    let in_sync = status.state == strata_core::status::SyncState::InSync;
+    Ok(if in_sync && status.conditions.is_empty() { Outcome::Done } else { Outcome::Difference })
 }
 
 fn explain(store: &Store, name: &VaName) -> Result<Explanation, Failure> {
@@ -173,6 +178,13 @@ fn text(explanation: &Explanation) -> String {
     );
     if let Some(error) = &explanation.report_error {
         line("refused", error.clone());
+    }
+    for failure in status.conditions.iter().flat_map(|condition| &condition.failures) {
+        line("script", failure.to_string());
+        let lines: Vec<_> = failure.output.lines().collect();
+        for output in &lines[lines.len().saturating_sub(OUTPUT_LINES)..] {
+            line("", format!("| {}", printable(output)));
+        }
     }
     text.push_str(&reconciler_text(explanation.reconciler.as_ref()));
     text

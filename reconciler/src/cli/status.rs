@@ -5,7 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::Args;
 use serde::Serialize;
-use strata_core::status::{Age, Summary, SyncState, VaStatus};
+use strata_core::status::{Age, Summary, SyncState, VaConditionReason, VaStatus};
 use strata_core::{CompositionName, GenerationId, RingName};
 
 use super::{Failure, Outcome, OutputArgs, OutputFormat, StoreArgs, print_bytes, print_json};
@@ -24,7 +24,7 @@ const ROWS: usize = 200;
   strata status --template web-server --output json | jq .summary
 
 Everything is read from the store; no daemon is asked.
-Exit status: 0 all VAs shown are in sync, 1 some are not, 2 an error.")]
+Exit status: 0 all VAs are in sync and no script of theirs failed, 1 otherwise, 2 an error.")]
 pub struct StatusArgs {
     #[command(flatten)]
     store: StoreArgs,
@@ -67,6 +67,7 @@ pub fn run(args: &StatusArgs) -> Result<Outcome, Failure> {
             && args.ring.as_ref().is_none_or(|ring| va.ring.as_ref() == Some(ring))
     });
     let summary = Summary::of(&vas);
+    let calm = vas.iter().all(|va| va.conditions.is_empty());
     let limit = match (args.limit, args.output.output) {
         (Some(0), _) | (None, OutputFormat::Json) => usize::MAX,
         (Some(limit), _) => limit,
@@ -83,7 +84,7 @@ pub fn run(args: &StatusArgs) -> Result<Outcome, Failure> {
         OutputFormat::Json => print_json(&report)?,
         OutputFormat::Text => print_bytes(text(&report).as_bytes())?,
     }
-    let good = report.summary.all_in_sync() && report.damage.is_empty();
+    let good = report.summary.all_in_sync() && report.damage.is_empty() && calm;
     Ok(if good { Outcome::Done } else { Outcome::Difference })
 }
 
@@ -165,7 +166,7 @@ fn table(vas: &[VaStatus]) -> String {
             va.state.to_string(),
             short(va.desired),
             short(va.active),
-            va.reason.as_ref().map(ToString::to_string).unwrap_or_default(),
+            why(va),
         ]
     }));
     let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or(0);
@@ -177,6 +178,19 @@ fn table(vas: &[VaStatus]) -> String {
         text.push('\n');
     }
     text
+}
+
+/// Why a VA is in its state, and what an operator must look at besides.
+fn why(va: &VaStatus) -> String {
+    let conditions = va.conditions.iter().map(|condition| match condition.reason {
+        // The reason says it already.
+        VaConditionReason::SwappedBack if va.reason.is_some() => String::new(),
+        _ => format!("script failed: {}", condition.message),
+    });
+    let reason = va.reason.as_ref().map(ToString::to_string);
+    let parts: Vec<_> =
+        reason.into_iter().chain(conditions).filter(|part| !part.is_empty()).collect();
+    parts.join("; ")
 }
 
 impl From<StateError> for Failure {

@@ -30,6 +30,7 @@ fn report(mac: MacAddr, generation: Option<GenerationId>) -> Report {
         started_at_ms: now_ms,
         written_at_ms: now_ms,
         interval_s: 10,
+        scripts: None,
     }
 }
 

@@ -86,13 +86,16 @@ pub fn check_desired(
         sound &= faults.iter().all(|fault| fault.severity == Severity::Warning);
         sound &= definition.ldf.references().all(|(_, r)| !faulty.contains(&r.name));
         diagnostics.extend(faults);
+        let seal = |flat: &FlatComposition| {
+            flat.seal(universe).map(|sealed| sealed.with_scripts(configuration.scripts))
+        };
         if !flat.whole || !sound {
             faulty.insert(name);
-            if let Some(generation) = flat.whole.then(|| flat.seal(universe).ok()).flatten() {
+            if let Some(generation) = flat.whole.then(|| seal(&flat).ok()).flatten() {
                 faulty_compositions.insert(name.clone(), generation);
             }
         } else {
-            match flat.seal(universe) {
+            match seal(&flat) {
                 Ok(generation) => {
                     compositions.insert(name.clone(), generation);
                 }

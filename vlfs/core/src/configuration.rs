@@ -14,6 +14,7 @@ use crate::names::{
     VaName,
 };
 use crate::rollout::policy::{RolloutPolicy, assign_rings};
+use crate::scripts::policy::{LONGEST_TIME_LIMIT_S, OnFailure, ScriptPolicy};
 pub use crate::toml_reader::Placed;
 use crate::toml_reader::{TableReader, TomlFile};
 
@@ -83,6 +84,8 @@ pub struct Configuration {
     pub most_touched_vas: Option<u32>,
     /// The same as a share of the fleet, in percent.
     pub most_touched_percent: Option<u32>,
+    /// How VAs run the scripts of layers.
+    pub scripts: ScriptPolicy,
 }
 
 impl Default for Configuration {
@@ -95,6 +98,7 @@ impl Default for Configuration {
             max_layers: limits::COMPOSITION_LAYERS as u32,
             most_touched_vas: None,
             most_touched_percent: None,
+            scripts: ScriptPolicy::default(),
         }
     }
 }
@@ -122,6 +126,9 @@ impl Configuration {
             configuration.most_touched_vas = reader.number(&mut file, "touched-vas", u32::MAX);
             configuration.most_touched_percent = reader.number(&mut file, "touched-percent", 100);
             reader.finish(&mut file);
+        }
+        if let Some((table, at)) = reader.table(&mut file, "scripts") {
+            configuration.read_scripts(&mut file, table, at);
         }
         reader.finish(&mut file);
         configuration.check_base(&mut file);
@@ -151,6 +158,19 @@ impl Configuration {
             file.diagnostics.push(refuse(message));
         } else {
             self.repositories.push(RepositoryConfiguration { name, priority, line });
+        }
+    }
+
+    fn read_scripts(&mut self, file: &mut TomlFile<'_>, table: &toml::de::DeTable<'_>, at: usize) {
+        let mut reader = TableReader::new(table, at, "[scripts]");
+        let on_failure = reader.parsed::<OnFailure>(file, "on-failure");
+        let time_limit_s = reader.number(file, "time-limit-s", LONGEST_TIME_LIMIT_S);
+        reader.finish(file);
+        let on_failure = on_failure.map_or(self.scripts.on_failure, |placed| placed.value);
+        let time_limit_s = time_limit_s.unwrap_or(self.scripts.time_limit_s);
+        match ScriptPolicy::new(on_failure, time_limit_s) {
+            Ok(policy) => self.scripts = policy,
+            Err(error) => file.report(at, "value", error.to_string(), None),
         }
     }
 
@@ -314,7 +334,7 @@ impl FromStr for LdfReference {
 mod tests {
     use super::*;
 
-    const GOOD: &str = "base = [\"main/base\"]\nrings = [\"canary\", \"everyone\"]\n\n[[repository]]\nname = \"main\"\npriority = 900\n\n[[repository]]\nname = \"local\"\n\n[limits]\nlayers = 300\n";
+    const GOOD: &str = "base = [\"main/base\"]\nrings = [\"canary\", \"everyone\"]\n\n[[repository]]\nname = \"main\"\npriority = 900\n\n[[repository]]\nname = \"local\"\n\n[limits]\nlayers = 300\n\n[scripts]\non-failure = \"swap-back\"\ntime-limit-s = 60\n";
 
     #[test]
     fn a_whole_configuration() {
@@ -325,11 +345,13 @@ mod tests {
         assert_eq!(configuration.base[0].value.to_string(), "main/base");
         assert_eq!(configuration.default_ring().as_str(), "everyone");
         assert_eq!(configuration.max_layers, 300);
+        let scripts = ScriptPolicy { on_failure: OnFailure::SwapBack, time_limit_s: 60 };
+        assert_eq!(configuration.scripts, scripts);
     }
 
     #[test]
     fn every_fault_has_its_line() {
-        let text = "base = [\"nobody/base\", \"x\"]\nrings = [\"a\", \"a\"]\ncolour = 1\n[[repository]]\nname = \"templates\"\n[[repository]]\nprioritaet = 1\n[limits]\nlayers = -1\n";
+        let text = "base = [\"nobody/base\", \"x\"]\nrings = [\"a\", \"a\"]\ncolour = 1\n[[repository]]\nname = \"templates\"\n[[repository]]\nprioritaet = 1\n[limits]\nlayers = -1\n[scripts]\non-failure = \"maybe\"\ntime-limit-s = 0\nretries = 1\n";
         let (_, faults) = Configuration::read(text.as_bytes());
         let mut lines: Vec<_> = faults.iter().map(|f| (f.line, f.code)).collect();
         lines.sort_unstable();
@@ -344,6 +366,9 @@ mod tests {
                 (6, "missing-key"),
                 (7, "unknown-key"),
                 (9, "value"),
+                (10, "value"),
+                (11, "value"),
+                (13, "unknown-key"),
             ]
         );
     }

@@ -15,12 +15,15 @@ use crate::limits;
 use crate::metadata::{LayerKind, MetadataError};
 use crate::names::{CompositionName, LayerName, NameError, RepositoryName};
 use crate::position::Located;
+use crate::scripts::policy::ScriptPolicy;
 use crate::version::{LayerVersion, VersionError};
 
 /// First line of a generation's `layers` file.
 pub const HEADER: &str = "strata-generation 1";
 /// Name of the file with the data directories, where there are any.
 pub const DATA_FILE: &str = "data";
+/// Name of the file with the policy for scripts, where it is not the default one.
+pub const SCRIPTS_FILE: &str = "scripts";
 
 /// One layer unit of a layer set.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -48,6 +51,7 @@ pub struct Generation {
     layers: Vec<LayerSetEntry>,
     ldf: String,
     data: DataPaths,
+    scripts: ScriptPolicy,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -116,13 +120,21 @@ impl Generation {
         for entry in &layers {
             admit(&mut seen, &mut configured, entry)?;
         }
-        Ok(Generation { composition, layers, ldf, data: DataPaths::default() })
+        let (data, scripts) = (DataPaths::default(), ScriptPolicy::default());
+        Ok(Generation { composition, layers, ldf, data, scripts })
     }
 
     /// The same generation with data directories.
     #[must_use]
     pub fn with_data(mut self, data: DataPaths) -> Self {
         self.data = data;
+        self
+    }
+
+    /// The same generation with another policy for scripts.
+    #[must_use]
+    pub fn with_scripts(mut self, scripts: ScriptPolicy) -> Self {
+        self.scripts = scripts;
         self
     }
 
@@ -145,9 +157,21 @@ impl Generation {
         &self.data
     }
 
+    /// How its VAs run scripts.
+    pub fn scripts(&self) -> &ScriptPolicy {
+        &self.scripts
+    }
+
     /// The files that only some generations have: name and text.
     pub fn further_files(&self) -> Vec<(&'static str, String)> {
-        if self.data.is_empty() { Vec::new() } else { vec![(DATA_FILE, self.data.print())] }
+        let mut files = Vec::new();
+        if !self.data.is_empty() {
+            files.push((DATA_FILE, self.data.print()));
+        }
+        if self.scripts != ScriptPolicy::default() {
+            files.push((SCRIPTS_FILE, self.scripts.print()));
+        }
+        files
     }
 
     /// blake3 of the `layers` file, a NUL byte and the flattened LDF; then, for each
@@ -211,6 +235,7 @@ impl Generation {
             layers: entries,
             ldf: ldf.to_owned(),
             data: DataPaths::default(),
+            scripts: ScriptPolicy::default(),
         })
     }
 }
@@ -272,6 +297,15 @@ mod tests {
         assert_eq!(with.clone().with_data(DataPaths::default()).id(), sample().id());
         // Pinned: the same declaration is the same generation for ever.
         let pinned = include_str!("../golden/generation-data-id").trim();
+        assert_eq!(with.id().to_string(), pinned);
+    }
+
+    #[test]
+    fn the_policy_for_scripts_is_part_of_the_identity() {
+        let policy = include_bytes!("../golden/generation-scripts");
+        let with = sample().with_scripts(ScriptPolicy::parse(policy).expect("golden"));
+        assert_eq!(with.clone().with_scripts(ScriptPolicy::default()).id(), sample().id());
+        let pinned = include_str!("../golden/generation-scripts-id").trim();
         assert_eq!(with.id().to_string(), pinned);
     }
 

@@ -40,6 +40,7 @@ pub mod relation;
 pub mod report;
 pub mod resolver;
 pub mod rollout;
+pub mod scripts;
 pub mod shared_paths;
 pub mod source;
 pub mod status;

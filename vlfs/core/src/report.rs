@@ -5,9 +5,12 @@ use serde::{Deserialize, Serialize};
 use crate::digest::GenerationId;
 use crate::limits;
 use crate::names::{CompositionName, MacAddr};
+use crate::scripts::outcome::ScriptsReport;
 
-/// The version of the report format.
+/// The version of a report that says nothing of scripts.
 pub const VERSION: u32 = 1;
+/// The version of a report that does.
+pub const SCRIPTS_VERSION: u32 = 2;
 
 /// What the VA's VLFS does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,15 +50,18 @@ pub struct Report {
     pub written_at_ms: u64,
     /// The report is written again at least this often, in seconds.
     pub interval_s: u32,
+    /// What the VA does about scripts; in version 2.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scripts: Option<ScriptsReport>,
 }
 
 #[derive(Debug, thiserror::Error)]
 pub enum ReportError {
     #[error("the report has {0} bytes, the limit is {max}", max = limits::REPORT_BYTES)]
     TooLarge(usize),
-    #[error("the report is no valid JSON of version {VERSION}: {0}")]
+    #[error("the report is no valid JSON of version {VERSION} or {SCRIPTS_VERSION}: {0}")]
     Syntax(#[from] serde_json::Error),
-    #[error("the report is of version {0}, this program reads version {VERSION}")]
+    #[error("the report is of version {0}, this program reads {VERSION} and {SCRIPTS_VERSION}")]
     Version(u32),
     #[error("the report is of {found}, it stands in the place of {expected}")]
     WrongVa { found: MacAddr, expected: MacAddr },
@@ -71,7 +77,8 @@ impl Report {
             return Err(ReportError::TooLarge(text.len()));
         }
         let report: Report = serde_json::from_slice(text)?;
-        if report.version != VERSION {
+        let expected = if report.scripts.is_some() { SCRIPTS_VERSION } else { VERSION };
+        if report.version != expected {
             return Err(ReportError::Version(report.version));
         }
         if report.mac != mac {
@@ -103,6 +110,20 @@ mod tests {
         let report = Report::parse(GOLDEN.as_bytes(), mac()).expect("the golden file");
         assert_eq!(report.print(), GOLDEN);
         assert_eq!(report.state, ServingState::Serving);
+    }
+
+    #[test]
+    fn golden_with_scripts() {
+        const GOLDEN: &str = include_str!("../golden/report-2");
+        let report = Report::parse(GOLDEN.as_bytes(), mac()).expect("the golden file");
+        assert_eq!(report.print(), GOLDEN);
+        let scripts = report.scripts.expect("version 2 has them");
+        assert_eq!(
+            scripts.failures[0].to_string(),
+            "main/mysql-server 5.0.51a-3 post-install: exit status 3: no such user"
+        );
+        let older = GOLDEN.replacen("\"version\":2", "\"version\":1", 1);
+        assert!(matches!(Report::parse(older.as_bytes(), mac()), Err(ReportError::Version(1))));
     }
 
     #[test]

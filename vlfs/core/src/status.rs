@@ -13,6 +13,7 @@ use crate::digest::GenerationId;
 use crate::links::VaTarget;
 use crate::names::{CompositionName, MacAddr, RingName, VaName};
 use crate::report::{Report, ServingState};
+use crate::scripts::outcome::{ScriptFailure, ScriptsState};
 
 /// For so long after a ring moved is a swap that has not happened yet no drift.
 pub const SWAP_GRACE_MS: u64 = 30_000;
@@ -178,6 +179,58 @@ pub struct VaStatus {
     #[serde(flatten)]
     pub reason: Option<Reason>,
     pub report_age_ms: Option<u64>,
+    /// What an operator must look at although the VA may be in sync.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub conditions: Vec<VaCondition>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub enum VaConditionKind {
+    /// Scripts of its layers failed (§5.1).
+    ScriptsFailed,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub enum VaConditionReason {
+    /// The new layers stay.
+    KeptGoing,
+    /// The VA went back to the layers of before.
+    SwappedBack,
+}
+
+/// A condition that holds for a VA.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct VaCondition {
+    #[serde(rename = "type")]
+    pub kind: VaConditionKind,
+    pub status: &'static str,
+    pub reason: VaConditionReason,
+    pub message: String,
+    /// The latest ones, oldest first.
+    pub failures: Vec<ScriptFailure>,
+}
+
+/// The conditions that a report gives its VA.
+fn conditions(report: &Report) -> Vec<VaCondition> {
+    let Some(scripts) = report.scripts.as_ref().filter(|scripts| scripts.failure_count > 0) else {
+        return Vec::new();
+    };
+    let reason = match scripts.state {
+        ScriptsState::SwappedBack => VaConditionReason::SwappedBack,
+        ScriptsState::Idle
+        | ScriptsState::Waiting
+        | ScriptsState::Running
+        | ScriptsState::Damaged => VaConditionReason::KeptGoing,
+    };
+    let mut message = match scripts.failures.last() {
+        Some(failure) => failure.to_string(),
+        None => "the report does not say which".to_owned(),
+    };
+    if scripts.failure_count > 1 {
+        message.push_str(&format!(" (and {} more)", scripts.failure_count - 1));
+    }
+    let (kind, failures) = (VaConditionKind::ScriptsFailed, scripts.failures.clone());
+    vec![VaCondition { kind, status: "True", reason, message, failures }]
 }
 
 /// Judges one VA.
@@ -185,6 +238,10 @@ pub fn va_status(va: &ObservedVa) -> VaStatus {
     let (active, report_age_ms) = match &va.report {
         ReportView::Read { report, age_ms } => (report.generation, Some(*age_ms)),
         ReportView::Missing | ReportView::Unreadable(_) => (None, None),
+    };
+    let conditions = match &va.report {
+        ReportView::Read { report, .. } => conditions(report),
+        ReportView::Missing | ReportView::Unreadable(_) => Vec::new(),
     };
     let (state, reason) = judge(va);
     VaStatus {
@@ -201,6 +258,7 @@ pub fn va_status(va: &ObservedVa) -> VaStatus {
         state,
         reason,
         report_age_ms,
+        conditions,
     }
 }
 

@@ -1,17 +1,20 @@
 //! `strata-init`: the first process of a VA.
 //!
 //! The machine driver starts this program outside the VA and it works its way
-//! in; it is never copied into the VA's tree. Four forms, each one step:
+//! in; it is never copied into the VA's tree. Five forms, each one step:
 //!
 //! ```text
 //! strata-init in-cgroup CGROUP -- PROGRAM [ARG…]         join a cgroup, become PROGRAM
 //! strata-init start CGROUP ROOT HOSTNAME [-- CMD [ARG…]]  make the VA's namespaces, leave `pid1` in them
 //! strata-init pid1 ROOT HOSTNAME [-- CMD [ARG…]]          make ROOT the root, then be PID 1
 //! strata-init exec CGROUP PID -- CMD [ARG…]               run CMD in the namespaces of PID
+//! strata-init script CGROUP GROUP PID -- [ARG…]           the same with the script on standard input, in GROUP
 //! ```
 //!
-//! `start` and `pid1` answer on standard output with one line, `ready` or
-//! `error: …`; what the VA prints goes to standard error. `exec` exits with the
+//! `start` and `pid1` answer on standard output with one line, `error: …` or `entered`
+//! once the VA can be entered; then the appliance's command waits for the end of standard
+//! input, and the answer to that is `ready` or `error: …`. What the VA prints goes to
+//! standard error. `exec` exits with the
 //! command's status, 128 + signal, 127 or 126 where it cannot be run, and 125
 //! where the VA cannot be entered.
 //!
@@ -39,6 +42,7 @@ const USAGE: &str = "usage: strata-init in-cgroup CGROUP -- PROGRAM [ARG…]
        strata-init start CGROUP ROOT HOSTNAME [-- COMMAND [ARG…]]
        strata-init pid1 ROOT HOSTNAME [-- COMMAND [ARG…]]
        strata-init exec CGROUP PID -- COMMAND [ARG…]
+       strata-init script CGROUP GROUP PID -- [ARG…]
 `strata va` starts this program; it is not meant to be started by hand.";
 
 /// The VA could not be entered.
@@ -60,24 +64,23 @@ fn main() -> ExitCode {
         }
         Some(["pid1", root, hostname]) => {
             match namespaces::enter_root(Path::new(root), hostname)
+                .and_then(|()| pid1::be_ready())
+                .map(|()| say("entered"))
+                .and_then(|()| pid1::wait_for_leave())
                 .and_then(|()| pid1::Appliance::start(&command))
             {
                 Ok(appliance) => {
                     say("ready");
+                    let_go();
                     appliance.run()
                 }
                 Err(error) => answer(Err(error)),
             }
         }
-        Some(["exec", cgroup, pid]) => match namespaces::exec(Path::new(cgroup), pid, &command) {
-            Ok(code) => code,
-            Err(InitError::Command { program, source }) => {
-                eprintln!("strata-init: cannot run {program:?} in the VA: {source}");
-                let missing = source.kind() == std::io::ErrorKind::NotFound;
-                ExitCode::from(if missing { 127 } else { 126 })
-            }
-            Err(error) => fail(Err(error)),
-        },
+        Some(["exec", cgroup, pid]) => code_of(namespaces::exec(Path::new(cgroup), pid, &command)),
+        Some(["script", cgroup, group, pid]) => {
+            code_of(namespaces::script(Path::new(cgroup), Path::new(group), pid, &command))
+        }
         Some(["--help" | "-h"]) => {
             println!("{USAGE}");
             ExitCode::SUCCESS
@@ -114,18 +117,35 @@ fn answer(result: Result<(), InitError>) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             say(&format!("error: {}", error.to_string().replace('\n', " ")));
+            let_go();
             ExitCode::from(EXIT_NOT_ENTERED)
         }
     }
 }
 
-/// One line to whoever started the VA, and then no more: the pipe is let go, so
-/// that its reader sees the end, and standard output becomes the console.
+/// The exit code of what was run in the VA.
+fn code_of(result: Result<ExitCode, InitError>) -> ExitCode {
+    match result {
+        Ok(code) => code,
+        Err(InitError::Command { program, source }) => {
+            eprintln!("strata-init: cannot run {program:?} in the VA: {source}");
+            let missing = source.kind() == std::io::ErrorKind::NotFound;
+            ExitCode::from(if missing { 127 } else { 126 })
+        }
+        Err(error) => fail(Err(error)),
+    }
+}
+
+/// One line to whoever started the VA.
 fn say(line: &str) {
     let mut output = std::io::stdout();
     if let Err(error) = writeln!(output, "{line}").and_then(|()| output.flush()) {
         eprintln!("strata-init: nobody reads the answer {line:?}: {error}");
     }
+}
+
+/// Lets go of the pipe, so that its reader sees the end: standard output becomes the console.
+fn let_go() {
     if let Err(error) = rustix::stdio::dup2_stdout(rustix::stdio::stderr()) {
         eprintln!("strata-init: standard output stays the pipe: {error}");
     }

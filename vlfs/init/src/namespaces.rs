@@ -2,11 +2,14 @@
 //! and IPC. Network and users are the host's.
 
 use std::ffi::OsString;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 
+use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
-use rustix::process::{Pid, PidfdFlags};
+use rustix::process::{Pid, PidfdFlags, Resource, Rlimit, Signal};
 use rustix::thread::ThreadNameSpaceType;
 
 use crate::error::{Context, InitError};
@@ -14,6 +17,8 @@ use crate::{capabilities, pid1, root, system};
 
 /// The longest host name of Linux, in bytes.
 const HOSTNAME_BYTES: usize = 64;
+/// Files that a script may open unless it asks for more, as the kernel has it for others.
+const OPEN_FILES: u64 = 1024;
 
 /// Moves the caller into a cgroup (v2).
 ///
@@ -40,7 +45,8 @@ pub fn start(
     root::keep_mounts_private()?;
     let mut first = Command::new("/proc/self/exe");
     first.arg("pid1").arg(root).arg(hostname).arg("--").args(command);
-    first.env_clear().stdin(Stdio::null());
+    // The caller's standard input ends when the appliance's command may begin.
+    first.env_clear();
     first.spawn().context("start", "the VA's first process")?;
     Ok(())
 }
@@ -78,6 +84,76 @@ pub fn enter_root(root: &Path, hostname: &str) -> Result<(), InitError> {
 pub fn exec(cgroup: &Path, pid: &str, command: &[OsString]) -> Result<ExitCode, InitError> {
     let usage = || InitError::Usage("usage: strata-init exec CGROUP PID -- COMMAND".to_owned());
     let (program, arguments) = command.split_first().ok_or_else(usage)?;
+    let process = process_of(cgroup, pid)?;
+    join_cgroup(cgroup)?;
+    enter(&process, pid)?;
+    let mut child = Command::new(program);
+    child.args(arguments);
+    pid1::environment(&mut child);
+    system::outlive_terminal_signals();
+    let failed =
+        |source| InitError::Command { program: program.to_string_lossy().into_owned(), source };
+    let status = child.spawn().map_err(failed)?.wait().map_err(failed)?;
+    Ok(pid1::exit_code(status))
+}
+
+/// Runs the script that is open as the standard input in the VA whose process `pid` is and
+/// whose control group is `cgroup`, with the processes of it in `group`. It gets the
+/// caller's `STRATA_…` variables and nothing else of the caller's. Ends as the script
+/// ended, by the same signal where that was one.
+///
+/// # Errors
+/// As [`exec`].
+pub fn script(
+    cgroup: &Path,
+    group: &Path,
+    pid: &str,
+    arguments: &[OsString],
+) -> Result<ExitCode, InitError> {
+    let process = process_of(cgroup, pid)?;
+    join_cgroup(group)?;
+    be_ordinary()?;
+    // Where the interpreter finds it: no file of the VA.
+    let text = rustix::io::dup(rustix::stdio::stdin()).context("copy", "the script")?;
+    let path = format!("/proc/self/fd/{}", text.as_raw_fd());
+    enter(&process, pid)?;
+    rustix::process::setsid().context("start", "a session")?;
+    let mut child = Command::new(&path);
+    child.args(arguments).stdin(Stdio::null());
+    pid1::environment(&mut child);
+    child.env_remove("TERM");
+    let own = std::env::vars_os()
+        .filter(|(name, _)| name.to_str().is_some_and(|name| name.starts_with("STRATA_")));
+    child.envs(own);
+    let failed = |source| InitError::Command { program: "the script".to_owned(), source };
+    let status = child.spawn().map_err(failed)?.wait().map_err(failed)?;
+    if let Some(signal) = status.signal().and_then(Signal::from_named_raw) {
+        let none = Rlimit { current: Some(0), maximum: Some(0) };
+        rustix::process::setrlimit(Resource::Core, none).context("limit", "core files")?;
+        rustix::process::kill_process(rustix::process::getpid(), signal)
+            .context("end by", "the script's signal")?;
+    }
+    Ok(pid1::exit_code(status))
+}
+
+/// Undoes for the script what its caller, the file system's daemon, has for itself.
+fn be_ordinary() -> Result<(), InitError> {
+    let path = "/proc/self/oom_score_adj";
+    std::fs::write(path, "0").context("write", path)?;
+    // Where it was never set, it needs no privilege either.
+    match rustix::process::configure_io_flusher_behavior(false) {
+        Ok(()) | Err(Errno::PERM | Errno::INVAL) => {}
+        other => other.context("be", "an ordinary process")?,
+    }
+    let limit = rustix::process::getrlimit(Resource::Nofile);
+    let usual = Some(limit.maximum.map_or(OPEN_FILES, |most| most.min(OPEN_FILES)));
+    let limit = Rlimit { current: usual, maximum: limit.maximum };
+    rustix::process::setrlimit(Resource::Nofile, limit).context("limit", "open files")
+}
+
+/// Holds the process `pid` of the VA whose control group is `cgroup`.
+fn process_of(cgroup: &Path, pid: &str) -> Result<OwnedFd, InitError> {
+    let usage = || InitError::Usage(format!("{pid:?} is no process"));
     let number: u32 = pid.parse().map_err(|_| usage())?;
     let raw = i32::try_from(number).ok().and_then(Pid::from_raw).ok_or_else(usage)?;
     let process = rustix::process::pidfd_open(raw, PidfdFlags::empty())
@@ -89,22 +165,18 @@ pub fn exec(cgroup: &Path, pid: &str, command: &[OsString]) -> Result<ExitCode, 
     if !members.lines().any(|member| member == pid) {
         return Err(InitError::NotInVa { pid: number, cgroup: cgroup.display().to_string() });
     }
-    join_cgroup(cgroup)?;
+    Ok(process)
+}
+
+/// Enters the namespaces and the root of a process, with what a VA's root may do.
+fn enter(process: &OwnedFd, pid: &str) -> Result<(), InitError> {
     let namespaces = ThreadNameSpaceType::MOUNT
         | ThreadNameSpaceType::PROCESS_ID
         | ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME
         | ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION;
-    rustix::thread::move_into_thread_name_spaces(std::os::fd::AsFd::as_fd(&process), namespaces)
+    rustix::thread::move_into_thread_name_spaces(process.as_fd(), namespaces)
         .context("enter the namespaces of", pid)?;
     rustix::process::chdir("/").context("enter", "/")?;
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
-    capabilities::limit()?;
-    let mut child = Command::new(program);
-    child.args(arguments);
-    pid1::environment(&mut child);
-    system::outlive_terminal_signals();
-    let failed =
-        |source| InitError::Command { program: program.to_string_lossy().into_owned(), source };
-    let status = child.spawn().map_err(failed)?.wait().map_err(failed)?;
-    Ok(pid1::exit_code(status))
+    capabilities::limit()
 }

@@ -25,6 +25,30 @@ const GRACE: Duration = Duration::from_secs(10);
 const LOOK: Duration = Duration::from_millis(20);
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
+/// What the first process is called once the VA can be entered: who runs something in
+/// it (`strata-vlfs`) looks for this, and not for a number.
+const READY_NAME: &std::ffi::CStr = c"va-ready";
+
+/// Says to whoever looks that the VA can be entered.
+///
+/// # Errors
+/// As prctl(2).
+pub fn be_ready() -> Result<(), InitError> {
+    rustix::thread::set_name(READY_NAME).context("name", "the VA's first process")
+}
+
+/// Waits until whoever starts the VA closes the other end of the standard input, and
+/// until then for all that wants to run before the appliance's command.
+///
+/// # Errors
+/// As read(2).
+pub fn wait_for_leave() -> Result<(), InitError> {
+    std::io::copy(&mut std::io::stdin(), &mut std::io::sink())
+        .context("wait for", "leave to begin")?;
+    let null = std::fs::File::open("/dev/null").context("open", "/dev/null")?;
+    rustix::stdio::dup2_stdin(&null).context("let go of", "the standard input")
+}
+
 /// The VA's own environment and, of the caller's, the terminal's type.
 pub fn environment(command: &mut Command) {
     command.env_clear();

@@ -4,6 +4,7 @@ mod diff;
 mod mount;
 mod query;
 mod reset;
+mod scripts;
 mod upgrade;
 mod verify;
 
@@ -49,7 +50,7 @@ enum Output {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Mount a VA's file system from a store, or plain directories as a union.
-    Mount(mount::Mount),
+    Mount(Box<mount::Mount>),
     /// Show what a mount serves.
     #[command(after_help = "Example: strata-vlfs status /mnt --output json | jq .generation
 
@@ -90,6 +91,8 @@ With --recursive a directory's every copy and white-out goes; what no layer has 
     Diff(diff::Diff),
     /// Give a VA a fresh private layer; the old one is kept.
     Reset(reset::Reset),
+    /// Show what layers' scripts did in a VA, and decide about those that failed.
+    Scripts(scripts::Scripts),
     /// Let another program serve a mount, without unmounting it.
     Upgrade(upgrade::Upgrade),
     #[command(hide = true)]
@@ -166,6 +169,7 @@ fn dispatch(command: Command) -> anyhow::Result<u8> {
         Command::Revert { recursive, paths } => query::revert(&paths, recursive),
         Command::Diff(diff) => diff.run(),
         Command::Reset(reset) => reset.run(),
+        Command::Scripts(scripts) => scripts.run(),
         Command::Upgrade(upgrade) => upgrade.run(),
         Command::TakeOver(take_over) => take_over.run(),
         Command::Verify(verify) => verify.run(),

@@ -19,6 +19,7 @@ use strata_store::Store;
 use strata_vlfs::daemon::{self, FormerLayers, Options, Source};
 use strata_vlfs::fuse::device;
 use strata_vlfs::index::cache;
+use strata_vlfs::scripts::place::Place;
 use strata_vlfs::{control, reset};
 
 use super::{hinted, say};
@@ -123,6 +124,13 @@ pub struct Mount {
     /// directory of root's alone, made when absent, that can be emptied at any time.
     #[arg(long, value_name = "DIR", default_value = cache::DEFAULT)]
     index_cache: PathBuf,
+    /// Run the scripts of layers in the VA whose processes are in this control group (v2):
+    /// `strata va start` gives it. Without it none are run.
+    #[arg(long, value_name = "CGROUP", requires_all = ["va", "init"])]
+    scripts_in: Option<PathBuf>,
+    /// The program that enters that VA: `strata-init`.
+    #[arg(long, value_name = "PROGRAM", requires = "scripts_in")]
+    init: Option<PathBuf>,
     /// Started by `mount` itself: say on standard output when ready.
     #[arg(long, hide = true)]
     daemon: bool,
@@ -213,6 +221,13 @@ impl Mount {
         Ok(Some(Attachment { former: former.path, directory }))
     }
 
+    /// Where scripts run.
+    fn place(&self) -> anyhow::Result<Option<Place>> {
+        let (Some(cgroup), Some(program)) = (&self.scripts_in, &self.init) else { return Ok(None) };
+        let (cgroup, program) = (canonical(cgroup)?, canonical(program)?);
+        Ok(Some(Place { cgroup, program }))
+    }
+
     fn source(&self) -> anyhow::Result<Source> {
         let Some(former) = &self.former else { return self.living_source() };
         let former = canonical(former)?;
@@ -284,6 +299,7 @@ impl Mount {
             poll: Duration::from_millis(self.poll_ms),
             report_interval: Duration::from_secs(self.report_interval),
             index_cache: std::path::absolute(&self.index_cache)?,
+            scripts: self.place()?,
         })
     }
 

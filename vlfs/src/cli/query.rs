@@ -87,6 +87,7 @@ fn status_text(status: &Status) -> String {
     for data in &status.data {
         line("data", &format!("{} ({})", data.path, data_state(data.state)));
     }
+    super::scripts::status_lines(status.scripts.as_ref(), &mut line);
     line("passthrough", &status.passthrough);
     line("swaps", &status.swaps.to_string());
     line("open", &format!("{} files, {} directories", status.open_files, status.open_directories));

@@ -9,6 +9,7 @@ use strata_core::generation::GenerationError;
 use strata_core::manifest::ManifestError;
 use strata_core::metadata::MetadataError;
 use strata_core::report::ReportError;
+use strata_core::scripts::policy::PolicyError;
 use strata_core::{
     Digest, GenerationId, LayerName, LayerVersion, Located, MacAddr, RepositoryName,
 };
@@ -41,6 +42,8 @@ pub enum StoreError {
     Generation { path: PathBuf, located: Located<GenerationError> },
     #[error("{path}:{located}")]
     Data { path: PathBuf, located: Located<DataPathsError> },
+    #[error("{path}:{located}")]
+    Policy { path: PathBuf, located: Located<PolicyError> },
     #[error("{path}: {source}")]
     Report { path: PathBuf, source: ReportError },
     #[error("the layer unit in {path} is damaged: its digest is {found}, expected {expected}")]

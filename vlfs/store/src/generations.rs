@@ -4,7 +4,8 @@ use std::fs;
 use std::path::PathBuf;
 
 use strata_core::data_paths::DataPaths;
-use strata_core::generation::{DATA_FILE, Generation};
+use strata_core::generation::{DATA_FILE, Generation, SCRIPTS_FILE};
+use strata_core::scripts::policy::ScriptPolicy;
 use strata_core::{GenerationId, limits};
 
 use crate::error::{Context, StoreError};
@@ -51,6 +52,16 @@ impl Store {
                 Some(text) => {
                     generation.with_data(DataPaths::parse(&text).map_err(|located| {
                         StoreError::Data { path: path.join(DATA_FILE), located }
+                    })?)
+                }
+            };
+        let path_of = |name| path.join(name);
+        let generation =
+            match optional(read_limited(&path_of(SCRIPTS_FILE), limits::GENERATION_BYTES))? {
+                None => generation,
+                Some(text) => {
+                    generation.with_scripts(ScriptPolicy::parse(&text).map_err(|located| {
+                        StoreError::Policy { path: path_of(SCRIPTS_FILE), located }
                     })?)
                 }
             };

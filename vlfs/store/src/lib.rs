@@ -29,6 +29,7 @@ mod links;
 mod read;
 mod reports;
 mod repository;
+mod scripts;
 mod store;
 
 pub use error::StoreError;

@@ -83,6 +83,8 @@ pub struct OpenedUnit {
     pub path: PathBuf,
     pub metadata: Metadata,
     pub manifest: Manifest,
+    /// All files below `scripts/` by their paths there.
+    pub scripts: BTreeMap<String, Vec<u8>>,
 }
 
 /// Exclusive write access to one repository, with its database in memory.
@@ -426,7 +428,7 @@ impl RepositoryWriter<'_> {
                 continue;
             }
             let (unit, digest) = read_unit(path)?;
-            let OpenedUnit { path, metadata, manifest } = unit;
+            let OpenedUnit { path, metadata, manifest, .. } = unit;
             if unit_directory(&metadata.layer, &metadata.version) != name {
                 let found = format!("{} {}", metadata.layer, metadata.version);
                 return Err(StoreError::Misplaced { path, found });
@@ -481,7 +483,7 @@ fn read_unit(path: PathBuf) -> Result<(OpenedUnit, Digest), StoreError> {
     let manifest = read_manifest(&path)?;
     let scripts = read_scripts(&path.join("scripts"))?;
     let digest = unit_digest(&metadata, &manifest.print(), &scripts);
-    Ok((OpenedUnit { path, metadata, manifest }, digest))
+    Ok((OpenedUnit { path, metadata, manifest, scripts }, digest))
 }
 
 /// All files below `scripts/` by relative path; symbolic links are refused.

@@ -38,6 +38,60 @@ pub fn entry(path: &str, kind: Kind) -> Entry {
     }
 }
 
+/// Publishes `main/<layer> <version>` with files (path, content, mode) and scripts
+/// (name, text), and returns its set entry.
+pub fn publish(
+    store: &Store,
+    (layer, version): (&str, &str),
+    files: &[(String, Vec<u8>, u32)],
+    scripts: &[(&str, &str)],
+) -> LayerSetEntry {
+    let repository = RepositoryName::new("main").expect("a name");
+    let staged = store.stage_unit(&repository).expect("staged");
+    let root = staged.filesystem();
+    // By components, as a manifest has them; written to in that order, dated in reverse.
+    let mut entries = BTreeMap::from([(Vec::new(), entry("", Kind::Directory))]);
+    for (path, content, mode) in files {
+        let components: Vec<&str> = path.split('/').collect();
+        for length in 1..components.len() {
+            let above = components[..length].join("/");
+            std::fs::create_dir_all(root.join(&above)).expect("made");
+            entries
+                .entry(components[..length].to_vec())
+                .or_insert_with(|| entry(&above, Kind::Directory));
+        }
+        std::fs::write(root.join(path), content).expect("written");
+        let permissions = std::fs::Permissions::from_mode(*mode);
+        std::fs::set_permissions(root.join(path), permissions).expect("set");
+        let kind = Kind::Regular { size: content.len() as u64, digest: Digest::of(content) };
+        entries.insert(components, Entry { mode: *mode, ..entry(path, kind) });
+    }
+    for components in entries.keys().rev() {
+        let file = std::fs::File::open(root.join(components.join("/"))).expect("opened");
+        file.set_modified(std::time::UNIX_EPOCH).expect("a time of a sealed file");
+    }
+    let manifest = Manifest::new(entries.into_values().collect()).expect("a tree");
+    let (layer, version) = (layer.parse().expect("a name"), version.parse().expect("a version"));
+    let metadata = Metadata::new(layer, version, LayerKind::Software);
+    let mut texts = BTreeMap::new();
+    for (name, text) in scripts {
+        std::fs::write(staged.scripts().join(name), text).expect("written");
+        texts.insert((*name).to_owned(), text.as_bytes().to_vec());
+    }
+    let digest = unit_digest(&metadata, &manifest.print(), &texts);
+    let set_entry = LayerSetEntry {
+        kind: LayerKind::Software,
+        repository: repository.clone(),
+        layer: metadata.layer.clone(),
+        version: metadata.version.clone(),
+        digest,
+    };
+    let mut writer = store.write_repository(&repository).expect("locked");
+    writer.publish(staged, metadata, &manifest).expect("published");
+    writer.commit().expect("committed");
+    set_entry
+}
+
 impl Va {
     pub fn new() -> Va {
         let mount = Mount::new();
@@ -57,46 +111,7 @@ impl Va {
         version: &str,
         files: &[(String, Vec<u8>, u32)],
     ) -> LayerSetEntry {
-        let repository = RepositoryName::new("main").expect("a name");
-        let staged = self.store.stage_unit(&repository).expect("staged");
-        let root = staged.filesystem();
-        // By components, as a manifest has them; written to in that order, dated in reverse.
-        let mut entries = BTreeMap::from([(Vec::new(), entry("", Kind::Directory))]);
-        for (path, content, mode) in files {
-            let components: Vec<&str> = path.split('/').collect();
-            for length in 1..components.len() {
-                let above = components[..length].join("/");
-                std::fs::create_dir_all(root.join(&above)).expect("made");
-                entries
-                    .entry(components[..length].to_vec())
-                    .or_insert_with(|| entry(&above, Kind::Directory));
-            }
-            std::fs::write(root.join(path), content).expect("written");
-            let permissions = std::fs::Permissions::from_mode(*mode);
-            std::fs::set_permissions(root.join(path), permissions).expect("set");
-            let kind = Kind::Regular { size: content.len() as u64, digest: Digest::of(content) };
-            entries.insert(components, Entry { mode: *mode, ..entry(path, kind) });
-        }
-        for components in entries.keys().rev() {
-            let file = std::fs::File::open(root.join(components.join("/"))).expect("opened");
-            file.set_modified(std::time::UNIX_EPOCH).expect("a time of a sealed file");
-        }
-        let manifest = Manifest::new(entries.into_values().collect()).expect("a tree");
-        let (layer, version) =
-            (layer.parse().expect("a name"), version.parse().expect("a version"));
-        let metadata = Metadata::new(layer, version, LayerKind::Software);
-        let digest = unit_digest(&metadata, &manifest.print(), &Default::default());
-        let set_entry = LayerSetEntry {
-            kind: LayerKind::Software,
-            repository: repository.clone(),
-            layer: metadata.layer.clone(),
-            version: metadata.version.clone(),
-            digest,
-        };
-        let mut writer = self.store.write_repository(&repository).expect("locked");
-        writer.publish(staged, metadata, &manifest).expect("published");
-        writer.commit().expect("committed");
-        set_entry
+        publish(&self.store, (layer, version), files, &[])
     }
 
     pub fn roll_out(&self, layers: Vec<LayerSetEntry>) -> GenerationId {

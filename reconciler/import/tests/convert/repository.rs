@@ -73,6 +73,15 @@ fn a_directory_becomes_a_layer() {
     assert!(unit.join("scripts/post-install").is_file());
     assert!(!build(&root, Some(&scripts)).expect("the same again").new);
     assert!(matches!(build(&root, None), Err(BuildError::Store(_))), "other content");
+    for text in [&b""[..], b"echo x\n", b"#!sh\n", b"\n#!/bin/sh\n"] {
+        write(&scripts.join("pre-remove"), text);
+        let built = build(&root, Some(&scripts));
+        assert!(matches!(built, Err(BuildError::NotRunnable(_))), "{text:?}");
+    }
+    fs::remove_file(scripts.join("pre-remove")).expect("removed");
+    std::os::unix::fs::symlink("post-install", scripts.join("pre-remove")).expect("a link");
+    assert!(matches!(build(&root, Some(&scripts)), Err(BuildError::NotRunnable(_))));
+    fs::remove_file(scripts.join("pre-remove")).expect("removed");
     write(&scripts.join("postinst"), b"#!/bin/sh\n");
     assert!(matches!(build(&root, Some(&scripts)), Err(BuildError::Script(_))));
     let above = bench.directory.path();

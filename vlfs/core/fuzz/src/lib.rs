@@ -147,6 +147,13 @@ pub fn modes(text: &[u8]) {
     }
 }
 
+/// A generation's `scripts`: only what was printed is read.
+pub fn script_policy(text: &[u8]) {
+    if let Ok(policy) = strata_core::scripts::policy::ScriptPolicy::parse(text) {
+        assert_eq!(policy.print().as_bytes(), text);
+    }
+}
+
 /// `templates/<name>.data` and a generation's `data`: no path leaves the VA's root,
 /// and each has a name on the private disk of its own.
 pub fn data(text: &[u8]) {

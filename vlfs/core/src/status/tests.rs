@@ -133,3 +133,29 @@ fn the_json_form() {
     let summary = Summary::of([&status]);
     assert_eq!((summary.total, summary.unknown, summary.all_in_sync()), (1, 1, false));
 }
+
+/// §5.1: a script that fails does not undo the swap, and is not kept quiet either.
+#[test]
+fn scripts_that_failed_are_a_condition() {
+    let mac = MAC.parse().expect("valid");
+    let golden = Report::parse(include_bytes!("../../golden/report-2"), mac).expect("golden");
+    let with = Report { version: 2, scripts: golden.scripts.clone(), ..report("new") };
+    let status = va_status(&va(RUNNING, Some((with.clone(), 0))));
+    assert_eq!(status.state, SyncState::InSync);
+    let [condition] = status.conditions.as_slice() else { panic!("{:?}", status.conditions) };
+    assert_eq!(condition.reason, VaConditionReason::KeptGoing);
+    assert_eq!(
+        condition.message,
+        "main/mysql-server 5.0.51a-3 post-install: exit status 3: no such user"
+    );
+    let mut back = Report { generation: Some(id("old")), error: Some("it failed".into()), ..with };
+    if let Some(scripts) = &mut back.scripts {
+        scripts.state = ScriptsState::SwappedBack;
+        scripts.failure_count = 3;
+    }
+    let status = va_status(&va(RUNNING, Some((back, 0))));
+    assert_eq!(status.state, SyncState::Failed);
+    assert_eq!(status.conditions[0].reason, VaConditionReason::SwappedBack);
+    assert!(status.conditions[0].message.ends_with(" (and 2 more)"));
+    assert_eq!(va_status(&va(RUNNING, Some((report("new"), 0)))).conditions, []);
+}
