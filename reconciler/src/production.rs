@@ -68,8 +68,7 @@ impl Production {
         }
     }
 
-    /// Checks a commit against it. An inventory need not hold every manifest: that
-    /// paths could not be compared is then a warning.
+    /// Checks a commit against it.
     pub fn check(
         &self,
         tree: &SourceTree,
@@ -80,7 +79,19 @@ impl Production {
         faults.extend(diagnostics);
         let (universe, more) = self.universe(&desired.configuration);
         faults.extend(more);
-        let mut result = check_desired(desired, faults, &universe, units);
+        (self.check_desired(desired, &universe, units, faults), universe)
+    }
+
+    /// Checks what a commit says, with the faults found so far. An inventory need not
+    /// hold every manifest: that paths could not be compared is then a warning.
+    pub fn check_desired(
+        &self,
+        desired: DesiredState,
+        universe: &Universe,
+        units: &dyn UnitSource,
+        faults: Vec<Diagnostic>,
+    ) -> CheckResult {
+        let mut result = check_desired(desired, faults, universe, units);
         if let Production::Inventory { .. } = self {
             for found in &mut result.diagnostics {
                 if found.code == "no-manifest" {
@@ -91,6 +102,6 @@ impl Production {
                 }
             }
         }
-        (result, universe)
+        result
     }
 }

@@ -1,10 +1,12 @@
-//! Revisions of a repository that the operator works in, for `strata plan`.
+//! Revisions of a repository that the operator works in, for `strata plan` and
+//! `strata update`.
 //!
-//! Objects are read by id; no work tree is touched and nothing is fetched.
+//! Objects are read and written by id; no work tree is touched and nothing is fetched.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use git2::{Oid, Repository, RepositoryOpenFlags};
+use git2::{BranchType, FileMode, Oid, Repository, RepositoryOpenFlags};
 use strata_core::source::SourceTree;
 
 use crate::commit_tree::{self, ReadError};
@@ -15,6 +17,8 @@ pub enum RevisionError {
     NoRepository(PathBuf),
     #[error("the repository cannot be read: {0}")]
     Git(#[from] git2::Error),
+    #[error("git does not know who commits: {0}")]
+    Committer(git2::Error),
     #[error("there is no revision {0:?}")]
     Unknown(String),
     #[error("the commit {commit}: {source}")]
@@ -86,6 +90,54 @@ impl WorkRepository {
     /// The commit cannot be read.
     pub fn parent(&self, commit: Oid) -> Result<Option<Oid>, RevisionError> {
         Ok(self.repository.find_commit(commit)?.parent_ids().next())
+    }
+
+    /// Whether a branch of this name is there.
+    pub fn has_branch(&self, name: &str) -> bool {
+        self.repository.find_branch(name, BranchType::Local).is_ok()
+    }
+
+    /// Whether the branch is the one that is checked out.
+    pub fn is_checked_out(&self, name: &str) -> bool {
+        let head = self.repository.find_reference("HEAD");
+        let target =
+            head.ok().and_then(|head| head.symbolic_target().ok().flatten().map(str::to_owned));
+        target.is_some_and(|target| target == format!("refs/heads/{name}"))
+    }
+
+    /// Makes a commit on top of `parent` in which these files have this text. No work
+    /// tree and no branch is touched.
+    ///
+    /// # Errors
+    /// git knows no name and address of the committer, or the objects cannot be written.
+    pub fn commit(
+        &self,
+        parent: Oid,
+        files: &BTreeMap<String, String>,
+        message: &str,
+    ) -> Result<Oid, RevisionError> {
+        let committer = self.repository.signature().map_err(RevisionError::Committer)?;
+        let parent = self.repository.find_commit(parent)?;
+        let tree = parent.tree()?;
+        let mut builder = git2::build::TreeUpdateBuilder::new();
+        for (path, text) in files {
+            let executable =
+                tree.get_path(Path::new(path)).is_ok_and(|e| e.filemode() & 0o100 != 0);
+            let mode = if executable { FileMode::BlobExecutable } else { FileMode::Blob };
+            builder.upsert(path, self.repository.blob(text.as_bytes())?, mode);
+        }
+        let tree = self.repository.find_tree(builder.create_updated(&self.repository, &tree)?)?;
+        Ok(self.repository.commit(None, &committer, &committer, message, &tree, &[&parent])?)
+    }
+
+    /// Sets a branch, in one step.
+    ///
+    /// # Errors
+    /// The name is no branch's, or the branch is there and `replace` is not set.
+    pub fn set_branch(&self, name: &str, commit: Oid, replace: bool) -> Result<(), RevisionError> {
+        let commit = self.repository.find_commit(commit)?;
+        self.repository.branch(name, &commit, replace)?;
+        Ok(())
     }
 
     /// What concerns Strata of a commit.

@@ -73,6 +73,18 @@ impl ProductionArgs {
     }
 }
 
+impl ProductionArgs {
+    /// # Errors
+    /// As [`Self::open`], or neither is named.
+    pub fn open_required(&self) -> Result<Production, Failure> {
+        self.open()?.ok_or_else(|| {
+            Failure::new("neither a store nor an inventory is named").hint(
+                "name the store with --store or STRATA_STORE, or an exported inventory with --inventory",
+            )
+        })
+    }
+}
+
 /// # Errors
 /// The store cannot be read or the file not be written.
 pub fn run(args: &InventoryArgs) -> Result<Outcome, Failure> {

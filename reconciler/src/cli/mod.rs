@@ -17,6 +17,7 @@ mod reconcile;
 mod repo;
 mod resolve;
 mod status;
+mod update;
 mod va;
 
 use std::io::IsTerminal;
@@ -52,6 +53,7 @@ enum Command {
     Repo(repo::RepoArgs),
     Status(status::StatusArgs),
     Resolve(resolve::ResolveArgs),
+    Update(update::UpdateArgs),
     Va(va::VaArgs),
 }
 
@@ -122,6 +124,7 @@ fn run(command: Command) -> Result<Outcome, Failure> {
         Command::Plan(args) => plan::run(&args),
         Command::Repo(args) => repo::run(&args),
         Command::Resolve(args) => resolve::run(&args),
+        Command::Update(args) => update::run(&args),
         Command::Va(args) => va::run(&args),
     }
 }

@@ -1,6 +1,6 @@
 //! `strata plan`: what a commit would change, before it is merged.
 
-mod render;
+pub(super) mod render;
 
 use std::path::PathBuf;
 
@@ -65,7 +65,7 @@ enum PlanFormat {
 
 /// Specified in `docs/formats.md`, "Plan".
 #[derive(Debug, Serialize)]
-struct Report {
+pub(super) struct Report {
     version: u32,
     base: Revision,
     head: Revision,
@@ -84,11 +84,7 @@ impl Report {
 /// # Errors
 /// A revision, the store or the inventory cannot be read.
 pub fn run(args: &PlanArgs) -> Result<Outcome, Failure> {
-    let production = args.production.open()?.ok_or_else(|| {
-        Failure::new("neither a store nor an inventory is named").hint(
-            "name the store with --store or STRATA_STORE, or an exported inventory with --inventory",
-        )
-    })?;
+    let production = args.production.open_required()?;
     let trees = read_trees(args)?;
     let report = compare(trees, &production)?;
     match args.output {
@@ -168,6 +164,9 @@ impl From<RevisionError> for Failure {
             RevisionError::NoRepository(_) => Some("name the root of the GitOps repository"),
             RevisionError::Unknown(_) => {
                 Some("fetch it first (a shallow clone may lack it): git fetch --unshallow origin")
+            }
+            RevisionError::Committer(_) => {
+                Some("git config user.name NAME && git config user.email ADDRESS")
             }
             RevisionError::Git(_) | RevisionError::Read { .. } => None,
         };

@@ -6,4 +6,5 @@ mod passes;
 mod plan;
 mod refusals;
 mod support;
+mod update;
 mod verification;

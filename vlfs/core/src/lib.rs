@@ -47,6 +47,7 @@ pub mod status;
 pub mod template_tree;
 mod toml_reader;
 pub mod universe;
+pub mod update;
 pub mod version;
 
 pub use diagnostic::{Diagnostic, Severity};

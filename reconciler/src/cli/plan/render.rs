@@ -8,7 +8,7 @@ use std::fmt::Write as _;
 use indicatif::HumanBytes;
 use strata_core::inventory::VaGroup;
 use strata_core::preview::{
-    ApplianceChange, CompositionPreview, Existence, LayerChange, LayerChangeKind, Role,
+    ApplianceChange, CompositionPreview, Existence, LayerChange, LayerChangeKind, Preview, Role,
 };
 
 use super::Report;
@@ -216,8 +216,8 @@ fn revision(revision: &Revision) -> String {
     }
 }
 
-fn blast_radius(report: &Report) -> String {
-    let radius = &report.preview.blast_radius;
+pub(in crate::cli) fn blast_radius(preview: &Preview) -> String {
+    let radius = &preview.blast_radius;
     let mut text = format!(
         "{} of {} ({} %)",
         radius.touched_vas,
@@ -238,8 +238,7 @@ fn blast_radius(report: &Report) -> String {
     text
 }
 
-fn verdict(report: &Report) -> String {
-    let preview = &report.preview;
+fn verdict(preview: &Preview) -> String {
     if !preview.accepted {
         let errors = preview
             .diagnostics
@@ -266,8 +265,17 @@ fn list(text: &mut String, lead: &str, entries: &[String]) {
 
 /// For a terminal.
 pub(super) fn text(report: &Report) -> String {
-    let preview = &report.preview;
-    let mut text = format!("base  {}\nhead  {}\n", revision(&report.base), revision(&report.head));
+    let (base, head) = (revision(&report.base), revision(&report.head));
+    let body = body(&report.preview);
+    let (blast_radius, verdict) = (blast_radius(&report.preview), verdict(&report.preview));
+    format!(
+        "base  {base}\nhead  {head}\n{body}\nblast radius: {blast_radius}\nverdict: {verdict}\n"
+    )
+}
+
+/// What changes, without a verdict.
+pub(in crate::cli) fn body(preview: &Preview) -> String {
+    let mut text = String::new();
     for composition in &preview.compositions {
         let _infallible = writeln!(
             text,
@@ -288,14 +296,12 @@ pub(super) fn text(report: &Report) -> String {
     }
     if !preview.diagnostics.is_empty() {
         text.push('\n');
-        for diagnostic in &preview.diagnostics {
-            let shown: String = diagnostic.to_string();
-            let lines: Vec<_> = shown.lines().map(|line| Style::Text.name(line)).collect();
-            let _infallible = writeln!(text, "{}", lines.join("\n"));
+    }
+    for diagnostic in &preview.diagnostics {
+        for line in diagnostic.to_string().lines() {
+            let _infallible = writeln!(text, "{}", Style::Text.name(line));
         }
     }
-    let _infallible =
-        writeln!(text, "\nblast radius: {}\nverdict: {}", blast_radius(report), verdict(report));
     text
 }
 
@@ -304,10 +310,10 @@ pub(super) fn markdown(report: &Report) -> String {
     let preview = &report.preview;
     let mut text = format!(
         "{MARKER}\n### Strata plan: {}\n\n{} → {}\n\n**Blast radius:** {}\n",
-        verdict(report),
+        verdict(preview),
         code_span(&revision(&report.base)),
         code_span(&revision(&report.head)),
-        blast_radius(report)
+        blast_radius(preview)
     );
     if !preview.compositions.is_empty() {
         text.push_str("\n| composition | layers | VAs |\n|---|---|---|\n");
