@@ -467,7 +467,8 @@ impl Vfs {
 
     /// `SEEK_DATA` and `SEEK_HOLE`.
     pub fn seek(&self, handle: u64, from: SeekFrom) -> Result<u64> {
-        rustix::fs::seek(&*self.file(handle)?.file(), from)
+        let handle = self.file(handle)?;
+        rustix::fs::seek(&*self.latest(&handle)?, from)
     }
 
     pub fn copy_range(

@@ -235,3 +235,42 @@ fn renaming_a_tree_of_a_layer_copies_no_data() {
     }
     assert!(blocks <= 200 * 8, "{blocks} blocks for 200 files of 128");
 }
+
+/// Where a file has data, as `SEEK_DATA` and `SEEK_HOLE` tell.
+fn extents(file: &fs::File) -> Vec<(u64, u64)> {
+    use rustix::fs::SeekFrom;
+    let mut found = Vec::new();
+    let mut at = 0;
+    while let Ok(start) = rustix::fs::seek(file, SeekFrom::Data(at)) {
+        at = rustix::fs::seek(file, SeekFrom::Hole(start)).expect("at its end at the latest");
+        found.push((start, at));
+    }
+    found
+}
+
+#[test]
+fn holes_are_where_the_disk_has_them_before_and_after_the_copy() {
+    for extra in [&[][..], &["--no-passthrough".to_owned()]] {
+        let mut mount = Mount::new();
+        mount.extra = extra.to_vec();
+        let layer = mount.layer("one", &[]);
+        let sparse = fs::File::create(layer.join("sparse")).expect("made");
+        sparse.write_at(&[b'x'; 1 << 16], 4 << 20).expect("written");
+        sparse.set_len(16 << 20).expect("a hole at its end");
+        sparse.sync_all().expect("on the disk");
+        let mut expected = extents(&fs::File::open(layer.join("sparse")).expect("opened"));
+        assert_eq!(expected, [(4 << 20, (4 << 20) + (1 << 16))]);
+        mount.mount(&[&layer]);
+        let reader = fs::File::open(mount.path("sparse")).expect("opened");
+        assert_eq!(extents(&reader), expected, "{extra:?}");
+        let writer = OpenOptions::new().write(true).open(mount.path("sparse")).expect("copied");
+        writer.write_at(&[b'y'; 1 << 16], 8 << 20).expect("written");
+        writer.sync_all().expect("on the disk");
+        expected.push((8 << 20, (8 << 20) + (1 << 16)));
+        assert_eq!(extents(&writer), expected, "{extra:?}");
+        if !extra.is_empty() {
+            assert_eq!(extents(&reader), expected, "who reads sees what was written after");
+        }
+        assert!(private_blocks(&mount, "sparse") < 1 << 11, "the holes take no space");
+    }
+}

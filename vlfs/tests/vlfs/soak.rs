@@ -24,6 +24,10 @@ use crate::store::Va;
 /// How much of the anonymous memory may stay above what it was: an allocator
 /// keeps some of what it got.
 const MEMORY_SLACK_KIB: u64 = 12 << 10;
+/// Descriptors that the median under load may be above what it was.
+const DESCRIPTOR_SLACK: u64 = 100;
+/// Readings under load below which their course says nothing.
+const FEWEST_READINGS: usize = 60;
 /// Errors told in full; all are counted.
 const TOLD_ERRORS: usize = 20;
 const STABLE_FILES: usize = 300;
@@ -222,8 +226,6 @@ fn gauges(va: &Va) -> BTreeMap<&'static str, u64> {
     let number = |name: &str| status[name].as_u64().expect("a number");
     let process = PathBuf::from(format!("/proc/{}", number("pid")));
     let memory = fs::read_to_string(process.join("status")).expect("the daemon lives");
-    let anonymous = memory.lines().find_map(|line| line.strip_prefix("RssAnon:"));
-    let anonymous = anonymous.and_then(|line| line.split_whitespace().next()?.parse().ok());
     BTreeMap::from([
         ("nodes", number("nodes")),
         ("open_files", number("open_files")),
@@ -231,7 +233,7 @@ fn gauges(va: &Va) -> BTreeMap<&'static str, u64> {
         ("held_layers", status["held_layers"].as_array().expect("a list").len() as u64),
         ("descriptors", fs::read_dir(process.join("fd")).expect("listed").count() as u64),
         ("threads", fs::read_dir(process.join("task")).expect("listed").count() as u64),
-        ("memory_kib", anonymous.expect("the kernel tells it")),
+        ("memory_kib", anonymous_kib(&memory)),
     ])
 }
 
@@ -259,6 +261,57 @@ fn gauges_at_rest(va: &Va) -> BTreeMap<&'static str, u64> {
     }
 }
 
+/// What the daemon holds under load.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Reading {
+    descriptors: u64,
+    memory_kib: u64,
+}
+
+impl Reading {
+    fn now(process: &Path) -> Reading {
+        let memory = fs::read_to_string(process.join("status")).expect("the daemon lives");
+        Reading {
+            descriptors: fs::read_dir(process.join("fd")).expect("listed").count() as u64,
+            memory_kib: anonymous_kib(&memory),
+        }
+    }
+}
+
+fn anonymous_kib(status: &str) -> u64 {
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
+    line.and_then(|line| line.split_whitespace().next()?.parse().ok()).expect("the kernel tells it")
+}
+
+/// Medians of the first and the last third of a run.
+fn course(readings: &[Reading], of: fn(&Reading) -> u64) -> (u64, u64) {
+    let median = |part: &[Reading]| {
+        let mut values: Vec<_> = part.iter().map(of).collect();
+        values.sort_unstable();
+        values.get(values.len() / 2).copied().unwrap_or(0)
+    };
+    let third = readings.len() / 3;
+    (median(&readings[..third]), median(&readings[readings.len() - third..]))
+}
+
+/// Names what grows while the load stays the same, though it may go when that ends.
+fn growth(readings: &[Reading]) -> Vec<String> {
+    if readings.len() < FEWEST_READINGS {
+        return Vec::new();
+    }
+    let kinds: [(&str, fn(&Reading) -> u64, u64); 2] = [
+        ("descriptors", |reading| reading.descriptors, DESCRIPTOR_SLACK),
+        ("memory_kib", |reading| reading.memory_kib, MEMORY_SLACK_KIB),
+    ];
+    let courses = kinds.into_iter().map(|(name, of, slack)| (name, course(readings, of), slack));
+    let grown = courses.filter(|(_, (first, last), slack)| *last > first + slack);
+    grown
+        .map(|(name, (first, last), _)| {
+            format!("{name} under load: {first} at first, {last} at last")
+        })
+        .collect()
+}
+
 /// Names what is held in excess of `before`.
 fn leaks(before: &BTreeMap<&'static str, u64>, after: &BTreeMap<&'static str, u64>) -> Vec<String> {
     let slack = |name: &str| if name == "memory_kib" { MEMORY_SLACK_KIB } else { 0 };
@@ -273,6 +326,8 @@ struct Run {
     done: [AtomicU64; LOADS.len()],
     swaps: AtomicU64,
     slowest_swap: Mutex<Duration>,
+    /// One after each swap.
+    readings: Mutex<Vec<Reading>>,
 }
 
 impl Run {
@@ -284,6 +339,7 @@ impl Run {
             done: Default::default(),
             swaps: AtomicU64::new(0),
             slowest_swap: Mutex::default(),
+            readings: Mutex::default(),
         }
     }
 
@@ -299,6 +355,8 @@ impl Run {
     /// All loads at once, and a swap every `interval`, for `length`.
     fn load(&self, va: &Va, ids: &[GenerationId], length: Duration, interval: Duration) {
         self.stop.store(false, Ordering::Relaxed);
+        self.readings.lock().expect("no panic while held").clear();
+        let process = PathBuf::from(format!("/proc/{}", va.mount.daemon()));
         let root = va.path("");
         std::thread::scope(|scope| {
             for (at, (name, load)) in LOADS.iter().enumerate() {
@@ -319,6 +377,8 @@ impl Run {
                 }
                 let next = Instant::now() + interval;
                 self.swap(va, id);
+                let reading = Reading::now(&process);
+                self.readings.lock().expect("no panic while held").push(reading);
                 std::thread::park_timeout(next.saturating_duration_since(Instant::now()));
             }
             self.stop.store(true, Ordering::Relaxed);
@@ -368,6 +428,12 @@ fn swaps_under_mixed_load_leave_nothing_behind() {
     let status: Value = serde_json::from_str(&va.mount.status()).expect("JSON");
     errors.extend(status["error"].as_str().map(str::to_owned));
     errors.extend(leaks(&before, &after));
+    let readings = run.readings.lock().expect("no panic").clone();
+    errors.extend(growth(&readings));
+    let (descriptors, memory) = (
+        course(&readings, |reading| reading.descriptors),
+        course(&readings, |reading| reading.memory_kib),
+    );
     let loads = LOADS.iter().zip(&run.done);
     let figures = json!({
         "minutes": length.as_secs_f64() / 60.0,
@@ -379,6 +445,7 @@ fn swaps_under_mixed_load_leave_nothing_behind() {
         "failed_operations": run.failed.load(Ordering::Relaxed),
         "before": before,
         "after": after,
+        "under_load": {"descriptors": descriptors, "memory_kib": memory},
         "errors": errors,
         "holds": errors.is_empty(),
     });
@@ -388,6 +455,16 @@ fn swaps_under_mixed_load_leave_nothing_behind() {
     }
     assert!(errors.is_empty(), "{errors:#?}");
     va.mount.unmount();
+}
+
+#[test]
+fn growth_under_load_is_named() {
+    let reading = |number: u64| Reading { descriptors: 400 + number, memory_kib: 3000 };
+    assert_eq!(growth(&[reading(0); 200]), [""; 0]);
+    let leaking: Vec<_> = (0..200).map(|number| reading(2 * number)).collect();
+    let named = ["descriptors under load: 466 at first, 732 at last"];
+    assert_eq!(growth(&leaking), named);
+    assert_eq!(growth(&leaking[..FEWEST_READINGS - 1]), [""; 0], "too few to say");
 }
 
 #[test]
