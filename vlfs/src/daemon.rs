@@ -458,6 +458,8 @@ fn when_bound(
     if binding.paths.is_empty() {
         return ready;
     }
+    let vfs = source.vfs.clone();
+    vfs.set_unfinished(true);
     Box::new(move || {
         // The caller answers requests, which the mounting waits for.
         let failed = unbound.clone();
@@ -469,9 +471,13 @@ fn when_bound(
             }
         };
         let give_up = fail.clone();
-        let bind = move || match binding.run() {
-            Ok(()) => ready(),
-            Err(error) => fail(error.into()),
+        let bind = move || {
+            let bound = binding.run();
+            vfs.set_unfinished(false);
+            match bound {
+                Ok(()) => ready(),
+                Err(error) => fail(error.into()),
+            }
         };
         if let Err(error) = spawn("bind", bind) {
             give_up(error);

@@ -185,6 +185,8 @@ pub struct Vfs {
     /// Layers of former sets: alive while something holds them.
     unlinked: Mutex<Vec<Weak<Layer>>>,
     swaps: AtomicU64,
+    /// Data directories are being mounted: the daemon must not be replaced.
+    unfinished: AtomicBool,
 }
 
 impl std::fmt::Debug for Vfs {
@@ -235,6 +237,7 @@ impl Vfs {
             retired: Mutex::default(),
             unlinked: Mutex::default(),
             swaps: AtomicU64::new(0),
+            unfinished: AtomicBool::new(false),
         };
         vfs.adopt_root_attributes()?;
         Ok(vfs)

@@ -195,14 +195,19 @@ impl Vfs {
     }
 
     /// Keeps swaps away while the guard lives. `None` where one is under way, or
-    /// was a moment ago. On return the kernel has been told all that it was to be told.
+    /// was a moment ago, and while the mount is being made. On return the kernel has been told all that it was to be told.
     pub fn hold_swaps(&self) -> Option<std::sync::MutexGuard<'_, ()>> {
         let held = self.swapping.try_lock().ok()?;
-        if !self.is_settled() {
+        if !self.is_settled() || self.unfinished.load(Ordering::Acquire) {
             return None;
         }
         self.flush_notices();
         Some(held)
+    }
+
+    /// While set, nobody gets [`Vfs::hold_swaps`]: the mount is still being made.
+    pub fn set_unfinished(&self, unfinished: bool) {
+        self.unfinished.store(unfinished, Ordering::Release);
     }
 
     pub fn is_settled(&self) -> bool {

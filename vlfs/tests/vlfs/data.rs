@@ -193,6 +193,30 @@ fn diff_lists_data_when_asked() {
     assert!(text.contains("+one"), "{text}");
 }
 
+/// An upgrade replaces the process with all its threads: it waits for the one that mounts.
+#[test]
+fn an_upgrade_during_the_mount_waits_for_them() {
+    let mut mount = Mount::new();
+    let paths: Vec<_> = (0..24).map(|number| format!("var/data-{number:02}")).collect();
+    mount.extra = paths.iter().flat_map(|path| ["--data".to_owned(), format!("/{path}")]).collect();
+    let layer = mount.layer("one", &[("var/f", "f")]);
+    let point = mount.path("").display().to_string();
+    for _ in 0..3 {
+        std::thread::scope(|scope| {
+            let mounting = scope.spawn(|| mount.mount(&[&layer]));
+            while !mounting.is_finished() {
+                let _refused_before_there_is_a_socket =
+                    mount.run(&["upgrade", &point, "--binary", PROGRAM]);
+            }
+        });
+        let private = device(mount.private());
+        let elsewhere: Vec<_> =
+            paths.iter().filter(|path| device(mount.path(path)) != private).collect();
+        assert_eq!(elsewhere, [""; 0], "not mounted");
+        mount.unmount();
+    }
+}
+
 #[test]
 fn an_upgrade_keeps_them_mounted() {
     let mount = with_data();
