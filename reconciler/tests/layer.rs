@@ -100,6 +100,36 @@ fn a_layer_from_import_to_withdrawal() {
     assert!(!bench.good(&["layer", "list"]).contains("withdrawn"));
 }
 
+/// Which of both it is the disk decides; what is said is what is.
+#[test]
+fn a_unit_is_sealed_by_the_kernel_or_that_is_refused_with_a_hint() {
+    const VERITY: u64 = 0x0010_0000;
+    let bench = Bench::set_up();
+    let package = bench.package("sample", b"content");
+    bench.good(&["layer", "import", "--repo", "main", text(&package)]);
+    let message = bench.bad(&["layer", "seal", "main/sample", "9"]);
+    assert!(message.contains("hint: `strata layer list"), "{message}");
+    let file = bench.path("store/repos/main/sample_1%3a1.0-1/filesystem/usr/share/sample");
+    let sealed = || {
+        let none = rustix::fs::StatxFlags::empty();
+        let statx = rustix::fs::statx(rustix::fs::CWD, &file, rustix::fs::AtFlags::empty(), none);
+        statx.expect("described").stx_attributes.bits() & VERITY != 0
+    };
+    assert!(!sealed());
+    let output = bench.strata(&["layer", "seal", "main/sample", "1:1.0-1"]);
+    let (said, complaint) =
+        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    if sealed() {
+        assert_eq!(said, "sealed main/sample 1:1.0-1: 1 files, 0 were sealed already\n");
+        fs::OpenOptions::new().append(true).open(&file).expect_err("for good, and for root");
+    } else {
+        assert_eq!((output.status.code(), &*said), (Some(2), ""));
+        assert!(complaint.contains("no fs-verity"), "{complaint}");
+        assert!(complaint.contains("hint: ext4: tune2fs -O verity DEVICE"), "{complaint}");
+    }
+    assert_eq!(fs::read(&file).expect("read"), b"content");
+}
+
 #[test]
 fn a_lost_database_is_built_anew() {
     let bench = Bench::set_up();

@@ -91,6 +91,19 @@ fn default_cache() -> PathBuf {
     cache::DEFAULT.into()
 }
 
+/// An error with its causes, each said once: many name their cause themselves.
+pub fn told(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if text.is_empty() {
+            text = cause;
+        } else if !text.ends_with(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
+}
+
 /// Mounts and serves until the file system is unmounted. `ready` is called once
 /// the file system answers.
 ///
@@ -105,7 +118,7 @@ pub fn run(options: &Options, ready: impl FnOnce() + Send + 'static) -> anyhow::
     let mut follower = follower(options, started, &progress)?;
     let mounted = mount(options, follower.as_ref());
     if let (Err(error), Some(follower)) = (&mounted, &follower) {
-        follower.report_failure(&format!("{error:#}"));
+        follower.report_failure(&told(error));
     }
     let (vfs, device, data) = mounted?;
     if let Err(error) = open_scripts(options, &vfs, follower.as_mut()) {
@@ -535,5 +548,19 @@ fn raise_file_limit() {
     let wanted = Rlimit { current: limit.maximum, maximum: limit.maximum };
     if let Err(error) = rustix::process::setrlimit(Resource::Nofile, wanted) {
         tracing::warn!(%error, "the limit of open files stays as it is");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cause_that_is_named_already_is_not_said_twice() {
+        let inner = std::io::Error::from_raw_os_error(2);
+        let path = PathBuf::from("/x");
+        let error = strata_store::StoreError::Io { action: "open", path, source: inner };
+        let error = anyhow::Error::from(error).context("the mount");
+        assert_eq!(told(&error), "the mount: open /x: No such file or directory (os error 2)");
     }
 }

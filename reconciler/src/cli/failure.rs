@@ -56,6 +56,10 @@ impl From<StoreError> for Failure {
             StoreError::Damaged { .. } => {
                 Some("restore the unit from its source under the same version".to_owned())
             }
+            StoreError::NoVerity { .. } => Some(
+                "ext4: tune2fs -O verity DEVICE; btrfs and f2fs have it; the kernel needs CONFIG_FS_VERITY"
+                    .to_owned(),
+            ),
             StoreError::ReservedRepository => Some("choose another repository name".to_owned()),
             _ => None,
         };

@@ -2,6 +2,7 @@
 
 mod import;
 mod make;
+mod seal;
 mod show;
 mod withdraw;
 
@@ -24,6 +25,7 @@ enum LayerCommand {
     Import(import::ImportArgs),
     List(show::ListArgs),
     Show(show::ShowArgs),
+    Seal(seal::SealArgs),
     Withdraw(withdraw::WithdrawArgs),
     Restore(withdraw::RestoreArgs),
 }
@@ -34,6 +36,7 @@ pub fn run(args: LayerArgs) -> Result<Outcome, Failure> {
         LayerCommand::Import(args) => import::run(args),
         LayerCommand::List(args) => show::list(&args),
         LayerCommand::Show(args) => show::show(&args),
+        LayerCommand::Seal(args) => seal::seal(&args),
         LayerCommand::Withdraw(args) => withdraw::withdraw(&args),
         LayerCommand::Restore(args) => withdraw::restore(&args),
     }

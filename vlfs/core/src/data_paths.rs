@@ -13,6 +13,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::limits;
+use crate::lines::lines;
 use crate::position::Located;
 
 /// First line of a generation's `data` file.
@@ -276,18 +277,17 @@ pub fn parse(text: &[u8]) -> (Declared, Vec<Located<DataPathsError>>) {
         return (declared, vec![Located::new(1, 1, DataPathsError::TooLarge(text.len()))]);
     }
     let mut faults = Vec::new();
-    for (number, bytes) in (1..).zip(text.split(|b| *b == b'\n')) {
-        let Ok(raw) = std::str::from_utf8(bytes) else {
-            faults.push(Located::new(number, 1, DataPathsError::Encoding));
-            continue;
+    for line in lines(text) {
+        let line = match line {
+            Ok(line) => line,
+            Err(number) => {
+                faults.push(Located::new(number, 1, DataPathsError::Encoding));
+                continue;
+            }
         };
-        let content = raw.trim();
-        if content.is_empty() || content.starts_with('#') {
-            continue;
-        }
-        let column = content.as_ptr() as usize - raw.as_ptr() as usize + 1;
-        let fault = |error| Located::new(number, column, error);
-        match DataPath::new(content) {
+        let number = line.number;
+        let fault = |error| line.at(line.content, error);
+        match DataPath::new(line.content) {
             Err(error) => faults.push(fault(error.into())),
             Ok(path) => match declared.get(&path) {
                 Some(first) => {

@@ -26,6 +26,7 @@ pub mod generation;
 pub mod inventory;
 pub mod ldf;
 pub mod limits;
+mod lines;
 pub mod links;
 pub mod manifest;
 

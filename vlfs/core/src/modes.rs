@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 
 use crate::limits;
+use crate::lines::{Line, lines};
 use crate::position::Located;
 
 /// One line of the file.
@@ -50,19 +51,16 @@ pub fn parse(text: &[u8]) -> (Modes, Vec<Located<ModeError>>) {
         return (modes, vec![Located::new(1, 1, ModeError::TooLarge(text.len()))]);
     }
     let mut faults = Vec::new();
-    for (number, bytes) in (1..).zip(text.split(|b| *b == b'\n')) {
-        let Ok(raw) = std::str::from_utf8(bytes) else {
-            faults.push(Located::new(number, 1, ModeError::Encoding));
-            continue;
+    for line in lines(text) {
+        let parsed = match &line {
+            Err(number) => Err(Located::new(*number, 1, ModeError::Encoding)),
+            Ok(line) => parse_line(line),
         };
-        let content = raw.trim();
-        if content.is_empty() || content.starts_with('#') {
-            continue;
-        }
-        match parse_line(raw, content, number) {
+        match parsed {
             Err(fault) => faults.push(fault),
             Ok((path, line)) => {
                 if let Some(first) = modes.get(&path).map(|first| first.line) {
+                    let number = line.line as usize;
                     faults.push(Located::new(number, 1, ModeError::Duplicate { path, first }));
                 } else {
                     modes.insert(path, line);
@@ -74,14 +72,9 @@ pub fn parse(text: &[u8]) -> (Modes, Vec<Located<ModeError>>) {
 }
 
 /// The last three words are mode, owner and group: a path may hold spaces.
-fn parse_line(
-    raw: &str,
-    content: &str,
-    number: usize,
-) -> Result<(String, ModeLine), Located<ModeError>> {
-    let fault = |part: &str, error: ModeError| {
-        Located::new(number, part.as_ptr() as usize - raw.as_ptr() as usize + 1, error)
-    };
+fn parse_line(line: &Line<'_>) -> Result<(String, ModeLine), Located<ModeError>> {
+    let (content, number) = (line.content, line.number);
+    let fault = |part: &str, error: ModeError| line.at(part, error);
     let shown = |part: &str| part.chars().take(64).collect::<String>();
     let last_word = |text: &str| -> Option<usize> {
         text.rfind(char::is_whitespace)

@@ -112,7 +112,7 @@ fn subject(path: &Path) -> anyhow::Result<Subject> {
     }
     let status = ask_status(path).map_err(|error| {
         hinted(
-            format!("{}: {error:#}", path.display()),
+            format!("{}: {}", path.display(), strata_vlfs::daemon::told(&error)),
             "give a mount point or a private directory",
         )
     })?;

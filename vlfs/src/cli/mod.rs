@@ -149,7 +149,7 @@ pub fn run() -> ExitCode {
 }
 
 fn report(error: &anyhow::Error) {
-    say(&format!("error: {error:#}"));
+    say(&format!("error: {}", strata_vlfs::daemon::told(error)));
     if let Some(hinted) = error.downcast_ref::<Hinted>() {
         say(&format!("hint: {}", hinted.hint));
     }

@@ -326,9 +326,10 @@ impl Mount {
             served
         });
         if let Err(error) = &mounted {
-            tracing::error!("{error:#}");
+            let failure = daemon::told(error);
+            tracing::error!("{failure}");
             if told {
-                tell(&format!("{error:#}"));
+                tell(&failure);
             }
         }
         mounted.map(|()| 0)

@@ -33,7 +33,7 @@ impl Upgrade {
         let binary = match &self.binary {
             Some(binary) => std::fs::canonicalize(binary)
                 .with_context(|| binary.display().to_string())
-                .map_err(|error| hinted(format!("{error:#}"), "name a program that is there"))?,
+                .map_err(|error| hinted(daemon::told(&error), "name a program that is there"))?,
             None => std::env::current_exe().context("where is this program?")?,
         };
         let socket = socket(&self.mount_point)?;
@@ -71,7 +71,8 @@ impl TakeOver {
         super::mount::init_log();
         let served = daemon::take_over(state);
         if let Err(error) = &served {
-            tracing::error!("{error:#}");
+            let failure = daemon::told(error);
+            tracing::error!("{failure}");
         }
         served.map(|()| 0)
     }

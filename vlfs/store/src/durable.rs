@@ -225,6 +225,15 @@ impl Disk {
         File::open(path).and_then(|directory| directory.sync_all()).at("sync", path)
     }
 
+    /// Seals an open file for good (fs-verity).
+    ///
+    /// # Errors
+    /// As [`crate::verity::enable`].
+    pub fn seal(&self, file: impl AsFd) -> io::Result<()> {
+        self.step()?;
+        Ok(crate::verity::enable(file)?)
+    }
+
     /// Waits until everything written to the file system of `path` is on disk.
     ///
     /// # Errors

@@ -68,6 +68,8 @@ pub enum StoreError {
     NotALink(PathBuf),
     #[error("the MAC address {0} belongs to another VA already")]
     MacTaken(MacAddr),
+    #[error("{path} cannot be sealed: its disk or this kernel has no fs-verity")]
+    NoVerity { path: PathBuf },
     #[error("{0} is locked by another process")]
     Locked(PathBuf),
 }

@@ -30,7 +30,9 @@ mod read;
 mod reports;
 mod repository;
 mod scripts;
+mod seal;
 mod store;
+mod verity;
 
 pub use error::StoreError;
 pub use links::VaLinks;
@@ -39,5 +41,6 @@ pub use reports::{ObservedReport, write_report};
 pub use repository::{
     DatabaseStamp, OpenedUnit, Published, RepositoryWriter, StagedUnit, refuse_reserved,
 };
+pub use seal::Sealed;
 pub use store::{Store, StoreLock};
 pub use strata_core::links::VaTarget;
