@@ -283,8 +283,11 @@ fn anonymous_kib(status: &str) -> u64 {
     line.and_then(|line| line.split_whitespace().next()?.parse().ok()).expect("the kernel tells it")
 }
 
+/// One number of a reading.
+type Part = fn(&Reading) -> u64;
+
 /// Medians of the first and the last third of a run.
-fn course(readings: &[Reading], of: fn(&Reading) -> u64) -> (u64, u64) {
+fn course(readings: &[Reading], of: Part) -> (u64, u64) {
     let median = |part: &[Reading]| {
         let mut values: Vec<_> = part.iter().map(of).collect();
         values.sort_unstable();
@@ -299,7 +302,7 @@ fn growth(readings: &[Reading]) -> Vec<String> {
     if readings.len() < FEWEST_READINGS {
         return Vec::new();
     }
-    let kinds: [(&str, fn(&Reading) -> u64, u64); 2] = [
+    let kinds: [(&str, Part, u64); 2] = [
         ("descriptors", |reading| reading.descriptors, DESCRIPTOR_SLACK),
         ("memory_kib", |reading| reading.memory_kib, MEMORY_SLACK_KIB),
     ];
