@@ -335,7 +335,7 @@ impl Scripts {
             state.journal.begin(from, to, Direction::Forward);
         }
         state.journal.units.clone_from(&plan.units);
-        state.waiting = None;
+        (state.waiting, state.settled) = (None, None);
         state.journal.save(vfs.private()).map_err(ScriptsError::Write)
     }
 

@@ -19,6 +19,7 @@ mod model;
 mod mounted;
 mod permissions;
 mod revert;
+mod scripts;
 mod soak;
 mod store;
 mod swapping;
