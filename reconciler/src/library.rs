@@ -7,7 +7,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use strata_core::configuration::{Configuration, RepositoryConfiguration};
+use strata_core::configuration::{Configuration, Pin, RepositoryConfiguration};
 use strata_core::generation::LayerSetEntry;
 use strata_core::manifest::Manifest;
 use strata_core::shared_paths::ManifestSource;
@@ -31,6 +31,8 @@ pub struct Stamp {
 #[derive(Debug, Default)]
 pub struct Library {
     stamps: Stamps,
+    /// The architecture and the pins that the universe was made with.
+    preferences: (Option<String>, Vec<Pin>),
     universe: Universe,
     /// What is wrong with the databases; placed where the repositories are
     /// declared, which is why the line is part of [`Stamps`].
@@ -56,9 +58,11 @@ impl Library {
         configuration: &Configuration,
     ) -> Result<(Stamps, Vec<Diagnostic>), StoreError> {
         let stamps = stamps(store, configuration)?;
-        if stamps != self.stamps {
+        let preferences = (configuration.architecture.clone(), configuration.pins.clone());
+        if stamps != self.stamps || preferences != self.preferences {
             (self.universe, self.faults) = load_universe(store, configuration);
             self.stamps = stamps.clone();
+            self.preferences = preferences;
         }
         Ok((stamps, self.faults.clone()))
     }

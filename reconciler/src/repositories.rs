@@ -43,7 +43,9 @@ pub fn load_universe(store: &Store, configuration: &Configuration) -> (Universe,
             }
         }
     }
-    (Universe::from_texts(databases), diagnostics)
+    let mut universe = Universe::from_texts(databases);
+    universe.configure(configuration);
+    (universe, diagnostics)
 }
 
 /// As [`load_universe`], from an inventory.
@@ -68,7 +70,9 @@ pub fn inventory_universe(
             },
         }
     }
-    (Universe::new(databases), diagnostics)
+    let mut universe = Universe::new(databases);
+    universe.configure(configuration);
+    (universe, diagnostics)
 }
 
 /// Manifests out of the store, each read once. They are taken as they stand on

@@ -20,9 +20,12 @@
 //! are not there: `cargo build --workspace --all-targets` builds them.
 
 pub mod git;
+pub mod goals;
 pub mod leaks;
 mod process;
+pub mod random;
 pub mod source_tree;
+pub mod versions;
 mod wait;
 mod workspace;
 

@@ -68,6 +68,10 @@ pub fn from_stanza(stanza: &Stanza<'_>) -> Result<Metadata, Fault> {
     metadata.section = line(stanza, "Section")?;
     metadata.origin = line(stanza, "Origin")?;
     metadata.essential = yes(stanza, "Essential")?;
+    // dpkg takes any word here; of an unknown one nothing follows.
+    metadata.priority = line(stanza, "Priority")?
+        .and_then(|word| word.to_ascii_lowercase().parse().ok())
+        .unwrap_or_default();
     metadata.pre_depends = dependencies(stanza, "Pre-Depends")?;
     metadata.depends = dependencies(stanza, "Depends")?;
     metadata.conflicts = relations(stanza, "Conflicts")?;

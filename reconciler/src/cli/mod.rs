@@ -16,6 +16,7 @@ mod plan;
 mod reconcile;
 mod repo;
 mod resolve;
+mod resolve_question;
 mod status;
 mod update;
 mod va;

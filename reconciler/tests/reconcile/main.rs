@@ -5,6 +5,7 @@ mod daemon;
 mod passes;
 mod plan;
 mod refusals;
+mod resolve;
 mod support;
 mod update;
 mod verification;

@@ -289,6 +289,23 @@ fn look_up(
     Err(LineFault { code, message, hint: Some(hint), unit: Some(id) })
 }
 
+/// Flattens all definitions that have no fault in their references.
+pub fn flatten_all(
+    definitions: &BTreeMap<CompositionName, Definition>,
+    configuration: &Configuration,
+    universe: &Universe,
+) -> BTreeMap<CompositionName, FlatComposition> {
+    let (order, _) = reference_order(definitions, configuration);
+    let mut flats = BTreeMap::new();
+    for name in order.order.iter().filter(|name| !order.broken.contains(*name)) {
+        let definition = &definitions[name];
+        let (own, _) = place_layers(definition, configuration, universe);
+        let (flat, _) = flatten(definition, &own, configuration, definitions, &flats);
+        flats.insert(name.clone(), flat);
+    }
+    flats
+}
+
 /// Flattens one definition, whose references have been flattened already.
 pub fn flatten(
     definition: &Definition,

@@ -67,6 +67,27 @@ impl fmt::Display for LayerPath {
     }
 }
 
+/// A preference for some units of a layer; it never brings an older version back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pin {
+    pub layer: LayerName,
+    /// Only units of this repository are preferred.
+    pub repository: Option<RepositoryName>,
+    /// Only units of this version are preferred; a `*` at the end stands for any rest.
+    pub version: Option<String>,
+    pub line: u32,
+}
+
+impl Pin {
+    pub fn prefers(&self, repository: &RepositoryName, version: &str) -> bool {
+        self.repository.as_ref().is_none_or(|wanted| wanted == repository)
+            && self.version.as_deref().is_none_or(|wanted| match wanted.strip_suffix('*') {
+                Some(start) => version.starts_with(start),
+                None => version == wanted,
+            })
+    }
+}
+
 /// The parsed `strata.toml`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Configuration {
@@ -86,6 +107,10 @@ pub struct Configuration {
     pub most_touched_percent: Option<u32>,
     /// How VAs run the scripts of layers.
     pub scripts: ScriptPolicy,
+    /// What the fleet's machines are; units for others are left out.
+    pub architecture: Option<String>,
+    /// In the order of the file.
+    pub pins: Vec<Pin>,
 }
 
 impl Default for Configuration {
@@ -99,6 +124,8 @@ impl Default for Configuration {
             most_touched_vas: None,
             most_touched_percent: None,
             scripts: ScriptPolicy::default(),
+            architecture: None,
+            pins: Vec::new(),
         }
     }
 }
@@ -117,6 +144,12 @@ impl Configuration {
         configuration.rollout.read(&mut file, &mut reader);
         let rings = configuration.rollout.rings.iter();
         configuration.rings = rings.map(|ring| ring.name.clone()).collect();
+        // An architecture is a word of Debian's, which a name can hold.
+        let architecture = reader.parsed::<LayerName>(&mut file, "architecture");
+        configuration.architecture = architecture.map(|name| name.value.to_string());
+        for (pin, at) in reader.tables(&mut file, "pin") {
+            configuration.read_pin(&mut file, pin, at);
+        }
         if let Some((limits_table, at)) = reader.table(&mut file, "limits") {
             let mut reader = TableReader::new(limits_table, at, "[limits]");
             let most = configuration.max_layers;
@@ -171,6 +204,35 @@ impl Configuration {
         match ScriptPolicy::new(on_failure, time_limit_s) {
             Ok(policy) => self.scripts = policy,
             Err(error) => file.report(at, "value", error.to_string(), None),
+        }
+    }
+
+    fn read_pin(&mut self, file: &mut TomlFile<'_>, table: &toml::de::DeTable<'_>, at: usize) {
+        let mut reader = TableReader::new(table, at, "a [[pin]]");
+        let layer = reader.required::<LayerName>(file, "layer");
+        let repository = reader.parsed::<RepositoryName>(file, "repository");
+        let version = reader.parsed::<String>(file, "version");
+        reader.finish(file);
+        let Some(Placed { value: layer, line }) = layer else { return };
+        let refuse = |message: String| Diagnostic::error(CONFIGURATION_FILE, line, "pin", message);
+        if repository.is_none() && version.is_none() {
+            let message = format!("the pin of {layer} names neither a repository nor a version");
+            file.diagnostics.push(refuse(message));
+        } else if let Some(first) = self.pins.iter().find(|pin| pin.layer == layer) {
+            let message = format!("{layer} is pinned on line {} already", first.line);
+            file.diagnostics.push(refuse(message));
+        } else {
+            if let Some(Placed { value, line }) = &repository
+                && self.repository(value).is_none()
+            {
+                let message = format!("the pin of {layer} is of an unknown repository");
+                let fault =
+                    Diagnostic::error(CONFIGURATION_FILE, *line, "unknown-repository", message);
+                file.diagnostics.push(fault.hint(self.repositories_hint()));
+            }
+            let repository = repository.map(|placed| placed.value);
+            let version = version.map(|placed| placed.value);
+            self.pins.push(Pin { layer, repository, version, line });
         }
     }
 

@@ -11,17 +11,17 @@ use crate::relation::{Dependency, Relation};
 use crate::universe::{UnitId, Universe};
 
 /// A composition with its layers indexed by the names they answer to.
-struct Set<'a> {
+pub(crate) struct Set<'a> {
     flat: &'a FlatComposition,
     universe: &'a Universe,
-    units: Vec<(UnitId, &'a FlatLayer)>,
+    pub(crate) units: Vec<(UnitId, &'a FlatLayer)>,
     by_name: HashMap<&'a LayerName, Vec<usize>>,
     /// Names of layers whose lines have faults of their own.
     unknown: HashSet<&'a LayerName>,
 }
 
 impl<'a> Set<'a> {
-    fn new(flat: &'a FlatComposition, universe: &'a Universe) -> Self {
+    pub(crate) fn new(flat: &'a FlatComposition, universe: &'a Universe) -> Self {
         let mut set = Set {
             flat,
             universe,
@@ -49,7 +49,11 @@ impl<'a> Set<'a> {
     }
 
     /// The members that satisfy a relation of `from`.
-    fn satisfying(&self, relation: &Relation, from: UnitId) -> impl Iterator<Item = usize> {
+    pub(crate) fn satisfying(
+        &self,
+        relation: &Relation,
+        from: UnitId,
+    ) -> impl Iterator<Item = usize> {
         self.by_name
             .get(&relation.name)
             .into_iter()
@@ -112,6 +116,7 @@ pub(crate) fn consistency(
     }
     check_dependencies(&set, definition.partial, &mut diagnostics);
     check_conflicts(&set, &mut diagnostics);
+    check_order(&set, &mut diagnostics);
     check_base(&set, definition, rules, &mut diagnostics);
     if flat.whole {
         let roots = always_in(definition, rules);
@@ -167,6 +172,49 @@ fn unsatisfied(
     };
     let (file, line) = set.place(&[layer]);
     Diagnostic::error(file, line, "unsatisfied", message).hint(hint)
+}
+
+/// Pre-Depends order the scripts of units (§5.2): units that wait for each other
+/// have no order. Of alternatives, one that can go first is enough.
+fn check_order(set: &Set<'_>, diagnostics: &mut Vec<Diagnostic>) {
+    let waits_for = |at: usize| {
+        let (id, _) = set.units[at];
+        let metadata = &set.universe.unit(id).metadata;
+        metadata.pre_depends.iter().map(move |dependency| {
+            let relations = dependency.alternatives.iter();
+            relations.flat_map(|relation| set.satisfying(relation, id)).collect::<Vec<_>>()
+        })
+    };
+    let mut waits: Vec<Vec<Vec<usize>>> = (0..set.units.len())
+        .map(|at| waits_for(at).filter(|on| !on.is_empty() && !on.contains(&at)).collect())
+        .collect();
+    let mut placed = vec![false; set.units.len()];
+    let mut moved = true;
+    while moved {
+        moved = false;
+        for at in 0..waits.len() {
+            waits[at].retain(|on| !on.iter().any(|on| placed[*on]));
+            moved |= !placed[at] && waits[at].is_empty();
+            placed[at] |= waits[at].is_empty();
+        }
+    }
+    let mut seen = vec![false; set.units.len()];
+    for start in (0..waits.len()).filter(|at| !placed[*at]) {
+        let mut path = Vec::new();
+        let mut at = start;
+        while !std::mem::replace(&mut seen[at], true) {
+            path.push(at);
+            at = waits[at][0][0];
+        }
+        let Some(first) = path.iter().position(|member| *member == at) else { continue };
+        let cycle: Vec<_> = path[first..].iter().chain([&at]).collect();
+        let shown: Vec<_> = cycle.iter().map(|at| set.universe.show(set.units[**at].0)).collect();
+        let message = format!("the Pre-Depends form a cycle: {}", shown.join(" → "));
+        let layers: Vec<_> = path[first..].iter().map(|at| set.units[*at].1).collect();
+        let (file, line) = set.place(&layers);
+        let hint = "no order runs their scripts: another version of one of them must break it";
+        diagnostics.push(Diagnostic::error(file, line, "pre-depends-cycle", message).hint(hint));
+    }
 }
 
 fn check_conflicts(set: &Set<'_>, diagnostics: &mut Vec<Diagnostic>) {

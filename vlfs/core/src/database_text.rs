@@ -10,9 +10,10 @@ use std::cmp::Ordering;
 
 use crate::database::{Database, DatabaseError, Unit, UnitText, checked_text, for_each_unit};
 use crate::deb822::{Stanza, Stanzas};
-use crate::metadata::LayerKind;
+use crate::metadata::{LayerKind, Priority};
 use crate::names::LayerName;
 use crate::position::Located;
+use crate::relation::{self, RelationText};
 use crate::version::{self, LayerVersion};
 
 /// Some bytes of a database's text; the limit on its size makes 32 bits enough.
@@ -30,8 +31,13 @@ pub(crate) struct UnitPlace {
     version: Span,
     architecture: Span,
     provides: Span,
+    pre_depends: Span,
+    depends: Span,
+    conflicts: Span,
+    breaks: Span,
     pub kind: LayerKind,
     pub essential: bool,
+    pub priority: Priority,
     pub withdrawn: bool,
 }
 
@@ -67,8 +73,13 @@ impl DatabaseText {
                 version: span(metadata.version),
                 architecture: span(metadata.architecture.unwrap_or("")),
                 provides: span(metadata.provides),
+                pre_depends: span(metadata.pre_depends),
+                depends: span(metadata.depends),
+                conflicts: span(metadata.conflicts),
+                breaks: span(metadata.breaks),
                 kind: metadata.kind,
                 essential: metadata.essential,
+                priority: metadata.priority,
                 withdrawn: unit.withdrawn.is_some(),
             });
             lines.push(u32::try_from(place.line).unwrap_or(u32::MAX));
@@ -135,8 +146,23 @@ impl DatabaseText {
         self.part(unit.architecture)
     }
 
-    pub(crate) fn provides(&self, unit: &UnitPlace) -> &str {
-        self.part(unit.provides)
+    pub(crate) fn provides(&self, unit: &UnitPlace) -> impl Iterator<Item = RelationText<'_>> {
+        self.relations(unit.provides)
+    }
+
+    /// Pre-Depends, then Depends.
+    pub(crate) fn dependencies(&self, unit: &UnitPlace) -> impl Iterator<Item = RelationText<'_>> {
+        self.relations(unit.pre_depends).chain(self.relations(unit.depends))
+    }
+
+    /// Conflicts and Breaks.
+    pub(crate) fn conflicts(&self, unit: &UnitPlace) -> impl Iterator<Item = RelationText<'_>> {
+        self.relations(unit.conflicts).chain(self.relations(unit.breaks))
+    }
+
+    fn relations(&self, span: Span) -> impl Iterator<Item = RelationText<'_>> {
+        let checked = "DatabaseText::parse checked it";
+        relation::relations(self.part(span)).map(move |relation| relation.expect(checked))
     }
 
     pub(crate) fn unit(&self, unit: &UnitPlace) -> Unit {

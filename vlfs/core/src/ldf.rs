@@ -210,6 +210,33 @@ impl Ldf {
         }
     }
 
+    /// Adds an explicit layer behind the last explicit line; an implicit line of
+    /// the layer goes.
+    pub fn insert_explicit(&mut self, layer: LayerLine) {
+        let same = |line: &Line| matches!(&line.item, Item::Layer(l) if l.layer == layer.layer);
+        self.lines.retain(|line| !(line.implicit && same(line)));
+        let named = |line: &Line| !line.implicit && !matches!(line.item, Item::Silent);
+        let first_implicit = self.lines.iter().position(|line| line.implicit);
+        let at = match self.lines.iter().rposition(named) {
+            Some(last) => last + 1,
+            None => first_implicit.unwrap_or(self.lines.len()),
+        };
+        if let Some(before) = at.checked_sub(1).and_then(|before| self.lines.get_mut(before))
+            && !before.raw.ends_with('\n')
+        {
+            before.raw.push('\n');
+        }
+        let raw = format!("{layer}\n");
+        self.lines.insert(at, Line { raw, item: Item::Layer(layer), implicit: false });
+    }
+
+    /// Removes the explicit line of a layer.
+    pub fn remove_explicit(&mut self, layer: &LayerName) {
+        self.lines.retain(
+            |line| !matches!(&line.item, Item::Layer(l) if !line.implicit && l.layer == *layer),
+        );
+    }
+
     /// Makes the implicit part hold exactly these layers. Lines that stay keep
     /// their place and their comment; new ones are appended in the given order.
     pub fn set_implicit(&mut self, wanted: &[LayerLine]) {

@@ -73,6 +73,49 @@ impl FromStr for System {
     }
 }
 
+/// How much a layer belongs to every system, in the distribution's own words
+/// (Debian Policy 2.5): of several providers, the more important is preferred.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, Default,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum Priority {
+    Required,
+    Important,
+    Standard,
+    #[default]
+    Optional,
+    Extra,
+}
+
+impl Priority {
+    fn as_str(self) -> &'static str {
+        match self {
+            Priority::Required => "required",
+            Priority::Important => "important",
+            Priority::Standard => "standard",
+            Priority::Optional => "optional",
+            Priority::Extra => "extra",
+        }
+    }
+}
+
+impl fmt::Display for Priority {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+impl FromStr for Priority {
+    type Err = MetadataError;
+    fn from_str(text: &str) -> Result<Self, MetadataError> {
+        use Priority::{Extra, Important, Optional, Required, Standard};
+        let all = [Required, Important, Standard, Optional, Extra];
+        let found = all.into_iter().find(|priority| priority.as_str() == text);
+        found.ok_or_else(|| MetadataError::Priority(text.chars().take(64).collect()))
+    }
+}
+
 /// The metadata of one layer unit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Metadata {
@@ -84,6 +127,7 @@ pub struct Metadata {
     pub system: Option<System>,
     /// Always part of every composition that draws on its repository.
     pub essential: bool,
+    pub priority: Priority,
     pub pre_depends: Vec<Dependency>,
     pub depends: Vec<Dependency>,
     pub conflicts: Vec<Relation>,
@@ -124,6 +168,8 @@ pub enum MetadataError {
     System(String),
     #[error(transparent)]
     Diversion(#[from] DiversionError),
+    #[error("the priority {0:?} is none of required, important, standard, optional and extra")]
+    Priority(String),
     #[error("{0:?} is neither yes nor no")]
     YesNo(String),
     #[error("the value spans several lines; it must be one")]
@@ -140,6 +186,7 @@ impl Metadata {
             architecture: None,
             system: None,
             essential: false,
+            priority: Priority::Optional,
             pre_depends: Vec::new(),
             depends: Vec::new(),
             conflicts: Vec::new(),
@@ -202,6 +249,9 @@ impl Metadata {
         let system = self.system.map(|system| system.to_string());
         print_field(&mut text, "System", system.as_deref().unwrap_or(""));
         print_field(&mut text, "Essential", if self.essential { "yes" } else { "" });
+        if self.priority != Priority::Optional {
+            print_field(&mut text, "Priority", self.priority.as_str());
+        }
         print_field(&mut text, "Pre-Depends", &print_list(&self.pre_depends));
         print_field(&mut text, "Depends", &print_list(&self.depends));
         print_field(&mut text, "Conflicts", &print_list(&self.conflicts));
@@ -226,10 +276,11 @@ pub(crate) struct MetadataText<'a> {
     pub kind: LayerKind,
     pub architecture: Option<&'a str>,
     pub essential: bool,
-    pre_depends: &'a str,
-    depends: &'a str,
-    conflicts: &'a str,
-    breaks: &'a str,
+    pub priority: Priority,
+    pub pre_depends: &'a str,
+    pub depends: &'a str,
+    pub conflicts: &'a str,
+    pub breaks: &'a str,
     replaces: &'a str,
     pub provides: &'a str,
     system: Option<System>,
@@ -252,6 +303,7 @@ impl<'a> MetadataText<'a> {
             kind: LayerKind::Software,
             architecture: None,
             essential: false,
+            priority: Priority::Optional,
             pre_depends: "",
             depends: "",
             conflicts: "",
@@ -305,6 +357,7 @@ impl<'a> MetadataText<'a> {
             "Kind" => self.kind = field.value.parse().map_err(located)?,
             "Architecture" => self.architecture = Some(one_line(field)?),
             "Essential" => self.essential = yes_no(field)?,
+            "Priority" => self.priority = field.value.parse().map_err(located)?,
             "Pre-Depends" => self.pre_depends = dependencies()?,
             "Depends" => self.depends = dependencies()?,
             "Conflicts" => self.conflicts = relations()?,
@@ -329,12 +382,13 @@ impl<'a> MetadataText<'a> {
 
 /// A field's name as it is printed; empty where it is none of the metadata's.
 fn canonical(name: &str) -> &'static str {
-    const FIELDS: [&str; 17] = [
+    const FIELDS: [&str; 18] = [
         "Layer",
         "Version",
         "Kind",
         "Architecture",
         "Essential",
+        "Priority",
         "Pre-Depends",
         "Depends",
         "Conflicts",
@@ -363,6 +417,7 @@ impl From<MetadataText<'_>> for Metadata {
             kind: text.kind,
             architecture: line(text.architecture),
             essential: text.essential,
+            priority: text.priority,
             pre_depends: dependencies(text.pre_depends),
             depends: dependencies(text.depends),
             conflicts: relations(text.conflicts),

@@ -54,14 +54,17 @@ impl Relation {
 
     /// Whether a unit of this version satisfies the constraint.
     pub fn admits(&self, version: &LayerVersion) -> bool {
-        self.admits_text(version.as_str())
+        self.as_text().admits(version.as_str())
     }
 
-    /// As [`Relation::admits`], of a version that was checked.
-    pub(crate) fn admits_text(&self, version: &str) -> bool {
-        self.constraint.as_ref().is_none_or(|(comparison, bound)| {
-            comparison.admits(version::debian_cmp(version, bound.as_str()))
-        })
+    pub(crate) fn as_text(&self) -> RelationText<'_> {
+        let constraint = self.constraint.as_ref();
+        RelationText {
+            name: self.name.as_str(),
+            architecture: self.architecture.as_deref(),
+            constraint: constraint.map(|(comparison, version)| (*comparison, version.as_str())),
+            alternative: false,
+        }
     }
 }
 
@@ -125,6 +128,21 @@ pub(crate) struct RelationText<'a> {
     pub constraint: Option<(Comparison, &'a str)>,
     /// Whether it is another alternative to the relation before it.
     pub alternative: bool,
+}
+
+impl RelationText<'_> {
+    /// Whether a unit of this version, which was checked, satisfies the constraint.
+    pub(crate) fn admits(&self, version: &str) -> bool {
+        self.constraint.is_none_or(|(comparison, bound)| {
+            comparison.admits(version::debian_cmp(version, bound))
+        })
+    }
+
+    /// As [`RelationText::admits`] of what a Provides says: one without a
+    /// version satisfies no versioned relation.
+    pub(crate) fn admits_provided(&self, version: Option<&str>) -> bool {
+        self.constraint.is_none() || version.is_some_and(|version| self.admits(version))
+    }
 }
 
 impl From<RelationText<'_>> for Relation {

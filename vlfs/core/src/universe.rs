@@ -7,12 +7,13 @@ use std::cmp::{Ordering, Reverse};
 use std::collections::{BTreeSet, HashMap};
 use std::sync::OnceLock;
 
+use crate::configuration::{CONFIGURATION_FILE, Configuration};
 use crate::database::{Database, Unit};
 use crate::database_text::{DatabaseText, UnitPlace};
 use crate::generation::LayerSetEntry;
 use crate::metadata::LayerKind;
 use crate::names::{LayerName, RepositoryName};
-use crate::relation::{self, Relation};
+use crate::relation::{Relation, RelationText};
 use crate::version::{self, LayerVersion};
 
 /// A unit's number in its universe.
@@ -38,6 +39,15 @@ struct UniverseUnit {
     place: UnitPlace,
     /// Made when it is first looked at.
     unit: OnceLock<Box<Unit>>,
+    /// Found when it is first asked for.
+    links: OnceLock<Box<Links>>,
+}
+
+/// The units that a unit's relations lead to.
+#[derive(Debug, Clone)]
+struct Links {
+    needs: Box<[Box<[UnitId]>]>,
+    excluded: Box<[UnitId]>,
 }
 
 /// Why nothing new may use a unit.
@@ -71,7 +81,8 @@ pub struct Universe {
     starts: Vec<u32>,
     /// Names of which a unit is essential.
     essential: BTreeSet<NameId>,
-    /// By virtual name: the providers and the version they provide, best first.
+    /// By virtual name: the providers and the version they provide; best first:
+    /// by the repository's priority, then the layer's, then name and version.
     providers: HashMap<LayerName, Vec<(UnitId, Option<LayerVersion>)>>,
     /// Units that the configuration leaves out, with the reason.
     filtered: HashMap<UnitId, String>,
@@ -119,8 +130,7 @@ impl Universe {
         if place.essential {
             self.essential.insert(name);
         }
-        for provided in relation::relations(database.provides(&place)) {
-            let provided = provided.expect("the database was checked");
+        for provided in database.provides(&place) {
             let version = provided.constraint.map(|(_, text)| LayerVersion::of_checked(text));
             match self.providers.get_mut(provided.name) {
                 Some(providers) => providers.push((id, version)),
@@ -130,7 +140,8 @@ impl Universe {
                 }
             }
         }
-        self.units.push(UniverseUnit { repository, name, place, unit: OnceLock::new() });
+        let (unit, links) = (OnceLock::new(), OnceLock::new());
+        self.units.push(UniverseUnit { repository, name, place, unit, links });
     }
 
     fn intern(&mut self, database: &DatabaseText, place: &UnitPlace) -> NameId {
@@ -169,8 +180,10 @@ impl Universe {
         for providers in all.values_mut().filter(|providers| providers.len() > 1) {
             providers.sort_by(|(a, _), (b, _)| {
                 let priority = |id| self.repository_of(id).priority;
+                let importance = |id| self.slot(id).place.priority;
                 priority(*b)
                     .cmp(&priority(*a))
+                    .then_with(|| importance(*a).cmp(&importance(*b)))
                     .then_with(|| self.layer_text(*a).cmp(self.layer_text(*b)))
                     .then_with(|| self.better(*a, *b))
             });
@@ -232,6 +245,15 @@ impl Universe {
     pub fn unit(&self, id: UnitId) -> &Unit {
         let slot = self.slot(id);
         slot.unit.get_or_init(|| Box::new(self.repository_of(id).database.unit(&slot.place)))
+    }
+
+    /// The layer that a unit is of.
+    pub(crate) fn layer(&self, id: UnitId) -> LayerName {
+        LayerName::of_checked(self.layer_text(id))
+    }
+
+    pub(crate) fn version(&self, id: UnitId) -> LayerVersion {
+        LayerVersion::of_checked(self.version_text(id))
     }
 
     pub fn repository(&self, id: UnitId) -> &RepositoryName {
@@ -300,6 +322,33 @@ impl Universe {
         }
     }
 
+    /// Applies what the configuration says of all units: the architecture of the
+    /// fleet and the pins.
+    pub fn configure(&mut self, configuration: &Configuration) {
+        if let Some(architecture) = configuration.architecture.as_deref() {
+            self.filter(|universe, id| {
+                let database = &universe.repository_of(id).database;
+                match database.architecture(&universe.slot(id).place) {
+                    "" | "all" => None,
+                    own if own == architecture => None,
+                    own => Some(format!(
+                        "it is for {own}, and {CONFIGURATION_FILE} says {architecture}"
+                    )),
+                }
+            });
+        }
+        for pin in &configuration.pins {
+            let names = self.names.get(&pin.layer).copied().unwrap_or_default();
+            let mut candidates = std::mem::take(&mut self.candidates);
+            for name in names.into_iter().flatten() {
+                let range = |at: u32| self.starts[at as usize] as usize;
+                candidates[range(name.0)..range(name.0 + 1)]
+                    .sort_by_key(|id| !pin.prefers(self.repository(*id), self.version_text(*id)));
+            }
+            self.candidates = candidates;
+        }
+    }
+
     /// Whether nothing new may use a unit.
     pub fn barred(&self, id: UnitId) -> bool {
         self.slot(id).place.withdrawn || self.filtered.contains_key(&id)
@@ -334,46 +383,87 @@ impl Universe {
     /// All units that satisfy a relation that `from` declares: the layers of
     /// that name, best first, then its providers; barred ones too.
     pub fn satisfiers(&self, relation: &Relation, from: UnitId) -> Vec<UnitId> {
-        let mut found: Vec<_> =
-            self.named(&relation.name).filter(|id| self.satisfies(*id, relation, from)).collect();
-        for (id, _) in self.providers(&relation.name) {
-            if !found.contains(id) && self.satisfies(*id, relation, from) {
-                found.push(*id);
+        let mut found = Vec::new();
+        self.add_satisfiers(&relation.as_text(), from, &mut found);
+        found
+    }
+
+    /// Adds those that are not there yet.
+    fn add_satisfiers(&self, relation: &RelationText<'_>, from: UnitId, found: &mut Vec<UnitId>) {
+        let kinds = self.names.get(relation.name).copied().unwrap_or_default();
+        let named = kinds.into_iter().flatten().flat_map(|name| self.candidates(name)).copied();
+        let named = named.filter(|id| relation.admits(self.version_text(*id)));
+        let provided = self.providers.get(relation.name).into_iter().flatten();
+        let providers = provided
+            .filter(|(_, version)| {
+                relation.admits_provided(version.as_ref().map(LayerVersion::as_str))
+            })
+            .map(|(id, _)| *id);
+        for id in named.chain(providers) {
+            if self.is_of_architecture(id, relation, from) && !found.contains(&id) {
+                found.push(id);
             }
         }
-        found
     }
 
     /// Whether a unit satisfies (or, for a conflict, is meant by) a relation
     /// that `from` declares. An unversioned Provides satisfies no versioned
     /// relation; an architecture that is named must be the unit's own.
     pub fn satisfies(&self, id: UnitId, relation: &Relation, from: UnitId) -> bool {
+        let relation = relation.as_text();
+        let named = self.layer_text(id) == relation.name && relation.admits(self.version_text(id));
+        let mut provided = self.repository_of(id).database.provides(&self.slot(id).place);
+        let provides = |provided: RelationText<'_>| {
+            provided.name == relation.name
+                && relation.admits_provided(provided.constraint.map(|(_, version)| version))
+        };
+        (named || provided.any(provides)) && self.is_of_architecture(id, &relation, from)
+    }
+
+    fn is_of_architecture(&self, id: UnitId, relation: &RelationText<'_>, from: UnitId) -> bool {
         let of = |id: UnitId| {
             let name = self.repository_of(id).database.architecture(&self.slot(id).place);
             (!matches!(name, "" | "all")).then_some(name)
         };
-        let architecture = match relation.architecture.as_deref() {
+        match relation.architecture {
             None | Some("any" | "native") => true,
             Some(named) => of(id).or(of(from)).is_none_or(|found| found == named),
-        };
-        if !architecture {
-            return false;
         }
-        if self.layer_text(id) == relation.name.as_str()
-            && relation.admits_text(self.version_text(id))
-        {
-            return true;
-        }
-        let provides = self.repository_of(id).database.provides(&self.slot(id).place);
-        !provides.is_empty()
-            && relation::relations(provides).flatten().any(|provided| {
-                provided.name == relation.name.as_str()
-                    && match (provided.constraint, &relation.constraint) {
-                        (_, None) => true,
-                        (None, Some(_)) => false,
-                        (Some((_, version)), Some(_)) => relation.admits_text(version),
-                    }
-            })
+    }
+
+    /// What a unit needs: for each dependency, Pre-Depends first, the units that
+    /// satisfy it, in the order of its alternatives; barred ones too.
+    pub(crate) fn needs(&self, id: UnitId) -> &[Box<[UnitId]>] {
+        &self.links(id).needs
+    }
+
+    /// The units that a unit conflicts with or breaks, other than those of its own name.
+    pub(crate) fn excluded(&self, id: UnitId) -> &[UnitId] {
+        &self.links(id).excluded
+    }
+
+    fn links(&self, id: UnitId) -> &Links {
+        let slot = self.slot(id);
+        slot.links.get_or_init(|| {
+            let database = &self.repository_of(id).database;
+            let mut needs: Vec<Vec<UnitId>> = Vec::new();
+            for relation in database.dependencies(&slot.place) {
+                if !relation.alternative {
+                    needs.push(Vec::new());
+                }
+                if let Some(last) = needs.last_mut() {
+                    self.add_satisfiers(&relation, id, last);
+                }
+            }
+            let mut excluded = Vec::new();
+            for relation in database.conflicts(&slot.place) {
+                self.add_satisfiers(&relation, id, &mut excluded);
+            }
+            excluded.retain(|other| self.name_of(*other) != slot.name);
+            excluded.sort_unstable();
+            let needs = needs.into_iter().map(Vec::into_boxed_slice).collect();
+            Box::new(Links { needs, excluded: excluded.into() })
+        })
     }
 
     pub(crate) fn name_of(&self, id: UnitId) -> NameId {

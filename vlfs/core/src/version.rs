@@ -84,6 +84,9 @@ fn parts(text: &str) -> (&str, &str, Option<&str>) {
 
 /// Debian's order of two checked versions (Debian Policy 5.6.12).
 pub(crate) fn debian_cmp(a: &str, b: &str) -> Ordering {
+    if a == b {
+        return Ordering::Equal;
+    }
     let (a_epoch, a_upstream, a_revision) = parts(a);
     let (b_epoch, b_upstream, b_revision) = parts(b);
     compare_numbers(&mut a_epoch.as_bytes(), &mut b_epoch.as_bytes())

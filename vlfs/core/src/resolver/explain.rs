@@ -34,6 +34,7 @@ impl<'t> Blamed<'t> {
                 Cause::Base { .. } => 1,
                 Cause::Line { own: false, .. } => 2,
                 Cause::Line { own: true, .. } => 4,
+                Cause::Asked => 5,
             },
             Blamed::Hold(_) => 3,
         }
@@ -62,6 +63,7 @@ impl<'t> Blamed<'t> {
                     format!("the base layer {} (strata.toml:{line})", first(root))
                 }
                 Cause::Essential => format!("the essential layer {}", first(root)),
+                Cause::Asked => task.universe.show(root.demand.units[0]),
             },
             Blamed::Hold(hold) => {
                 format!("the hold {} (line {})", hold.placed.line, hold.placed.number)
@@ -173,7 +175,7 @@ fn reasons(
             }
             // The root's constraints are the holds.
             (ConflictEdge::Conflict(ConflictCause::Constrains(_)), None, Some(to)) => {
-                reasons.insert((ways.length(to), format!("{} is needed", ways.show(to))));
+                reasons.insert((ways.length(to), ways.needed(to)));
             }
             (ConflictEdge::Conflict(ConflictCause::ForbidMultipleInstances), Some(a), Some(b)) => {
                 let name = universe.unit(a).metadata.layer.clone();
@@ -253,6 +255,24 @@ impl<'u> Ways<'u> {
         way.join(" → ")
     }
 
+    /// Why a unit is needed that a hold does not let in.
+    fn needed(&self, unit: UnitId) -> String {
+        let before = self.before.get(&unit).and_then(|(_, before)| *before);
+        let dependency = before.and_then(|from| {
+            let metadata = &self.universe.unit(from).metadata;
+            let all = metadata.pre_depends.iter().chain(&metadata.depends);
+            let mut all = all.filter(|dependency| {
+                let mut relations = dependency.alternatives.iter();
+                relations.any(|relation| self.universe.satisfies(unit, relation, from))
+            });
+            Some((from, all.next()?))
+        });
+        match dependency {
+            Some((from, dependency)) => format!("{} depends on {dependency}", self.show(from)),
+            None => format!("{} is needed", self.show(unit)),
+        }
+    }
+
     fn unmet(&self, from: UnitId, dependency: &Dependency) -> String {
         let mut known: Vec<String> = Vec::new();
         for relation in &dependency.alternatives {
@@ -294,7 +314,8 @@ impl<'u> Ways<'u> {
     }
 }
 
-/// What would help: another version of one blamed line, if that is enough.
+/// What would help, each tried by resolving again: another version of one
+/// blamed line, a hold that is dropped, a line that is removed.
 fn advice(task: &Task<'_>, solving: &mut Solving<'_>, core: &[Blamed<'_>]) -> String {
     let universe = task.universe;
     for blamed in core.iter().rev() {
@@ -337,13 +358,47 @@ fn advice(task: &Task<'_>, solving: &mut Solving<'_>, core: &[Blamed<'_>]) -> St
         if let Some(found) = solving.attempt(&demands, &limits)
             && let Some(unit) = found.into_iter().find(|unit| others.contains(unit))
         {
-            let version = &universe.unit(unit).metadata.version;
-            return format!("{place}, {} {version} would do", placed.line.layer);
+            let version = universe.version_text(unit);
+            return match blamed {
+                Blamed::Hold(_) => format!("drop the hold {place}: {version} would do"),
+                Blamed::Root(_) => format!("{place}, {} {version} would do", placed.line.layer),
+            };
         }
+    }
+    if let Some(removal) = removal(task, solving, core) {
+        return removal;
     }
     match core.iter().filter(|blamed| blamed.line().is_some()).count() {
         0 => "change `base` in strata.toml, or the repositories".to_owned(),
         1 => "remove that line, or import what it lacks".to_owned(),
-        _ => "remove one of these lines".to_owned(),
+        _ => "remove one of these lines; others have faults as well".to_owned(),
+    }
+}
+
+/// The lines of which each alone may go, tried by resolving without it.
+fn removal(task: &Task<'_>, solving: &mut Solving<'_>, core: &[Blamed<'_>]) -> Option<String> {
+    let lines: Vec<_> = core.iter().filter(|blamed| blamed.line().is_some()).collect();
+    if lines.len() < 2 {
+        return None;
+    }
+    let mut enough = Vec::new();
+    for blamed in lines {
+        let Blamed::Root(out) = blamed else { continue };
+        let roots = task.roots.iter().filter(|root| !std::ptr::eq(*root, *out));
+        let demands: Vec<_> = roots.map(|root| &root.demand).collect();
+        let holds: Vec<_> = task.holds.iter().map(|hold| hold.limit.clone()).collect();
+        if solving.attempt(&demands, &holds).is_some() {
+            enough.extend(blamed.line());
+        }
+    }
+    enough.sort_unstable();
+    enough.dedup();
+    match enough.as_slice() {
+        [] => None,
+        [only] => Some(format!("remove line {only}")),
+        [rest @ .., last] => {
+            let rest: Vec<_> = rest.iter().map(ToString::to_string).collect();
+            Some(format!("remove line {} or {last}", rest.join(", ")))
+        }
     }
 }

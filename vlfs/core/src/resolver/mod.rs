@@ -10,9 +10,13 @@
 //! of a template are the template's; whoever includes it takes them as they are
 //! or holds a layer at another version with a line of their own.
 
+pub mod edit;
 mod explain;
+mod kept_back;
 mod provider;
 mod solve;
+mod why;
+mod why_not;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -25,8 +29,10 @@ use crate::diagnostic::Diagnostic;
 use crate::ldf::{LayerLine, Ldf};
 use crate::names::{CompositionName, LayerName};
 use crate::universe::{UnitId, Universe};
-use crate::version::LayerVersion;
+pub use kept_back::KeptBack;
 use solve::{Demand, Limit, Solving};
+pub use why::{Chain, Origin, Step, why};
+pub use why_not::{WhyNot, why_not};
 
 /// Which layers are to be brought to their best version.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -62,8 +68,12 @@ pub struct Change {
 pub struct Resolved {
     pub file: String,
     pub ldf: Ldf,
-    /// By layer; empty where nothing changed.
+    /// Whether the text changed: a layer can also move between the parts.
+    pub rewritten: bool,
+    /// By layer; empty where no layer came, went or changed.
     pub changes: Vec<Change>,
+    /// What was to be upgraded and is not at its best version, by layer.
+    pub kept_back: Vec<KeptBack>,
 }
 
 /// What resolving a whole GitOps repository gave.
@@ -87,6 +97,8 @@ enum Cause {
         line: u32,
     },
     Essential,
+    /// The operator asks what stands against it.
+    Asked,
 }
 
 /// A demand with its cause.
@@ -104,6 +116,7 @@ struct Hold {
 }
 
 /// Everything about one resolution.
+#[derive(Clone)]
 struct Task<'a> {
     universe: &'a Universe,
     definition: &'a Definition,
@@ -125,17 +138,16 @@ pub fn resolve(desired: &DesiredState, universe: &Universe, upgrade: &Upgrade) -
     let mut resolution = Resolution::default();
     for name in &order.order {
         let definition = &definitions[name];
-        let found =
-            prepare(definition, &definitions, &rules, &flats, upgrade).and_then(|task| match task
-                .run()
-            {
-                Ok(units) => Ok((units, task.included_names())),
-                Err(fault) => Err(vec![fault]),
-            });
+        let found = prepare(definition, &definitions, &rules, &flats, upgrade).and_then(|task| {
+            let units = task.run().map_err(|fault| vec![fault])?;
+            let kept_back = task.kept_back(&units, upgrade);
+            Ok((units, task.included_names(), kept_back))
+        });
         match found {
             Err(faults) => diagnostics.extend(faults),
-            Ok((units, included)) => {
-                let resolved = rewrite(definition, universe, &units, &included);
+            Ok((units, included, kept_back)) => {
+                let mut resolved = rewrite(definition, universe, &units, &included);
+                resolved.kept_back = kept_back;
                 if let Some(definition) = definitions.get_mut(name) {
                     definition.ldf = resolved.ldf.clone();
                 }
@@ -153,6 +165,18 @@ pub fn resolve(desired: &DesiredState, universe: &Universe, upgrade: &Upgrade) -
     diagnostics.dedup();
     resolution.diagnostics = diagnostics;
     resolution
+}
+
+impl Resolution {
+    /// Counts what was edited before resolving among the changes.
+    pub fn count_edits(&mut self, before: &DesiredState) {
+        for (name, resolved) in &mut self.resolved {
+            if let Some(definition) = before.definitions.get(name) {
+                resolved.changes = changes(&definition.ldf, &resolved.ldf);
+                resolved.rewritten = definition.ldf != resolved.ldf;
+            }
+        }
+    }
 }
 
 /// Gathers demands, holds and wishes of one definition.
@@ -298,7 +322,7 @@ impl Task<'_> {
     fn included_names(&self) -> BTreeSet<LayerName> {
         let included = self.roots.iter().filter_map(|root| match &root.cause {
             Cause::Line { placed, own: false, .. } => Some(placed.line.layer.clone()),
-            Cause::Line { .. } | Cause::Base { .. } | Cause::Essential => None,
+            Cause::Line { .. } | Cause::Base { .. } | Cause::Essential | Cause::Asked => None,
         });
         included.collect()
     }
@@ -335,6 +359,20 @@ impl Task<'_> {
         }
     }
 
+    /// The best unit that may take the place of a given one.
+    fn best(&self, unit: UnitId) -> Option<UnitId> {
+        let root = self.roots.iter().find(|root| {
+            matches!(root.cause, Cause::Line { own: true, .. }) && root.demand.units.contains(&unit)
+        });
+        match root {
+            Some(root) => root.demand.units.first().copied(),
+            None => {
+                let candidates = self.universe.candidates(self.universe.name_of(unit));
+                candidates.iter().copied().find(|unit| !self.universe.barred(*unit))
+            }
+        }
+    }
+
     /// The wishes in their order: nothing is downgraded; what is to be
     /// upgraded has its best version; everything else stays as it is.
     fn wishes(&self) -> Vec<Vec<Limit>> {
@@ -343,13 +381,12 @@ impl Task<'_> {
             |name| universe.candidates(name).iter().copied().filter(|unit| !universe.barred(*unit));
         let no_downgrade = |unit: &UnitId| {
             let name = universe.name_of(*unit);
-            let version = |unit: UnitId| &universe.unit(unit).metadata.version;
-            let floor = version(*unit);
-            Limit { name, units: candidates(name).filter(|u| version(*u) >= floor).collect() }
+            let as_new = |other: &UnitId| universe.compare_versions(*other, *unit).is_ge();
+            Limit { name, units: candidates(name).filter(as_new).collect() }
         };
         let best = |unit: &UnitId| {
             let name = universe.name_of(*unit);
-            Limit { name, units: candidates(name).take(1).collect() }
+            Limit { name, units: self.best(*unit).into_iter().collect() }
         };
         let exact = |unit: &UnitId| Limit { name: universe.name_of(*unit), units: vec![*unit] };
         let staying = self.present.iter().filter(|unit| !self.upgraded.contains(unit));
@@ -370,17 +407,15 @@ fn rewrite(
     included: &BTreeSet<LayerName>,
 ) -> Resolved {
     let mut ldf = definition.ldf.clone();
-    let before = lines_by_layer(&ldf);
     let mut explicit = BTreeSet::new();
+    let chosen: BTreeMap<(&str, &str), UnitId> = units
+        .iter()
+        .map(|unit| ((universe.repository(*unit).as_str(), universe.layer_text(*unit)), *unit))
+        .collect();
     for (_, line) in definition.ldf.explicit() {
         explicit.insert(line.layer.clone());
-        let chosen = units.iter().copied().find(|unit| {
-            let metadata = &universe.unit(*unit).metadata;
-            metadata.layer == line.layer && *universe.repository(*unit) == line.repository
-        });
-        if let Some(chosen) = chosen {
-            let version: &LayerVersion = &universe.unit(chosen).metadata.version;
-            ldf.set_version(&line.repository, &line.layer, version);
+        if let Some(chosen) = chosen.get(&(line.repository.as_str(), line.layer.as_str())) {
+            ldf.set_version(&line.repository, &line.layer, &universe.version(*chosen));
         }
     }
     let held: BTreeSet<_> = definition
@@ -391,22 +426,28 @@ fn rewrite(
         .collect();
     let mut implicit: Vec<_> = units
         .iter()
-        .map(|unit| {
-            let metadata = &universe.unit(*unit).metadata;
-            LayerLine {
-                hold: held.contains(&metadata.layer),
-                repository: universe.repository(*unit).clone(),
-                layer: metadata.layer.clone(),
-                version: Some(metadata.version.clone()),
-            }
+        .filter(|unit| {
+            let layer = universe.layer_text(**unit);
+            !explicit.contains(layer) && !included.contains(layer)
         })
-        .filter(|line| !explicit.contains(&line.layer) && !included.contains(&line.layer))
+        .map(|unit| LayerLine {
+            hold: held.contains(universe.layer_text(*unit)),
+            repository: universe.repository(*unit).clone(),
+            layer: universe.layer(*unit),
+            version: Some(universe.version(*unit)),
+        })
         .collect();
     implicit.sort_by(|a, b| a.layer.cmp(&b.layer));
     ldf.set_implicit(&implicit);
-    let after = lines_by_layer(&ldf);
+    let changes = changes(&definition.ldf, &ldf);
+    let rewritten = ldf != definition.ldf;
+    Resolved { file: definition.file.clone(), ldf, rewritten, changes, kept_back: Vec::new() }
+}
+
+fn changes(before: &Ldf, after: &Ldf) -> Vec<Change> {
+    let (before, after) = (lines_by_layer(before), lines_by_layer(after));
     let names: BTreeSet<_> = before.keys().chain(after.keys()).collect();
-    let changes = names
+    names
         .into_iter()
         .filter(|name| before.get(*name) != after.get(*name))
         .map(|name| Change {
@@ -414,8 +455,7 @@ fn rewrite(
             before: before.get(name).cloned(),
             after: after.get(name).cloned(),
         })
-        .collect();
-    Resolved { file: definition.file.clone(), ldf, changes }
+        .collect()
 }
 
 fn lines_by_layer(ldf: &Ldf) -> BTreeMap<LayerName, String> {
@@ -425,5 +465,7 @@ fn lines_by_layer(ldf: &Ldf) -> BTreeMap<LayerName, String> {
         .collect()
 }
 
+#[cfg(test)]
+mod question_tests;
 #[cfg(test)]
 mod tests;

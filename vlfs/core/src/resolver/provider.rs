@@ -8,7 +8,7 @@
 //! make: what is chosen already comes first, then the order of the metadata.
 
 use std::cell::RefCell;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt::Display;
 
 use resolvo::{
@@ -17,7 +17,6 @@ use resolvo::{
     StringId, VersionSetId, VersionSetUnionId,
 };
 
-use crate::relation::{Dependency, Relation};
 use crate::universe::{NameId, UnitId, Universe};
 
 fn solver_name(name: NameId) -> resolvo::NameId {
@@ -107,38 +106,29 @@ impl<'u> Provider<'u> {
         }
     }
 
-    /// The units that satisfy a dependency and may be chosen, the preferred first.
-    pub(super) fn alternatives(&self, dependency: &Dependency, from: UnitId) -> Vec<UnitId> {
-        let units = dependency
-            .alternatives
-            .iter()
-            .flat_map(|relation| self.universe.satisfiers(relation, from))
-            .filter(|unit| !self.universe.barred(*unit));
-        let (mut first, rest): (Vec<_>, Vec<_>) = units.partition(|unit| {
-            let name = self.universe.name_of(*unit);
-            self.favoured.contains(unit) || self.chosen.contains(&name)
-        });
-        first.extend(rest);
-        first
+    /// What a unit needs: for each dependency the units that satisfy it and may
+    /// be chosen, the preferred first.
+    pub(super) fn needs(&self, from: UnitId) -> impl Iterator<Item = Vec<UnitId>> {
+        self.universe.needs(from).iter().map(|satisfiers| {
+            let units = satisfiers.iter().copied().filter(|unit| !self.universe.barred(*unit));
+            let (mut first, rest): (Vec<_>, Vec<_>) = units.partition(|unit| {
+                let name = self.universe.name_of(*unit);
+                self.favoured.contains(unit) || self.chosen.contains(&name)
+            });
+            first.extend(rest);
+            first
+        })
     }
 
-    /// The sets that a conflict leaves of each name it concerns.
-    fn constraints(&self, relation: &Relation, from: UnitId) -> Vec<VersionSetId> {
-        let own = self.universe.name_of(from);
-        let mut excluded: Vec<(NameId, Vec<UnitId>)> = Vec::new();
-        for unit in self.universe.satisfiers(relation, from) {
-            let name = self.universe.name_of(unit);
-            match excluded.iter_mut().find(|(found, _)| *found == name) {
-                _ if name == own => {}
-                Some((_, units)) => units.push(unit),
-                None => excluded.push((name, vec![unit])),
-            }
-        }
-        let allowed = |(name, excluded): (NameId, Vec<UnitId>)| {
-            let rest = self.candidates_of(name).filter(|unit| !excluded.contains(unit));
-            self.version_set(name, rest.collect())
+    /// The sets that the conflicts of a unit leave of each name they concern.
+    fn constraints(&self, from: UnitId) -> Vec<VersionSetId> {
+        let excluded = self.universe.excluded(from);
+        let names: BTreeSet<_> = excluded.iter().map(|unit| self.universe.name_of(*unit)).collect();
+        let allowed = |name| {
+            let left = |unit: &UnitId| excluded.binary_search(unit).is_err();
+            self.version_set(name, self.candidates_of(name).filter(left).collect())
         };
-        excluded.into_iter().map(allowed).collect()
+        names.into_iter().map(allowed).collect()
     }
 
     /// The units of a name that may be chosen, best first.
@@ -227,18 +217,14 @@ impl DependencyProvider for Provider<'_> {
 
     async fn get_dependencies(&self, solvable: SolvableId) -> Dependencies {
         let from = unit(solvable);
-        let metadata = &self.universe.unit(from).metadata;
         let mut known = KnownDependencies::default();
-        for dependency in metadata.pre_depends.iter().chain(&metadata.depends) {
-            let sets = self.by_name(&self.alternatives(dependency, from));
+        for units in self.needs(from) {
             let nothing =
                 || Requirement::Single(self.version_set(self.universe.name_of(from), vec![]));
-            let requirement = self.union(sets).unwrap_or_else(nothing);
+            let requirement = self.requirement(&units).unwrap_or_else(nothing);
             known.requirements.push(ConditionalRequirement::from(requirement));
         }
-        for relation in metadata.conflicts.iter().chain(&metadata.breaks) {
-            known.constrains.extend(self.constraints(relation, from));
-        }
+        known.constrains = self.constraints(from);
         Dependencies::Known(known)
     }
 }

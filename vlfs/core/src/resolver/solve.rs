@@ -139,9 +139,7 @@ impl<'u> Solving<'u> {
                 if !needed.insert(unit) {
                     continue;
                 }
-                let metadata = &self.universe.unit(unit).metadata;
-                for dependency in metadata.pre_depends.iter().chain(&metadata.depends) {
-                    let mut units = self.solver.provider().alternatives(dependency, unit);
+                for mut units in self.solver.provider().needs(unit) {
                     units.retain(|unit| present.contains(unit));
                     match units.as_slice() {
                         [only] => open.push(*only),

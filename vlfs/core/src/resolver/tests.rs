@@ -10,7 +10,7 @@ use crate::universe::tests::universe;
 
 const CONFIGURATION: &str = "[[repository]]\nname = \"main\"\n";
 
-fn tree(files: &[(&str, &str)]) -> SourceTree {
+pub(super) fn tree(files: &[(&str, &str)]) -> SourceTree {
     let mut tree = SourceTree::default();
     let configuration = ("strata.toml", CONFIGURATION);
     let given = files.iter().any(|(path, _)| *path == configuration.0);
@@ -21,19 +21,23 @@ fn tree(files: &[(&str, &str)]) -> SourceTree {
     tree
 }
 
-fn own_file(entry: &LayerSetEntry) -> Option<Arc<Manifest>> {
+pub(super) fn own_file(entry: &LayerSetEntry) -> Option<Arc<Manifest>> {
     let path = format!("usr/lib/{}", entry.layer);
     Some(Arc::new(manifest(&[(path.as_str(), entry.version.as_str())])))
 }
 
-fn resolution(universe: &Universe, files: &[(&str, &str)], upgrade: &Upgrade) -> Resolution {
+pub(super) fn resolution(
+    universe: &Universe,
+    files: &[(&str, &str)],
+    upgrade: &Upgrade,
+) -> Resolution {
     let (desired, faults) = DesiredState::read(&tree(files));
     assert_eq!(faults, []);
     resolve(&desired, universe, upgrade)
 }
 
 /// The text of one LDF after resolution; what it gives must pass the check.
-fn resolved_with(universe: &Universe, ldf: &str, upgrade: &Upgrade) -> String {
+pub(super) fn resolved_with(universe: &Universe, ldf: &str, upgrade: &Upgrade) -> String {
     let result = resolution(universe, &[("templates/t.ldf", ldf)], upgrade);
     assert_eq!(result.diagnostics, []);
     let text = result.resolved.values().next().expect("one").ldf.print();
@@ -42,7 +46,7 @@ fn resolved_with(universe: &Universe, ldf: &str, upgrade: &Upgrade) -> String {
     text
 }
 
-fn resolved(universe: &Universe, ldf: &str) -> String {
+pub(super) fn resolved(universe: &Universe, ldf: &str) -> String {
     resolved_with(universe, ldf, &Upgrade::Nothing)
 }
 
@@ -55,11 +59,11 @@ fn explained(universe: &Universe, ldf: &str) -> String {
 }
 
 /// A universe in short: `name version [Field: value]…`, one unit a line.
-fn main_universe(units: &str) -> Universe {
+pub(super) fn main_universe(units: &str) -> Universe {
     universe(&[("main", 500, &stanzas(units))])
 }
 
-fn stanzas(units: &str) -> String {
+pub(super) fn stanzas(units: &str) -> String {
     let mut text = String::new();
     for line in units.lines().filter(|line| !line.is_empty()) {
         let mut fields = line.split("; ");
@@ -74,11 +78,11 @@ fn stanzas(units: &str) -> String {
     text
 }
 
-fn upgrade(names: &[&str]) -> Upgrade {
+pub(super) fn upgrade(names: &[&str]) -> Upgrade {
     Upgrade::Layers(names.iter().map(|name| name.parse().expect("a name")).collect())
 }
 
-const WEB: &str = "web 1; Depends: ssl (>= 1), mta
+pub(super) const WEB: &str = "web 1; Depends: ssl (>= 1), mta
 web 2; Depends: ssl (>= 2), mta
 ssl 1
 ssl 2
@@ -227,7 +231,7 @@ fn explanations_name_the_lines_the_reason_and_a_way_out() {
     );
     assert_eq!(
         explained(&universe, "main/spare 1\nmain/web 2\nmain/foe 1\n"),
-        "3: main/web 2 (line 2) and main/foe 1 (line 3) cannot go together: main/foe 1 conflicts with web, which is main/web 2 | remove one of these lines"
+        "3: main/web 2 (line 2) and main/foe 1 (line 3) cannot go together: main/foe 1 conflicts with web, which is main/web 2 | remove line 2 or 3"
     );
     assert_eq!(
         explained(&universe, "main/web 2\nmain/old 1\n"),
@@ -243,7 +247,7 @@ fn explanations_name_the_lines_the_reason_and_a_way_out() {
     );
     assert_eq!(
         explained(&universe, "main/web 2\n\n=main/ssl 1\n"),
-        "3: the hold =main/ssl 1 (line 3) and main/web 2 (line 1) cannot go together: main/web 2 → main/ssl 2 is needed | on line 1, web 1 would do"
+        "3: the hold =main/ssl 1 (line 3) and main/web 2 (line 1) cannot go together: main/web 2 depends on ssl (= 2) | on line 1, web 1 would do"
     );
 }
 
