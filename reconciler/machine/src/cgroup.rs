@@ -4,7 +4,8 @@
 //! it on hosts with the hybrid layout), a VA has two groups,
 //! `strata/<store>/va-<name>/{clients,vlfs}`: the VA's processes and its VLFS
 //! daemon. They are apart because a process that waits for a frozen daemon
-//! cannot be frozen. No controller is switched on.
+//! cannot be frozen. No controller is switched on but that of memory, where a VA's
+//! is limited.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek};
@@ -179,6 +180,55 @@ impl Cgroup {
             }
         }
         Ok(())
+    }
+}
+
+/// How this host limits the memory of a group's processes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum MemoryLimits {
+    /// The controller of the version 2 hierarchy.
+    Unified,
+    /// That of version 1, mounted here (hosts with the hybrid layout): processes join
+    /// a second group, in this hierarchy.
+    Former(PathBuf),
+}
+
+impl MemoryLimits {
+    /// What there is on this host, whose version 2 hierarchy is mounted on `hierarchy`.
+    ///
+    /// # Errors
+    /// `/proc` or the hierarchy cannot be read.
+    pub fn find(hierarchy: &Path) -> io::Result<Option<Self>> {
+        let controllers = fs::read_to_string(hierarchy.join("cgroup.controllers"))?;
+        if controllers.split_whitespace().any(|controller| controller == "memory") {
+            return Ok(Some(MemoryLimits::Unified));
+        }
+        let former = mounts::all()?.into_iter().find(|mount| {
+            mount.kind == "cgroup" && mount.point.join("memory.limit_in_bytes").exists()
+        });
+        Ok(former.map(|mount| MemoryLimits::Former(mount.point)))
+    }
+}
+
+impl Cgroup {
+    /// Switches the memory controller on for the groups below it.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn delegate_memory(&self) -> io::Result<()> {
+        fs::write(self.path.join("cgroup.subtree_control"), "+memory")
+    }
+
+    /// Limits the memory of its processes together.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn limit_memory(&self, limits: &MemoryLimits, bytes: u64) -> io::Result<()> {
+        let name = match limits {
+            MemoryLimits::Unified => "memory.max",
+            MemoryLimits::Former(_) => "memory.limit_in_bytes",
+        };
+        fs::write(self.path.join(name), bytes.to_string())
     }
 }
 

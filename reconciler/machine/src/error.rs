@@ -27,6 +27,8 @@ pub enum MachineError {
     Stopped(VaName),
     #[error("this host has no cgroup v2 hierarchy, which suspending and stopping VAs needs")]
     NoCgroups,
+    #[error("this host has no cgroup controller for memory, so that of a VA cannot be limited")]
+    NoMemoryLimits,
     #[error("the VLFS of the VA {name} cannot be mounted: {reason}")]
     NotMounted { name: VaName, reason: String },
     #[error("the VA {name} cannot be started: {reason}")]

@@ -29,7 +29,7 @@ mod wait;
 
 pub use control::{ControlError, Served, served};
 pub use error::MachineError;
-pub use machines::{ExecCommand, Machines, Observation, Programs, StartRequest};
+pub use machines::{ExecCommand, Machines, Network, Observation, Programs, StartRequest};
 pub use mounts::Mount;
 pub use provision::{ProvisionError, ProvisionRequest, Provisioned};
 pub use record::{Driver, VaRecord};

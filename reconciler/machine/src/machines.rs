@@ -15,7 +15,7 @@ use strata_core::status::RunState;
 use strata_core::{MacAddr, VaName};
 use strata_store::{Store, StoreError, read_limited};
 
-use crate::cgroup::{self, Cgroup};
+use crate::cgroup::{self, Cgroup, MemoryLimits};
 use crate::error::{Context, MachineError};
 use crate::mounts::Mount;
 use crate::namespace::NamespaceVa;
@@ -49,11 +49,25 @@ pub struct Programs {
     pub init: PathBuf,
 }
 
+/// Which network a namespace VA has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Network {
+    /// The host's.
+    #[default]
+    Host,
+    /// A loopback interface of its own and no way out.
+    Private,
+}
+
 /// How a VA is started.
 #[derive(Debug, Clone)]
 pub struct StartRequest {
-    /// The appliance's command; empty: the VA waits for `exec`.
+    /// The appliance's command; empty: the services of its tree, if there are any,
+    /// and the VA waits for `exec`.
     pub command: Vec<OsString>,
+    pub network: Network,
+    /// Bytes of memory that its processes may use together; no limit where none is given.
+    pub memory_bytes: Option<u64>,
     /// The VLFS must answer and the VA run before that.
     pub deadline: Duration,
 }
@@ -80,6 +94,15 @@ impl ExecCommand {
         &mut self.command
     }
 
+    /// Runs the command and waits for it until the deadline; then the caller's end of it
+    /// is killed, and `None` returned. What runs in the VA goes on until it is stopped.
+    ///
+    /// # Errors
+    /// `strata-init` cannot be run.
+    pub fn status_before(&mut self, deadline: Instant) -> io::Result<Option<ExitStatus>> {
+        wait::child(&mut self.command.spawn()?, deadline)
+    }
+
     /// Runs the command and waits for it.
     ///
     /// # Errors
@@ -95,6 +118,8 @@ pub struct Machines<'store> {
     store: &'store Store,
     /// The cgroup below which this store's VAs are; `None` without cgroup v2.
     cgroup: Option<Cgroup>,
+    /// Likewise where memory is limited, on hosts that do that in another hierarchy.
+    memory: Option<Cgroup>,
 }
 
 /// One command's hold on a VA; the kernel lets go when the process dies.
@@ -113,8 +138,16 @@ impl<'store> Machines<'store> {
         // One store under two paths is one store; two stores never share a name.
         let (major, minor) = (rustix::fs::major(stat.st_dev), rustix::fs::minor(stat.st_dev));
         let key = format!("{major}-{minor}-{}", stat.st_ino);
-        let cgroup = hierarchy.map(|path| Cgroup::at(path.join("strata").join(key)));
-        Ok(Machines { store, cgroup })
+        let limits = match &hierarchy {
+            Some(path) => MemoryLimits::find(path).at("read", path)?,
+            None => None,
+        };
+        let group = |path: PathBuf| Cgroup::at(path.join("strata").join(&key));
+        let memory = match limits {
+            Some(MemoryLimits::Former(path)) => Some(group(path)),
+            Some(MemoryLimits::Unified) | None => None,
+        };
+        Ok(Machines { store, cgroup: hierarchy.map(group), memory })
     }
 
     pub fn store(&self) -> &'store Store {
@@ -279,8 +312,10 @@ impl<'store> Machines<'store> {
     }
 
     fn namespace<'a>(&'a self, record: &'a VaRecord) -> Result<NamespaceVa<'a>, MachineError> {
-        let cgroup = self.cgroup.clone().ok_or(MachineError::NoCgroups)?;
-        Ok(NamespaceVa::new(record, self.directory(&record.name), self.store.root(), cgroup))
+        let cgroup = self.cgroup.as_ref().ok_or(MachineError::NoCgroups)?;
+        let directory = self.directory(&record.name);
+        let (root, memory) = (self.store.root(), self.memory.as_ref());
+        Ok(NamespaceVa::new(record, directory, root, cgroup, memory))
     }
 
     /// Waits for the hold on a VA, and reads its record under it.

@@ -26,9 +26,9 @@ use rustix::process::{Pid, PidfdFlags, Signal};
 use strata_core::GenerationId;
 use strata_core::status::RunState;
 
-use crate::cgroup::Cgroup;
+use crate::cgroup::{Cgroup, MemoryLimits};
 use crate::error::{Context, MachineError};
-use crate::machines::{ExecCommand, Observation, Programs, StartRequest};
+use crate::machines::{ExecCommand, Network, Observation, Programs, StartRequest};
 use crate::record::VaRecord;
 use crate::{control, mounts, wait};
 
@@ -43,6 +43,8 @@ const BUSY_DEADLINE: Duration = Duration::from_secs(2);
 const SWAP_DEADLINE: Duration = Duration::from_secs(1);
 /// What PID 1 may take to start the appliance's command.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(5);
+/// A VA's group is `strata/<store>/va-<name>` below the hierarchy's mount point.
+const HIERARCHY_DEPTH: usize = 3;
 /// No reason for a failure is longer, in bytes.
 const REASON_BYTES: u64 = 4 << 10;
 
@@ -54,13 +56,23 @@ pub(crate) struct NamespaceVa<'a> {
     group: Cgroup,
     clients: Cgroup,
     daemon: Cgroup,
+    /// Of the processes of `clients` too, where this host limits memory with version 1.
+    memory: Option<Cgroup>,
 }
 
 impl<'a> NamespaceVa<'a> {
-    pub fn new(record: &'a VaRecord, directory: PathBuf, store: &'a Path, cgroup: Cgroup) -> Self {
+    /// `cgroup` and, where memory is limited elsewhere, `memory` are the store's groups.
+    pub fn new(
+        record: &'a VaRecord,
+        directory: PathBuf,
+        store: &'a Path,
+        cgroup: &Cgroup,
+        memory: Option<&Cgroup>,
+    ) -> Self {
         let group = cgroup.child(&format!("va-{}", record.name));
         let (clients, daemon) = (group.child("clients"), group.child("vlfs"));
-        NamespaceVa { record, directory, store, group, clients, daemon }
+        let memory = memory.map(|memory| memory.child(&format!("va-{}", record.name)));
+        NamespaceVa { record, directory, store, group, clients, daemon, memory }
     }
 
     /// Where the VLFS is mounted on the host.
@@ -117,6 +129,9 @@ impl<'a> NamespaceVa<'a> {
             // Once more, should another VA's end have just removed the parent.
             cgroup.create().or_else(|_| cgroup.create()).at("create", cgroup.path())?;
         }
+        if let Some(bytes) = request.memory_bytes {
+            self.limit_memory(bytes)?;
+        }
         let log_path = self.directory.join("mount.log");
         let log = File::create(&log_path).at("create", &log_path)?;
         let mut command = Command::new(&programs.init);
@@ -142,6 +157,35 @@ impl<'a> NamespaceVa<'a> {
         Err(MachineError::NotMounted { name: self.record.name.clone(), reason })
     }
 
+    fn limit_memory(&self, bytes: u64) -> Result<(), MachineError> {
+        if let Some(memory) = &self.memory {
+            memory.create().at("create", memory.path())?;
+            let limits = MemoryLimits::Former(PathBuf::new());
+            return memory.limit_memory(&limits, bytes).at("limit the memory of", memory.path());
+        }
+        let above: Vec<_> = self.group.path().ancestors().take(HIERARCHY_DEPTH + 1).collect();
+        let hierarchy = above.last().copied().unwrap_or(Path::new("/"));
+        if MemoryLimits::find(hierarchy).at("read", hierarchy)? != Some(MemoryLimits::Unified) {
+            return Err(MachineError::NoMemoryLimits);
+        }
+        for group in above.iter().rev() {
+            let group = Cgroup::at((*group).to_owned());
+            group.delegate_memory().at("limit memory below", group.path())?;
+        }
+        self.clients
+            .limit_memory(&MemoryLimits::Unified, bytes)
+            .at("limit the memory of", self.clients.path())
+    }
+
+    /// A command that runs `image` of `strata-init`, with the VA's limits.
+    fn limited(&self, image: &OwnedFd) -> Command {
+        let mut command = Command::new(image_path(image));
+        if let Some(memory) = self.memory.as_ref().filter(|memory| memory.path().exists()) {
+            command.arg("--also").arg(memory.path());
+        }
+        command
+    }
+
     /// Starts PID 1 of the VA; once scripts of the layers have run, it starts the
     /// appliance's command and answers.
     fn start_first_process(
@@ -152,8 +196,12 @@ impl<'a> NamespaceVa<'a> {
         let image = sealed_image(&programs.init)?;
         let (answer, answer_end) = io::pipe().at("make", Path::new("a pipe"))?;
         let (leave_end, leave) = io::pipe().at("make", Path::new("a pipe"))?;
-        let mut command = Command::new(image_path(&image));
-        command.arg("start").arg(self.clients.path()).arg(self.root());
+        let mut command = self.limited(&image);
+        let network = match request.network {
+            Network::Host => "host",
+            Network::Private => "private",
+        };
+        command.arg("start").arg(network).arg(self.clients.path()).arg(self.root());
         command.arg(self.record.name.as_str()).arg("--").args(&request.command);
         command.stdin(leave_end).stdout(answer_end).stderr(self.console()?);
         let deadline = Instant::now() + request.deadline;
@@ -241,7 +289,7 @@ impl<'a> NamespaceVa<'a> {
             }
         };
         let image = sealed_image(&programs.init)?;
-        let mut command = Command::new(image_path(&image));
+        let mut command = self.limited(&image);
         command.arg("exec").arg(self.clients.path()).arg(init.to_string()).arg("--").args(words);
         Ok(ExecCommand { command, _image: image })
     }
@@ -391,7 +439,7 @@ impl<'a> NamespaceVa<'a> {
             true => cgroup.remove_with_inner(),
             false => cgroup.remove(),
         };
-        for cgroup in [&self.clients, &self.daemon, &self.group] {
+        for cgroup in [&self.clients, &self.daemon, &self.group].into_iter().chain(&self.memory) {
             // The group of a script lies in that of the clients.
             let removed = wait::until(Instant::now() + KILL_DEADLINE, || match remove(cgroup) {
                 Err(error) if error.kind() == io::ErrorKind::ResourceBusy => Ok(false),
@@ -401,7 +449,10 @@ impl<'a> NamespaceVa<'a> {
                 return Err(Errno::BUSY).at("remove", cgroup.path());
             }
         }
-        self.remove_empty_parents();
+        remove_empty_parents(&self.group);
+        if let Some(memory) = &self.memory {
+            remove_empty_parents(memory);
+        }
         for name in ["run/root", "run"] {
             let path = self.directory.join(name);
             match fs::remove_dir(&path) {
@@ -412,15 +463,6 @@ impl<'a> NamespaceVa<'a> {
             }
         }
         Ok(())
-    }
-
-    /// The groups above are shared with other VAs: the last one removes them.
-    fn remove_empty_parents(&self) {
-        for parent in self.group.path().ancestors().skip(1).take(2) {
-            if Cgroup::at(parent.to_owned()).remove().is_err() {
-                return;
-            }
-        }
     }
 
     /// Returns whether the group is empty.
@@ -463,6 +505,15 @@ impl<'a> NamespaceVa<'a> {
 
     fn deadline(&self, wanted: &'static str, deadline: Duration) -> MachineError {
         MachineError::Deadline { name: self.record.name.clone(), wanted, deadline }
+    }
+}
+
+/// The groups above are shared with other VAs: the last one removes them.
+fn remove_empty_parents(group: &Cgroup) {
+    for parent in group.path().ancestors().skip(1).take(HIERARCHY_DEPTH - 1) {
+        if Cgroup::at(parent.to_owned()).remove().is_err() {
+            return;
+        }
     }
 }
 

@@ -14,6 +14,8 @@ pub enum InitError {
     NotInVa { pid: u32, cgroup: String },
     #[error("cannot run {program:?} in the VA: {source}")]
     Command { program: String, source: io::Error },
+    #[error("{program}, which runs before the services, ended with {status}")]
+    Start { program: String, status: String },
 }
 
 /// Names the action and what it was done to.

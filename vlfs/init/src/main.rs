@@ -5,13 +5,16 @@
 //!
 //! ```text
 //! strata-init in-cgroup CGROUP -- PROGRAM [ARG…]         join a cgroup, become PROGRAM
-//! strata-init start CGROUP ROOT HOSTNAME [-- CMD [ARG…]]  make the VA's namespaces, leave `pid1` in them
+//! strata-init start NETWORK CGROUP ROOT HOSTNAME [-- CMD [ARG…]]
+//!                                                         make the VA's namespaces, leave `pid1` in them;
+//!                                                         NETWORK is `host` or `private`
 //! strata-init pid1 ROOT HOSTNAME [-- CMD [ARG…]]          make ROOT the root, then be PID 1
 //! strata-init exec CGROUP PID -- CMD [ARG…]               run CMD in the namespaces of PID
 //! strata-init script CGROUP GROUP PID -- [ARG…]           the same with the script on standard input, in GROUP
 //! ```
 //!
-//! `start` and `pid1` answer on standard output with one line, `error: …` or `entered`
+//! `--also CGROUP` before any form joins one more cgroup: hosts with the hybrid layout
+//! limit memory in a hierarchy of its own. `start` and `pid1` answer on standard output with one line, `error: …` or `entered`
 //! once the VA can be entered; then the appliance's command waits for the end of standard
 //! input, and the answer to that is `ready` or `error: …`. What the VA prints goes to
 //! standard error. `exec` exits with the
@@ -28,6 +31,7 @@ mod error;
 mod namespaces;
 mod pid1;
 mod root;
+mod services;
 mod system;
 
 use std::ffi::OsString;
@@ -37,9 +41,10 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use error::InitError;
+use namespaces::Network;
 
 const USAGE: &str = "usage: strata-init in-cgroup CGROUP -- PROGRAM [ARG…]
-       strata-init start CGROUP ROOT HOSTNAME [-- COMMAND [ARG…]]
+       strata-init start host|private CGROUP ROOT HOSTNAME [-- COMMAND [ARG…]]
        strata-init pid1 ROOT HOSTNAME [-- COMMAND [ARG…]]
        strata-init exec CGROUP PID -- COMMAND [ARG…]
        strata-init script CGROUP GROUP PID -- [ARG…]
@@ -57,10 +62,22 @@ fn main() -> ExitCode {
         eprintln!("strata-init: cannot keep open files from the VA: {error}");
         return ExitCode::from(EXIT_NOT_ENTERED);
     }
-    match texts.as_deref() {
+    let texts = match texts.as_deref() {
+        Some(["--also", cgroup, rest @ ..]) => match namespaces::join_cgroup(Path::new(cgroup)) {
+            Ok(()) => Some(rest),
+            Err(error) => return fail(Err(error)),
+        },
+        texts => texts,
+    };
+    match texts {
         Some(["in-cgroup", cgroup]) => fail(in_cgroup(Path::new(cgroup), &command)),
-        Some(["start", cgroup, root, hostname]) => {
-            answer(namespaces::start(Path::new(cgroup), Path::new(root), hostname, &command))
+        Some(["start", network @ ("host" | "private"), cgroup, root, hostname]) => {
+            let network = match *network {
+                "private" => Network::Private,
+                _ => Network::Host,
+            };
+            let (cgroup, root) = (Path::new(cgroup), Path::new(root));
+            answer(namespaces::start(network, cgroup, root, hostname, &command))
         }
         Some(["pid1", root, hostname]) => {
             match namespaces::enter_root(Path::new(root), hostname)

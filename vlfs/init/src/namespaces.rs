@@ -1,5 +1,5 @@
 //! Making and entering the namespaces of a VA: mounts, process ids, host name
-//! and IPC. Network and users are the host's.
+//! and IPC, and the network where it is to be private. Users are the host's.
 
 use std::ffi::OsString;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -20,6 +20,15 @@ const HOSTNAME_BYTES: usize = 64;
 /// Files that a script may open unless it asks for more, as the kernel has it for others.
 const OPEN_FILES: u64 = 1024;
 
+/// Which network a VA has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Network {
+    /// The host's.
+    Host,
+    /// A loopback interface of its own, and nothing else.
+    Private,
+}
+
 /// Moves the caller into a cgroup (v2).
 ///
 /// # Errors
@@ -35,6 +44,7 @@ pub fn join_cgroup(cgroup: &Path) -> Result<(), InitError> {
 /// # Errors
 /// The cgroup cannot be joined or the namespaces not made.
 pub fn start(
+    network: Network,
     cgroup: &Path,
     root: &Path,
     hostname: &str,
@@ -42,6 +52,10 @@ pub fn start(
 ) -> Result<(), InitError> {
     join_cgroup(cgroup)?;
     system::unshare_namespaces().context("make", "the VA's namespaces")?;
+    if network == Network::Private {
+        system::unshare_network().context("make", "the VA's network")?;
+        system::bring_loopback_up().context("bring up", "the loopback interface")?;
+    }
     root::keep_mounts_private()?;
     let mut first = Command::new("/proc/self/exe");
     first.arg("pid1").arg(root).arg(hostname).arg("--").args(command);
@@ -173,7 +187,9 @@ fn enter(process: &OwnedFd, pid: &str) -> Result<(), InitError> {
     let namespaces = ThreadNameSpaceType::MOUNT
         | ThreadNameSpaceType::PROCESS_ID
         | ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME
-        | ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION;
+        | ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION
+        // The host's own where the VA has no other.
+        | ThreadNameSpaceType::NETWORK;
     rustix::thread::move_into_thread_name_spaces(process.as_fd(), namespaces)
         .context("enter the namespaces of", pid)?;
     rustix::process::chdir("/").context("enter", "/")?;

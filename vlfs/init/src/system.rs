@@ -20,6 +20,43 @@ pub fn unshare_namespaces() -> io::Result<()> {
     unsafe { rustix::thread::unshare_unsafe(flags) }.map_err(io::Error::from)
 }
 
+/// Leaves the caller's network for one with nothing but a loopback interface.
+///
+/// # Errors
+/// As unshare(2).
+pub fn unshare_network() -> io::Result<()> {
+    // SAFETY: as above; a network namespace holds no descriptors.
+    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }.map_err(io::Error::from)
+}
+
+/// Brings the loopback interface of the caller's network up; the kernel gives it
+/// its addresses (netdevice(7)).
+///
+/// # Errors
+/// The caller may not.
+pub fn bring_loopback_up() -> io::Result<()> {
+    let flags = rustix::net::SocketFlags::CLOEXEC;
+    let family = rustix::net::AddressFamily::INET;
+    let socket = rustix::net::socket_with(family, rustix::net::SocketType::DGRAM, flags, None)?;
+    // SAFETY: an all-zero `ifreq` is a valid one: numbers and null pointers.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(*b"lo") {
+        *to = from.cast_signed();
+    }
+    let up = libc::IFF_UP | libc::IFF_RUNNING;
+    request.ifr_ifru.ifru_flags = libc::c_short::try_from(up).unwrap_or(libc::c_short::MAX);
+    // SAFETY: the descriptor is a socket, and the structure, which the call only
+    // reads, is of the type that the request has and lives through the call.
+    let result = unsafe {
+        libc::ioctl(
+            std::os::fd::AsRawFd::as_raw_fd(&socket),
+            libc::SIOCSIFFLAGS,
+            &raw const request,
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Forbids opening devices on the mount at the working directory and on all that is
 /// mounted in it.
 ///
@@ -104,6 +141,23 @@ impl Signals {
         let signal = unsafe { libc::sigtimedwait(&self.0, std::ptr::null_mut(), timeout) };
         (signal > 0).then_some(signal)
     }
+}
+
+/// Lets a program start with no signal blocked, whatever is blocked here.
+pub fn unblock_signals_in(command: &mut std::process::Command) {
+    let unblock = || {
+        let mut none = MaybeUninit::<libc::sigset_t>::uninit();
+        // SAFETY: sigemptyset initialises the set, which sigprocmask only reads; both
+        // are async-signal-safe.
+        let result = unsafe {
+            libc::sigemptyset(none.as_mut_ptr());
+            libc::sigprocmask(libc::SIG_SETMASK, none.as_ptr(), std::ptr::null_mut())
+        };
+        if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    };
+    // SAFETY: between fork and exec the closure makes two async-signal-safe calls and
+    // allocates nothing.
+    unsafe { std::os::unix::process::CommandExt::pre_exec(command, unblock) };
 }
 
 extern "C" fn pass_over(_signal: libc::c_int) {}

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use strata_core::generation::Generation;
 use strata_core::{CompositionName, RingName, VaName};
-use strata_machine::{Machines, Programs, ProvisionRequest, StartRequest};
+use strata_machine::{Machines, Network, Programs, ProvisionRequest, StartRequest};
 use strata_store::Store;
 use tempfile::TempDir;
 
@@ -46,6 +46,10 @@ pub fn composition() -> CompositionName {
 
 pub fn va(name: &str) -> VaName {
     VaName::new(name).expect("valid")
+}
+
+pub fn start_request(command: Vec<OsString>) -> StartRequest {
+    StartRequest { command, network: Network::Host, memory_bytes: None, deadline: DEADLINE }
 }
 
 pub fn words(words: &[&str]) -> Vec<OsString> {
@@ -115,7 +119,7 @@ impl Fleet {
     }
 
     pub fn start(&self, name: &str, command: &[&str]) {
-        let request = StartRequest { command: words(command), deadline: DEADLINE };
+        let request = start_request(words(command));
         self.machines().start(&va(name), &request, &self.programs()).expect("started");
     }
 

@@ -6,9 +6,9 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal};
-use strata_machine::{MachineError, RunState, StartRequest};
+use strata_machine::{MachineError, Network, RunState, StartRequest};
 
-use crate::fleet::{DEADLINE, Fleet, eventually, va, words};
+use crate::fleet::{DEADLINE, Fleet, eventually, start_request, va, words};
 
 fn state(fleet: &Fleet, name: &str) -> RunState {
     let machines = fleet.machines();
@@ -215,7 +215,7 @@ fn of_two_starts_one_is_refused() {
         let starts: Vec<_> = (0..2)
             .map(|_| {
                 scope.spawn(|| {
-                    let request = StartRequest { command: Vec::new(), deadline: DEADLINE };
+                    let request = start_request(Vec::new());
                     fleet.machines().start(&va("web"), &request, &fleet.programs())
                 })
             })
@@ -235,7 +235,7 @@ fn a_failed_start_leaves_nothing() {
     let mac = machines.record(&va("web")).expect("there").mac;
     let programs = fleet.programs();
     let start = |command: &[&str]| {
-        let request = StartRequest { command: words(command), deadline: DEADLINE };
+        let request = start_request(words(command));
         machines.start(&va("web"), &request, &programs).expect_err("refused").to_string()
     };
     let refusal = fleet.fake().join(format!("refuse-{mac}"));
@@ -246,4 +246,51 @@ fn a_failed_start_leaves_nothing() {
     assert!(start(&["no-such-command"]).contains("cannot run \"no-such-command\""));
     assert_eq!(fleet.leftovers(), Vec::<String>::new());
     assert!(!Path::new(&machines.directory(&va("web")).join("run")).exists());
+}
+
+#[test]
+fn a_private_network_has_a_loopback_interface_and_nothing_else() {
+    let fleet = Fleet::new();
+    fleet.provision("web");
+    let request =
+        StartRequest { network: Network::Private, ..start_request(words(&["sleep", "1000"])) };
+    fleet.machines().start(&va("web"), &request, &fleet.programs()).expect("started");
+    let interfaces = fleet.sh_stdout("web", "ls /proc/1/net/dev_snmp6 /sys/class/net");
+    assert!(interfaces.contains("lo"), "{interfaces}");
+    let network = fleet.sh_stdout("web", "readlink /proc/1/ns/net");
+    assert!(network.starts_with("net:[") && network != own_network(), "{network}");
+    // What is executed later is in it too, and the interface is up.
+    assert_eq!(fleet.sh_stdout("web", "readlink /proc/self/ns/net"), network);
+    let routes = fleet.sh_stdout("web", "cat /proc/self/net/fib_trie");
+    assert!(routes.contains("127.0.0.1"), "{routes}");
+    assert_eq!(fleet.sh_stdout("web", "cat /proc/self/net/route").lines().count(), 1);
+    fleet.machines().stop(&va("web"), DEADLINE).expect("stopped");
+
+    fleet.start("web", &["sleep", "1000"]);
+    assert_eq!(fleet.sh_stdout("web", "readlink /proc/self/ns/net"), own_network());
+    fleet.machines().stop(&va("web"), DEADLINE).expect("stopped");
+}
+
+fn own_network() -> String {
+    let link = fs::read_link("/proc/self/ns/net").expect("a network namespace");
+    link.display().to_string()
+}
+
+#[test]
+fn a_va_that_takes_more_memory_than_it_may_is_ended_alone() {
+    let fleet = Fleet::new();
+    fleet.provision("web");
+    let request =
+        StartRequest { memory_bytes: Some(64 << 20), ..start_request(words(&["sleep", "1000"])) };
+    fleet.machines().start(&va("web"), &request, &fleet.programs()).expect("started");
+    let small = fleet.sh("web", "echo fits");
+    assert_eq!(small.stdout, b"fits\n", "{small:?}");
+    // 16 bytes doubled 24 times.
+    let large = fleet.sh(
+        "web",
+        "v=0123456789abcdef; i=0; while [ $i -lt 24 ]; do v=$v$v; i=$((i+1)); done; echo fits",
+    );
+    assert!(!large.status.success(), "{large:?}");
+    assert_eq!(fleet.sh_stdout("web", "echo lives"), "lives");
+    fleet.machines().stop(&va("web"), DEADLINE).expect("stopped");
 }

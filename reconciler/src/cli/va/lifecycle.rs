@@ -3,9 +3,9 @@
 use std::ffi::OsString;
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use strata_core::VaName;
-use strata_machine::{Machines, StartRequest};
+use strata_machine::{Machines, Network, StartRequest};
 
 use super::{each, machine_failure, programs};
 use crate::cli::{Failure, Outcome, StoreArgs, print_bytes};
@@ -22,6 +22,9 @@ pub struct StartArgs {
     /// The appliance's command; the VA ends when it does [default: none]
     #[arg(last = true, value_name = "COMMAND")]
     command: Vec<OsString>,
+    /// The host's network, or a loopback interface of the VA's own and nothing else
+    #[arg(long, value_enum, default_value = "host", value_name = "NETWORK")]
+    network: NetworkChoice,
     /// How long the VLFS and the first process may each take to come up
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     timeout: u64,
@@ -29,11 +32,30 @@ pub struct StartArgs {
     store: StoreArgs,
 }
 
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum NetworkChoice {
+    Host,
+    Private,
+}
+
+impl From<NetworkChoice> for Network {
+    fn from(choice: NetworkChoice) -> Self {
+        match choice {
+            NetworkChoice::Host => Network::Host,
+            NetworkChoice::Private => Network::Private,
+        }
+    }
+}
+
 pub fn start(args: &StartArgs) -> Result<Outcome, Failure> {
     let store = args.store.open()?;
     let machines = Machines::open(&store).map_err(machine_failure)?;
-    let request =
-        StartRequest { command: args.command.clone(), deadline: Duration::from_secs(args.timeout) };
+    let request = StartRequest {
+        command: args.command.clone(),
+        network: args.network.into(),
+        memory_bytes: None,
+        deadline: Duration::from_secs(args.timeout),
+    };
     machines.start(&args.name, &request, &programs()?).map_err(machine_failure)?;
     print_bytes(format!("{} is running\n", args.name).as_bytes())?;
     Ok(Outcome::Done)
