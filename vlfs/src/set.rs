@@ -19,6 +19,7 @@ use crate::index::pack::{Packed, View};
 use crate::layer::{Layer, LayerError, LayerSet, find_lenders};
 use crate::private::UnitKey;
 use crate::vfs::SetInfo;
+use crate::whiteout::WhiteoutTree;
 
 #[derive(Debug, thiserror::Error)]
 pub enum SetError {
@@ -132,7 +133,18 @@ fn open_unit(
 ) -> Result<Layer, SetError> {
     let path = path.join("filesystem");
     match crate::backing::open_root(&path) {
-        Ok(root) => Ok(Layer::unit(entry.to_string(), unit, entry.digest, root)),
+        Ok(root) => {
+            let hides = store
+                .whiteouts(entry)
+                .map_err(|source| SetError::Generation { id: *id, source })?;
+            let mut layer = Layer::unit(entry.to_string(), unit, entry.digest, root);
+            layer.hides_below = (!hides.is_empty()).then(|| {
+                let mut tree = WhiteoutTree::default();
+                hides.iter().for_each(|path| tree.hide(path));
+                tree
+            });
+            Ok(layer)
+        }
         Err(errno) => {
             // The store says best what is wrong with a unit that is not whole.
             read_unit(store, id, entry)?;

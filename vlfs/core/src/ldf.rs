@@ -237,6 +237,23 @@ impl Ldf {
         );
     }
 
+    /// Makes `wanted` the line of its layer, where that stands explicitly, or adds it as
+    /// the last explicit one.
+    pub fn put_explicit(&mut self, wanted: LayerLine) {
+        for line in self.lines.iter_mut().filter(|line| !line.implicit) {
+            if let Item::Layer(found) = &mut line.item
+                && found.layer == wanted.layer
+            {
+                if *found != wanted {
+                    line.raw = rewrite(&line.raw, &wanted);
+                    *found = wanted;
+                }
+                return;
+            }
+        }
+        self.insert_explicit(wanted);
+    }
+
     /// Makes the implicit part hold exactly these layers. Lines that stay keep
     /// their place and their comment; new ones are appended in the given order.
     pub fn set_implicit(&mut self, wanted: &[LayerLine]) {
@@ -355,6 +372,31 @@ fn parse_item(raw: &str, implicit: bool) -> Result<Item, (usize, LdfError)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_explicit_line_is_changed_in_place_or_added_last() {
+        let line = |version: &str| LayerLine {
+            hold: true,
+            repository: "main".parse().expect("valid"),
+            layer: "web-configuration".parse().expect("valid"),
+            version: Some(version.parse().expect("valid")),
+        };
+        let text = "# a web server\n@base\nmain/apache2 1 # kept\n\nmain/libc6 2\n";
+        let mut ldf = Ldf::parse(text.as_bytes()).expect("valid");
+        ldf.put_explicit(line("1"));
+        let added = "# a web server\n@base\nmain/apache2 1 # kept\n=main/web-configuration 1\n\nmain/libc6 2\n";
+        assert_eq!(ldf.print(), added);
+        ldf.put_explicit(line("2"));
+        assert_eq!(ldf.print(), added.replace("configuration 1", "configuration 2"));
+        assert_eq!(Ldf::parse(ldf.print().as_bytes()), Ok(ldf));
+
+        let mut unended = Ldf::parse(b"main/apache2 1").expect("valid");
+        unended.put_explicit(line("1"));
+        assert_eq!(unended.print(), "main/apache2 1\n=main/web-configuration 1\n");
+        let mut empty = Ldf::parse(b"").expect("valid");
+        empty.put_explicit(line("1"));
+        assert_eq!(empty.print(), "=main/web-configuration 1\n");
+    }
     use proptest::prelude::*;
 
     const FIGURE_2: &str = include_str!("../golden/figure-2.ldf");

@@ -50,6 +50,7 @@ mod toml_reader;
 pub mod universe;
 pub mod update;
 pub mod version;
+pub mod whiteouts;
 
 pub use diagnostic::{Diagnostic, Severity};
 pub use digest::{Digest, GenerationId};

@@ -349,7 +349,7 @@ fn print_entry(text: &mut String, entry: &Entry) {
 
 /// Escapes as composefs does: control and non-ASCII bytes, space, backslash,
 /// and `=` where `equals` says so; a lone `-` so that it does not read as absent.
-fn escape(text: &mut String, bytes: &[u8], equals: bool) {
+pub(crate) fn escape(text: &mut String, bytes: &[u8], equals: bool) {
     if bytes == b"-" {
         text.push_str("\\x2d");
         return;
@@ -369,7 +369,7 @@ fn escape(text: &mut String, bytes: &[u8], equals: bool) {
     }
 }
 
-fn unescape(bytes: &[u8], field: &'static str) -> Result<Vec<u8>, ManifestError> {
+pub(crate) fn unescape(bytes: &[u8], field: &'static str) -> Result<Vec<u8>, ManifestError> {
     let mut plain = Vec::with_capacity(bytes.len());
     let mut rest = bytes;
     while let Some((first, tail)) = rest.split_first() {

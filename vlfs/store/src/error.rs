@@ -10,6 +10,7 @@ use strata_core::manifest::ManifestError;
 use strata_core::metadata::MetadataError;
 use strata_core::report::ReportError;
 use strata_core::scripts::policy::PolicyError;
+use strata_core::whiteouts::WhiteoutsError;
 use strata_core::{
     Digest, GenerationId, LayerName, LayerVersion, Located, MacAddr, RepositoryName,
 };
@@ -38,6 +39,8 @@ pub enum StoreError {
     Metadata { path: PathBuf, located: Located<MetadataError> },
     #[error("{path}:{located}")]
     Manifest { path: PathBuf, located: Located<ManifestError> },
+    #[error("{path}:{located}")]
+    Whiteouts { path: PathBuf, located: Located<WhiteoutsError> },
     #[error("{path}:{located}")]
     Generation { path: PathBuf, located: Located<GenerationError> },
     #[error("{path}:{located}")]

@@ -11,8 +11,9 @@ use strata_core::database::{Database, Unit, unit_digest};
 use strata_core::database_text::DatabaseText;
 use strata_core::generation::LayerSetEntry;
 use strata_core::manifest::Manifest;
-use strata_core::metadata::Metadata;
+use strata_core::metadata::{LayerKind, Metadata};
 use strata_core::names::{TEMPLATES_REPOSITORY, unit_directory};
+use strata_core::whiteouts::{self, Whiteouts};
 use strata_core::{Digest, LayerName, LayerVersion, RepositoryName, limits};
 
 use crate::error::{Context, StoreError};
@@ -226,6 +227,25 @@ impl Store {
             return Err(StoreError::Damaged { path: opened.path, expected, found });
         }
         Ok(opened)
+    }
+
+    /// What a unit of a layer set hides in the layers below it; as it stands on disk
+    /// ([`Store::open_unit`] compares it with the digest). Software layers hide nothing.
+    ///
+    /// # Errors
+    /// The file is damaged.
+    pub fn whiteouts(&self, entry: &LayerSetEntry) -> Result<Whiteouts, StoreError> {
+        if entry.kind != LayerKind::Configuration {
+            return Ok(Whiteouts::default());
+        }
+        let unit = self.unit_path(&entry.repository, &entry.layer, &entry.version);
+        let path = unit.join("scripts").join(whiteouts::FILE);
+        match optional(read_limited(&path, whiteouts::FILE_BYTES))? {
+            None => Ok(Whiteouts::default()),
+            Some(text) => {
+                Whiteouts::parse(&text).map_err(|located| StoreError::Whiteouts { path, located })
+            }
+        }
     }
 
     /// Takes exclusive write access to a repository, waiting for other writers;

@@ -53,6 +53,21 @@ impl Store {
         Ok(store)
     }
 
+    /// Makes a store in the empty or absent directory `root` that has the repositories of
+    /// this one, to be read, and generations, VAs and reports of its own: a place to try a
+    /// composition that nobody else sees.
+    ///
+    /// # Errors
+    /// `root` holds something, or cannot be written.
+    pub fn init_aside(&self, root: &Path) -> Result<Self, StoreError> {
+        let aside = Store::init(root)?;
+        let repositories = aside.root.join("repos");
+        std::fs::remove_dir(&repositories).at("replace", &repositories)?;
+        let target = self.root.join("repos");
+        std::os::unix::fs::symlink(target, &repositories).at("link", &repositories)?;
+        Ok(aside)
+    }
+
     /// Opens a store.
     ///
     /// # Errors
