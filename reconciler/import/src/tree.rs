@@ -58,8 +58,46 @@ pub fn copy(root: &Path, writer: &mut TreeWriter) -> Result<(), TreeError> {
         path: root.display().to_string(),
         errno,
     })?;
-    let mut walk = Walk { writer, links: HashMap::new() };
+    let mut walk = Walk { writer, links: HashMap::new(), adjust: &mut |_, _| () };
     walk.directory(directory.as_fd(), b"")
+}
+
+/// A path of a tree that is to be copied.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Selected {
+    /// Relative to the root.
+    pub path: Vec<u8>,
+    /// A regular file is to be there, without its content.
+    pub emptied: bool,
+}
+
+/// Copies of the tree below `root` the selected paths, each alone (a directory
+/// without what is in it), and the directories above them. `adjust` may change the
+/// attributes of whatever is written. Returns the paths that are not there.
+///
+/// # Errors
+/// [`TreeError`], which names the path below `root`.
+pub fn copy_selected(
+    root: &Path,
+    selected: &[Selected],
+    writer: &mut TreeWriter,
+    adjust: &mut dyn FnMut(&[u8], &mut Attributes),
+) -> Result<Vec<Vec<u8>>, TreeError> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let top = fs::open(root, flags, Mode::empty()).map_err(|errno| TreeError::Read {
+        action: "open",
+        path: root.display().to_string(),
+        errno,
+    })?;
+    let mut walk = Walk { writer, links: HashMap::new(), adjust };
+    walk.own_directory(top.as_fd(), b"")?;
+    let mut missing = Vec::new();
+    for Selected { path, emptied } in selected {
+        if !walk.single(top.as_fd(), path, *emptied)? {
+            missing.push(path.clone());
+        }
+    }
+    Ok(missing)
 }
 
 /// A name in an open directory as a path, for the calls that take no directory
@@ -70,16 +108,79 @@ pub(crate) fn node_path(parent: BorrowedFd<'_>, name: &OsStr) -> PathBuf {
 
 struct Walk<'w> {
     writer: &'w mut TreeWriter,
+    adjust: &'w mut dyn FnMut(&[u8], &mut Attributes),
     /// Device and inode of a file with several names → its first name here.
     links: HashMap<(u64, u64), Vec<u8>>,
 }
 
 impl Walk<'_> {
-    fn directory(&mut self, directory: BorrowedFd<'_>, path: &[u8]) -> Result<(), TreeError> {
+    /// A directory without what is in it.
+    fn own_directory(&mut self, directory: BorrowedFd<'_>, path: &[u8]) -> Result<(), TreeError> {
         let fail = |action| move |errno| failed(action, path, errno);
         let stat = fs::fstat(directory).map_err(fail("read the attributes of"))?;
         let xattrs = xattrs(path, &Place::Open(directory))?;
-        self.writer.directory(path, attributes(&stat, xattrs))?;
+        let attributes = self.attributes(path, &stat, xattrs);
+        Ok(self.writer.directory(path, attributes)?)
+    }
+
+    fn attributes(
+        &mut self,
+        path: &[u8],
+        stat: &Stat,
+        xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
+    ) -> Attributes {
+        let mut attributes = attributes(stat, xattrs);
+        (self.adjust)(path, &mut attributes);
+        attributes
+    }
+
+    /// One path below `top`, and the directories above it that were not written yet.
+    /// Returns whether it is there.
+    fn single(
+        &mut self,
+        top: BorrowedFd<'_>,
+        path: &[u8],
+        emptied: bool,
+    ) -> Result<bool, TreeError> {
+        member_path(path).map_err(|error| TreeError::Path { path: shown(path), error })?;
+        let mut parent =
+            rustix::io::fcntl_dupfd_cloexec(top, 0).map_err(|errno| failed("open", path, errno))?;
+        let mut end = 0;
+        while let Some(length) = path[end..].iter().position(|byte| *byte == b'/') {
+            let (name, above) =
+                (OsStr::from_bytes(&path[end..end + length]), &path[..end + length]);
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            parent = match fs::openat(&parent, name, flags, Mode::empty()) {
+                Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(false),
+                open => open.map_err(|errno| failed("open", above, errno))?,
+            };
+            if self.writer.get(above).is_none() {
+                self.own_directory(parent.as_fd(), above)?;
+            }
+            end += length + 1;
+        }
+        let name = OsStr::from_bytes(&path[end..]);
+        let stat = match fs::statat(&parent, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Err(Errno::NOENT) => return Ok(false),
+            stat => stat.map_err(|errno| failed("read the attributes of", path, errno))?,
+        };
+        match FileType::from_raw_mode(stat.st_mode) {
+            FileType::Directory => {
+                let open = open_same(parent.as_fd(), name, path, &stat, OFlags::DIRECTORY)?;
+                self.own_directory(open.as_fd(), path)?;
+            }
+            FileType::RegularFile if emptied => {
+                let attributes = self.attributes(path, &stat, BTreeMap::new());
+                self.writer.regular(path, attributes, 0, &mut std::io::empty())?;
+            }
+            _ => self.leaf(parent.as_fd(), name, path, &stat)?,
+        }
+        Ok(true)
+    }
+
+    fn directory(&mut self, directory: BorrowedFd<'_>, path: &[u8]) -> Result<(), TreeError> {
+        let fail = |action| move |errno| failed(action, path, errno);
+        self.own_directory(directory, path)?;
         for name in names(directory).map_err(fail("list"))? {
             let mut below = path.to_vec();
             if !below.is_empty() {
@@ -101,11 +202,22 @@ impl Walk<'_> {
         let fail = |action| move |errno| failed(action, path, errno);
         let stat = fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW)
             .map_err(fail("read the attributes of"))?;
-        let file_type = FileType::from_raw_mode(stat.st_mode);
-        if file_type == FileType::Directory {
+        if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
             let open = open_same(parent, name, path, &stat, OFlags::DIRECTORY)?;
             return self.directory(open.as_fd(), path);
         }
+        self.leaf(parent, name, path, &stat)
+    }
+
+    /// Anything but a directory.
+    fn leaf(
+        &mut self,
+        parent: BorrowedFd<'_>,
+        name: &OsStr,
+        path: &[u8],
+        stat: &Stat,
+    ) -> Result<(), TreeError> {
+        let fail = |action| move |errno| failed(action, path, errno);
         if stat.st_nlink > 1 {
             if let Some(first) = self.links.get(&(stat.st_dev, stat.st_ino)) {
                 return Ok(self.writer.hard_link(path, first)?);
@@ -113,8 +225,8 @@ impl Walk<'_> {
             self.links.insert((stat.st_dev, stat.st_ino), path.to_vec());
         }
         let (major, minor) = (fs::major(stat.st_rdev), fs::minor(stat.st_rdev));
-        let kind = match file_type {
-            FileType::RegularFile => return self.regular(parent, name, path, &stat),
+        let kind = match FileType::from_raw_mode(stat.st_mode) {
+            FileType::RegularFile => return self.regular(parent, name, path, stat),
             FileType::Symlink => {
                 let target = fs::readlinkat(parent, name, Vec::new()).map_err(fail("read"))?;
                 Kind::Symlink { target: target.into_bytes() }
@@ -128,7 +240,8 @@ impl Walk<'_> {
             }
         };
         let xattrs = xattrs(path, &Place::Named(node_path(parent, name)))?;
-        Ok(self.writer.node(path, attributes(&stat, xattrs), kind)?)
+        let attributes = self.attributes(path, stat, xattrs);
+        Ok(self.writer.node(path, attributes, kind)?)
     }
 
     fn regular(
@@ -142,7 +255,8 @@ impl Walk<'_> {
         let xattrs = xattrs(path, &Place::Open(open.as_fd()))?;
         let size = u64::try_from(stat.st_size).unwrap_or(0);
         let mut file = File::from(open);
-        Ok(self.writer.regular(path, attributes(stat, xattrs), size, &mut file)?)
+        let attributes = self.attributes(path, stat, xattrs);
+        Ok(self.writer.regular(path, attributes, size, &mut file)?)
     }
 }
 

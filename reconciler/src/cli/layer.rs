@@ -1,5 +1,6 @@
 //! `strata layer`: making, listing and withdrawing layer units.
 
+mod from_private;
 mod import;
 mod make;
 mod seal;
@@ -22,6 +23,7 @@ pub struct LayerArgs {
 #[derive(Debug, clap::Subcommand)]
 enum LayerCommand {
     Build(Box<make::BuildArgs>),
+    FromPrivate(Box<from_private::FromPrivateArgs>),
     Import(import::ImportArgs),
     List(show::ListArgs),
     Show(show::ShowArgs),
@@ -33,6 +35,7 @@ enum LayerCommand {
 pub fn run(args: LayerArgs) -> Result<Outcome, Failure> {
     match args.command {
         LayerCommand::Build(args) => make::run(*args),
+        LayerCommand::FromPrivate(args) => from_private::run(&args),
         LayerCommand::Import(args) => import::run(args),
         LayerCommand::List(args) => show::list(&args),
         LayerCommand::Show(args) => show::show(&args),

@@ -18,6 +18,7 @@ mod repo;
 mod resolve;
 mod resolve_question;
 mod status;
+mod template;
 mod update;
 mod va;
 
@@ -54,6 +55,7 @@ enum Command {
     Repo(repo::RepoArgs),
     Status(status::StatusArgs),
     Resolve(resolve::ResolveArgs),
+    Template(template::TemplateArgs),
     Update(update::UpdateArgs),
     Va(va::VaArgs),
 }
@@ -125,6 +127,7 @@ fn run(command: Command) -> Result<Outcome, Failure> {
         Command::Plan(args) => plan::run(&args),
         Command::Repo(args) => repo::run(&args),
         Command::Resolve(args) => resolve::run(&args),
+        Command::Template(args) => template::run(&args),
         Command::Update(args) => update::run(&args),
         Command::Va(args) => va::run(&args),
     }

@@ -56,7 +56,7 @@ pub fn run(args: &VaArgs) -> Result<Outcome, Failure> {
 
 /// The programs that a VA is made of: `STRATA_VLFS` and `STRATA_INIT`, or those
 /// beside this program. Never whichever the search path has.
-fn programs() -> Result<Programs, Failure> {
+pub(super) fn programs() -> Result<Programs, Failure> {
     let find = |variable: &str, name: &str| -> Result<PathBuf, Failure> {
         let (path, place) = match std::env::var_os(variable) {
             Some(path) => (PathBuf::from(path), variable),
@@ -79,7 +79,7 @@ fn programs() -> Result<Programs, Failure> {
 }
 
 /// Adds what to do about it.
-fn machine_failure(error: MachineError) -> Failure {
+pub(super) fn machine_failure(error: MachineError) -> Failure {
     let hint = match &error {
         MachineError::NoVa(name) => {
             Some(format!("see `strata va list`, or make it: strata va provision --template T {name}"))
@@ -95,6 +95,9 @@ fn machine_failure(error: MachineError) -> Failure {
             "mount it (mount -t cgroup2 cgroup2 /sys/fs/cgroup/unified), or boot with systemd.unified_cgroup_hierarchy=1"
                 .to_owned(),
         ),
+        MachineError::NoMemoryLimits => {
+            Some("boot with the memory controller (cgroup_enable=memory)".to_owned())
+        }
         MachineError::NotMounted { name, .. } => Some(format!(
             "see mount.log in machines/{name} of the store and the VLFS's log in its private layer"
         )),
