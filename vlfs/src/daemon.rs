@@ -6,6 +6,7 @@
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, anyhow};
@@ -20,8 +21,8 @@ use crate::control::{self, Server};
 use crate::data::{self, binding::Binding};
 use crate::follow::{Follower, Progress};
 use crate::fuse::device::{self, Device};
-use crate::fuse::session::{Ready, Session};
-use crate::fuse::turn::Turn;
+use crate::fuse::latency::IdleLatency;
+use crate::fuse::session::{Ready, Session, SessionError};
 use crate::index::cache::{self, Cache};
 use crate::layer::{LayerSet, find_lenders};
 use crate::notify::Message;
@@ -34,10 +35,6 @@ use crate::sys::ioctl;
 use crate::takeover::{self, Predecessor};
 use crate::vfs::{Notice, SetInfo, Vfs};
 use crate::{notify, proc, set};
-
-/// Threads that answer requests. One at a time reads them (`fuse/turn.rs`); the
-/// others are there for while it copies, flushes or waits.
-pub const WORKERS: usize = 8;
 
 /// Descriptors that the daemon asks for: one for each private directory that the
 /// kernel knows, and two for each open or lately opened file.
@@ -85,6 +82,24 @@ pub struct Options {
     /// The VA that runs on the mount, where scripts of the layers run.
     #[serde(default)]
     pub scripts: Option<Place>,
+    /// How long waking an idle processor may take while requests flow, in
+    /// microseconds; none: as long as it takes.
+    #[serde(default = "default_idle_latency", skip_serializing_if = "is_default_latency")]
+    pub idle_latency_us: Option<u32>,
+}
+
+/// Processors do not halt while requests flow.
+pub const IDLE_LATENCY_US: u32 = 0;
+
+#[expect(clippy::unnecessary_wraps, reason = "what the field holds where a state has none")]
+fn default_idle_latency() -> Option<u32> {
+    Some(IDLE_LATENCY_US)
+}
+
+/// Then it is not told, so that an earlier program can take over, too.
+#[expect(clippy::ref_option, reason = "serde asks so")]
+fn is_default_latency(latency: &Option<u32>) -> bool {
+    *latency == default_idle_latency()
 }
 
 fn default_cache() -> PathBuf {
@@ -127,7 +142,10 @@ pub fn run(options: &Options, ready: impl FnOnce() + Send + 'static) -> anyhow::
     }
     let ino_gen = started.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
     let ino_gen = u64::try_from(ino_gen).unwrap_or(0) & u64::from(u32::MAX);
-    let session = Arc::new(Session::new(vfs.clone(), device.clone(), options.passthrough, ino_gen));
+    let latency = IdleLatency::open(options.idle_latency_us);
+    let (files, kernel) = (vfs.clone(), device.clone());
+    let session = Session::new(files, kernel, options.passthrough, latency, ino_gen);
+    let session = Arc::new(session);
     let number = device::device_number(&options.mount_point)
         .ok_or_else(|| anyhow!("{} is not in the mount table", options.mount_point.display()));
     let number = match number {
@@ -161,7 +179,7 @@ fn unmount_dead(options: &Options) {
 /// The state makes no sense, or something in it is gone. The mount then gives errors.
 pub fn take_over(state: i32) -> anyhow::Result<()> {
     let state = takeover::State::read(ioctl::adopt(state))?;
-    let device = Device::adopt(ioctl::adopt(state.device));
+    let device = Device::adopt(ioctl::adopt(state.device)).context("/dev/fuse")?;
     let client = ioctl::adopt(state.client);
     let listener = ioctl::adopt(state.listener);
     let lock = ioctl::adopt(state.lock);
@@ -189,7 +207,9 @@ pub fn take_over(state: i32) -> anyhow::Result<()> {
     if options.verify_open {
         vfs.set_first_open();
     }
-    let session = Session::new(vfs.clone(), device.clone(), options.passthrough, state.ino_gen);
+    let latency = IdleLatency::open(options.idle_latency_us);
+    let (files, kernel) = (vfs.clone(), device.clone());
+    let session = Session::new(files, kernel, options.passthrough, latency, state.ino_gen);
     session.resume(state.agreed);
     vfs.import(&state.vfs, &ioctl::adopt)?;
     let session = Arc::new(session);
@@ -422,27 +442,13 @@ fn serve(service: &Service<'_>, follower: Option<Follower>, start: Start) -> any
         // Before anybody reads: what a worker has in hand already would come twice.
         device.resend().context("the kernel sends nothing again")?;
     }
-    let turn = Arc::new(Turn::new(WORKERS));
-    let mut workers = Vec::new();
-    for index in 0..WORKERS {
-        let (session, turn) = (session.clone(), turn.clone());
-        workers.push(spawn(&format!("fuse-{index}"), move || session.serve(index, &turn))?);
-    }
-    let overseer = turn.clone();
-    workers.push(spawn("fuse-turns", move || {
-        overseer.oversee();
-        Ok(())
-    })?);
+    let workers = Workers::start(session)?;
     if let Some((pending, client)) = taken_over {
         notices.send(Message::Notices(pending)).context("the thread that notifies ended")?;
         tracing::info!("took over");
         takeover::tell(client, &control::upgraded()?);
     }
-    let mut result = Ok(());
-    for worker in workers {
-        let served = worker.join().map_err(|_| anyhow!("a thread that answers requests panicked"));
-        result = result.and(served.and_then(|served| Ok(served?)));
-    }
+    let result = workers.join();
     stop.stop();
     signals.close();
     waker.wake();
@@ -498,10 +504,65 @@ fn when_bound(
     })
 }
 
+/// A thread that answers requests.
+type Worker = JoinHandle<Result<(), SessionError>>;
+
+/// The threads that answer requests, and the one that starts more of them.
+struct Workers {
+    started: Arc<Mutex<Vec<Worker>>>,
+    overseer: JoinHandle<()>,
+}
+
+impl Workers {
+    fn start(session: &Arc<Session>) -> anyhow::Result<Workers> {
+        let started = Arc::new(Mutex::new(Vec::new()));
+        for worker in 0..session.turn.workers() {
+            started.lock().expect("no panic while held").push(start_worker(session, worker)?);
+        }
+        let (session, more) = (session.clone(), started.clone());
+        // Told once: it is tried again every millisecond.
+        let mut told = false;
+        let overseer = spawn("fuse-turns", move || {
+            session.oversee(|worker| match start_worker(&session, worker) {
+                Ok(thread) => {
+                    let mut started = more.lock().expect("no panic while held");
+                    // Those that went meanwhile have nothing to say.
+                    started.retain(|thread: &Worker| !thread.is_finished());
+                    started.push(thread);
+                    true
+                }
+                Err(error) => {
+                    if !std::mem::replace(&mut told, true) {
+                        tracing::warn!(%error, worker, "no further thread to answer requests");
+                    }
+                    false
+                }
+            });
+        })?;
+        Ok(Workers { started, overseer })
+    }
+
+    fn join(self) -> anyhow::Result<()> {
+        let mut result =
+            self.overseer.join().map_err(|_| anyhow!("the thread that gives turns panicked"));
+        for worker in std::mem::take(&mut *self.started.lock().expect("no panic while held")) {
+            let served = worker.join();
+            let served = served.map_err(|_| anyhow!("a thread that answers requests panicked"));
+            result = result.and(served.and_then(|served| Ok(served?)));
+        }
+        result
+    }
+}
+
+fn start_worker(session: &Arc<Session>, worker: usize) -> anyhow::Result<Worker> {
+    let session = session.clone();
+    spawn(&format!("fuse-{worker}"), move || session.serve(worker))
+}
+
 fn spawn<T: Send + 'static>(
     name: &str,
     body: impl FnOnce() -> T + Send + 'static,
-) -> anyhow::Result<std::thread::JoinHandle<T>> {
+) -> anyhow::Result<JoinHandle<T>> {
     Ok(std::thread::Builder::new().name(name.to_owned()).spawn(body)?)
 }
 

@@ -6,6 +6,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -41,6 +43,21 @@ impl Memory {
             private_dirty: field(&rollup, "Private_Dirty:"),
             file_backed: field(&status, "RssFile:"),
         }
+    }
+}
+
+/// The longest of many times.
+#[derive(Debug, Default)]
+pub struct Longest(AtomicU64);
+
+impl Longest {
+    pub fn note(&self, time: Duration) {
+        let microseconds = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+        self.0.fetch_max(microseconds, Ordering::Relaxed);
+    }
+
+    pub fn microseconds(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
     }
 }
 

@@ -10,7 +10,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::data::{self, DataStatus};
 use crate::follow::Progress;
+use crate::fuse::latency::LatencyStatus;
 use crate::fuse::session::Session;
+use crate::fuse::worker::MOST_WORKERS;
 use crate::gauges::{self, Holder, Memory};
 use crate::proc;
 use crate::scripts::{Scripts, ScriptsStatus};
@@ -43,8 +45,15 @@ pub struct HeldLayer {
 #[serde(default)]
 pub struct Gauges {
     pub memory: Memory,
-    /// Threads that answer requests.
+    /// Threads that answer requests: now, and while all are busy.
     pub workers: usize,
+    pub workers_limit: usize,
+    /// Of all swaps: how long names waited for the exchange at most, and how long an
+    /// answer took while one was under way.
+    pub longest_exchange_us: u64,
+    pub longest_answer_in_swap_us: u64,
+    /// Whether processors are kept from halting while requests flow.
+    pub idle_latency: LatencyStatus,
     /// Files that the kernel reads and writes itself.
     pub backing_files: usize,
     /// How many of them are kept open for the next open, at most.
@@ -160,7 +169,11 @@ impl StatusSource {
         let oom = std::fs::read_to_string(proc::own("oom_score_adj"));
         Gauges {
             memory: Memory::now(),
-            workers: crate::daemon::WORKERS,
+            workers: self.session.turn.workers(),
+            workers_limit: MOST_WORKERS,
+            longest_exchange_us: self.vfs.longest_exchange.microseconds(),
+            longest_answer_in_swap_us: self.session.longest_answer.microseconds(),
+            idle_latency: self.session.latency.status(),
             backing_files: self.vfs.backing_count(),
             kept_files_limit: self.vfs.kept_limit(),
             descriptors: count(proc::own("fd")),

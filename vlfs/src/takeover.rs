@@ -218,6 +218,9 @@ impl Predecessor {
             Ok(never) => match never {},
             Err(error) => error,
         };
+        if let Err(errno) = self.device.set_waiting(false) {
+            tracing::error!(%errno, "one worker waits where it should look");
+        }
         if let Err(errno) = source.vfs.export(FdFlags::CLOEXEC).map(drop) {
             tracing::warn!(%errno, "descriptors stay open for programs that are run");
         }
@@ -253,6 +256,7 @@ impl Predecessor {
         for descriptor in descriptors {
             rustix::io::fcntl_setfd(descriptor, FdFlags::empty()).map_err(TakeOverError::State)?;
         }
+        self.device.set_waiting(true).map_err(TakeOverError::State)?;
         let [device, lock, listener, client] = descriptors.map(|descriptor| descriptor.as_raw_fd());
         let active = source.vfs.active();
         let plain = active.layers.iter().filter(|layer| layer.digest.is_none());

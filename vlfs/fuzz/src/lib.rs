@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use rustix::fs::{Mode, OFlags};
 use strata_vlfs::fuse::device::Device;
+use strata_vlfs::fuse::latency::IdleLatency;
 use strata_vlfs::fuse::session::Session;
 
 use place::{Damage, Place, ROOT, TARGETS, use_everything, used};
@@ -43,7 +44,8 @@ pub fn requests(input: &[u8]) {
     let vfs = Arc::new(place.open().expect("a sound private directory"));
     // Answers go nowhere: what the kernel makes of them is not its concern here.
     let null = rustix::fs::open("/dev/null", OFlags::RDWR, Mode::empty()).expect("opened");
-    let session = Session::new(vfs, Device::adopt(null), false, 0);
+    let device = Device::adopt(null).expect("open");
+    let session = Session::new(vfs, device, false, IdleLatency::open(None), 0);
     for unique in 1..STEPS as u64 {
         if input.0.is_empty() {
             break;

@@ -131,10 +131,28 @@ pub struct Mount {
     /// The program that enters that VA: `strata-init`.
     #[arg(long, value_name = "PROGRAM", requires = "scripts_in")]
     init: Option<PathBuf>,
+    /// How long waking an idle processor may take while requests flow, in microseconds (with
+    /// 0 it polls instead of halting), or `off`.
+    #[arg(long, value_name = "US|off", default_value = "0", value_parser = idle_latency)]
+    idle_latency: IdleLatency,
     /// Started by `mount` itself: say on standard output when ready.
     #[arg(long, hide = true)]
     daemon: bool,
     mount_point: PathBuf,
+}
+
+/// What `--idle-latency` says.
+#[derive(Debug, Clone, Copy)]
+struct IdleLatency(Option<u32>);
+
+fn idle_latency(text: &str) -> Result<IdleLatency, String> {
+    match text {
+        "off" => Ok(IdleLatency(None)),
+        number => number
+            .parse()
+            .map(|number| IdleLatency(Some(number)))
+            .map_err(|_| "a number of microseconds, or `off`".to_owned()),
+    }
 }
 
 fn canonical(path: &Path) -> anyhow::Result<PathBuf> {
@@ -300,6 +318,7 @@ impl Mount {
             report_interval: Duration::from_secs(self.report_interval),
             index_cache: std::path::absolute(&self.index_cache)?,
             scripts: self.place()?,
+            idle_latency_us: self.idle_latency.0,
         })
     }
 

@@ -124,7 +124,12 @@ fn gauges_text(gauges: &Gauges, line: &mut impl FnMut(&str, &str)) {
         gauges.backing_files, gauges.kept_files_limit
     );
     line("passed through", &text);
-    line("workers", &gauges.workers.to_string());
+    line("workers", &format!("{} of {}", gauges.workers, gauges.workers_limit));
+    let (exchange, answer) = (gauges.longest_exchange_us, gauges.longest_answer_in_swap_us);
+    line("longest in a swap", &format!("{exchange} µs names waited, {answer} µs an answer"));
+    let latency = &gauges.idle_latency;
+    let held = format!("{}, {} times, {} ms in all", latency.state, latency.times, latency.held_ms);
+    line("idle latency", &held);
     let requests = gauges.requests.iter().map(|(name, count)| format!("{count} {name}"));
     line("requests", &requests.collect::<Vec<_>>().join(", "));
 }

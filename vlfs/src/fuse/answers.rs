@@ -10,6 +10,7 @@ use strata_core::manifest::Timestamp;
 
 use super::session::{MAX_WRITE, Request, Session};
 use super::wire::{Reader, Writer};
+use super::worker::Means;
 use crate::vfs::file::OpenMode;
 use crate::vfs::{Attr, Caller, Found, Opened, SetAttr, SetTime, rename};
 
@@ -27,6 +28,8 @@ const NO_CHANGE: u32 = 1 << 6 | 1 << 9;
 /// What to send back.
 pub(super) enum Answer {
     Body(Writer),
+    /// So many bytes of [`Means::data`].
+    Data(usize),
     Empty,
     Silent,
 }
@@ -34,7 +37,7 @@ pub(super) enum Answer {
 pub(super) type Answered = Result<Answer, Errno>;
 
 impl Session {
-    pub(super) fn dispatch(&self, request: &mut Request<'_>) -> Answered {
+    pub(super) fn dispatch(&self, request: &mut Request<'_>, means: &mut Means<'_>) -> Answered {
         let node = request.node;
         let body = &mut request.body;
         let vfs = &*self.vfs;
@@ -88,7 +91,8 @@ impl Session {
                 }
                 Ok(Answer::Silent)
             }
-            14 | 15 | 16 | 18 | 20 | 35 | 43 | 46 | 47 | 51 => self.file(request),
+            15 => self.read(&mut request.body, means),
+            14 | 16 | 18 | 20 | 35 | 43 | 46 | 47 | 51 => self.file(request),
             27 | 28 | 29 | 30 | 44 => self.directory(request),
             36 => {
                 self.interrupts.signal(body.u64()?);
@@ -226,6 +230,23 @@ impl Session {
         Ok(Answer::Body(out))
     }
 
+    /// What is in memory is answered at once; only what is not takes long.
+    fn read(&self, body: &mut Reader<'_>, means: &mut Means<'_>) -> Answered {
+        let (handle, offset, size) = (body.u64()?, body.u64()?, body.u32()?);
+        let length = (size as usize).min(MAX_WRITE as usize);
+        // Kept from request to request: what is new must be cleared first.
+        if means.data.len() < length {
+            means.data.resize(length, 0);
+        }
+        let buffer = &mut means.data[..length];
+        let (mut read, all) = self.vfs.read_in_memory(handle, offset, buffer)?;
+        if !all {
+            (means.before_waiting)();
+            read += self.vfs.read(handle, offset + read as u64, &mut buffer[read..])?;
+        }
+        Ok(Answer::Data(read))
+    }
+
     fn opened(&self, out: &mut Writer, opened: Opened) {
         let (flags, backing) = match opened.backing_id {
             Some(id) => (fopen::PASSTHROUGH | fopen::NOFLUSH, id),
@@ -247,12 +268,6 @@ impl Session {
                     kill_privileges: more & 1 != 0,
                 };
                 self.opened(&mut out, vfs.open(request.node, mode)?);
-            }
-            15 => {
-                let (handle, offset, size) = (body.u64()?, body.u64()?, body.u32()?);
-                let mut data = vec![0; (size as usize).min(MAX_WRITE as usize)];
-                let length = vfs.read(handle, offset, &mut data)?;
-                out.bytes(&data[..length]);
             }
             16 => {
                 let (handle, offset) = (body.u64()?, body.u64()?);

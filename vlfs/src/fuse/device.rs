@@ -16,6 +16,10 @@ use crate::vfs::{Notice, Passthrough};
 
 /// Name of the file system type, as `/proc/mounts` shows it after `fuse.`.
 const SUBTYPE: &str = "strata";
+/// Bytes of an answer's header.
+const HEADER: usize = 16;
+/// Bytes of answers that are sent in one piece; the longest of most kinds have 160.
+const SMALL: usize = 256;
 
 #[derive(Debug, thiserror::Error)]
 pub enum MountError {
@@ -67,7 +71,24 @@ impl Device {
         let kind = format!("fuse.{SUBTYPE}");
         rustix::mount::mount(source, mount_point, kind.as_str(), flags, data.as_c_str())
             .map_err(|errno| MountError::Mount { path, errno })?;
-        Ok(Arc::new(Device { fd }))
+        Device::of(fd).map_err(MountError::Device)
+    }
+
+    fn of(fd: OwnedFd) -> Result<Arc<Device>, Errno> {
+        let device = Device { fd };
+        device.set_waiting(false)?;
+        Ok(Arc::new(device))
+    }
+
+    /// Whether reading waits for a request. It does not here: who reads decides how
+    /// to (`waiting`). A program that takes over may count on it.
+    ///
+    /// # Errors
+    /// It is not open.
+    pub fn set_waiting(&self, waits: bool) -> Result<(), Errno> {
+        let mut flags = rustix::fs::fcntl_getfl(&self.fd)?;
+        flags.set(OFlags::NONBLOCK, !waits);
+        rustix::fs::fcntl_setfl(&self.fd, flags)
     }
 
     /// Tells the kernel that something changed. What it does not know is no error.
@@ -97,8 +118,11 @@ impl Device {
     }
 
     /// The device that a predecessor mounted with.
-    pub fn adopt(fd: OwnedFd) -> Arc<Device> {
-        Arc::new(Device { fd })
+    ///
+    /// # Errors
+    /// It is not open.
+    pub fn adopt(fd: OwnedFd) -> Result<Arc<Device>, Errno> {
+        Device::of(fd)
     }
 
     /// Lets the kernel send again what was read and never answered.
@@ -112,15 +136,27 @@ impl Device {
 
     /// Sends one message: a reply (`unique` of the request, error negated) or a notification.
     pub fn send(&self, unique: u64, error: i32, body: &[u8]) -> Result<(), Errno> {
-        let mut header = Writer::default();
-        let length = u32::try_from(16 + body.len()).map_err(|_| Errno::TOOBIG)?;
-        header.u32(length).i32(error).u64(unique);
-        let parts = [std::io::IoSlice::new(header.as_bytes()), std::io::IoSlice::new(body)];
-        loop {
-            match rustix::io::writev(&self.fd, &parts) {
-                Err(Errno::INTR) => {}
-                other => return other.map(drop),
-            }
+        let length = u32::try_from(HEADER + body.len()).map_err(|_| Errno::TOOBIG)?;
+        let mut small = [0; SMALL];
+        small[..4].copy_from_slice(&length.to_ne_bytes());
+        small[4..8].copy_from_slice(&error.to_ne_bytes());
+        small[8..HEADER].copy_from_slice(&unique.to_ne_bytes());
+        // One piece costs the kernel less than two.
+        if let Some(room) = small.get_mut(HEADER..HEADER + body.len()) {
+            room.copy_from_slice(body);
+            return again(|| rustix::io::write(&self.fd, &small[..HEADER + body.len()]));
+        }
+        let parts = [std::io::IoSlice::new(&small[..HEADER]), std::io::IoSlice::new(body)];
+        again(|| rustix::io::writev(&self.fd, &parts))
+    }
+}
+
+/// Tries again what a signal came in between.
+fn again(mut write: impl FnMut() -> Result<usize, Errno>) -> Result<(), Errno> {
+    loop {
+        match write() {
+            Err(Errno::INTR) => {}
+            other => return other.map(drop),
         }
     }
 }

@@ -6,15 +6,21 @@
 //! without detaching what is mounted on them, and the flags of `OPEN`,
 //! `SETATTR` and `SETXATTR` that take setuid away. No file system logic here.
 //!
-//! `device` opens and mounts, `wire` reads and writes the messages' fields, `session` takes
-//! requests and `answers` answers them, `turn` says whose turn it is, `placement` on which
-//! processor; the calls that hand files to the kernel are in `sys::ioctl`.
+//! `device` opens and mounts, `wire` reads and writes the messages' fields, `session` is the
+//! connection, `worker` takes requests and `answers` answers them, `turn` says whose turn it
+//! is, `waiting` how it waits (`placement`: on which processor, `watch`: asleep or not), and
+//! `latency` keeps processors from halting meanwhile; the calls that hand files to the
+//! kernel are in `sys::ioctl`.
 
 mod answers;
 pub mod device;
 pub mod gate;
+pub mod latency;
 mod placement;
 pub mod requests;
 pub mod session;
 pub mod turn;
+mod waiting;
+mod watch;
 pub mod wire;
+pub mod worker;

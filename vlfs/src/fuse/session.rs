@@ -1,20 +1,22 @@
-//! One connection to the kernel: what was agreed, and the loop that takes requests.
+//! One connection to the kernel: what was agreed, and what a request is taken apart to.
 //!
-//! What each request is answered is in `answers.rs`.
+//! The threads that take requests are in `worker.rs`, what each is answered is in
+//! `answers.rs`.
 
-use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, OnceLock};
 
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
-use super::answers::Answer;
+use super::answers::{Answer, Answered};
 use super::device::Device;
 use super::gate::Gate;
-use super::placement::Placement;
+use super::latency::IdleLatency;
 use super::requests::Requests;
 use super::turn::Turn;
 use super::wire::{Reader, Writer};
+use super::worker::{MOST_WORKERS, Means, WORKERS};
+use crate::gauges::Longest;
 use crate::interrupt::Interrupts;
 use crate::vfs::{Caller, Vfs};
 
@@ -92,7 +94,7 @@ pub type Ready = Box<dyn FnOnce() + Send>;
 /// One mounted file system and its connection. Shared by all worker threads.
 pub struct Session {
     pub vfs: Arc<Vfs>,
-    device: Arc<Device>,
+    pub(super) device: Arc<Device>,
     /// Closed while a successor takes over.
     pub gate: Gate,
     agreed: OnceLock<Agreed>,
@@ -101,6 +103,10 @@ pub struct Session {
     ready: Mutex<Option<Ready>>,
     pub requests: Requests,
     pub interrupts: Interrupts,
+    pub turn: Turn,
+    pub latency: IdleLatency,
+    /// Of those while a swap was under way.
+    pub longest_answer: Longest,
     /// Tells file handles of this mount from those of an earlier one.
     pub(super) ino_gen: u64,
 }
@@ -111,6 +117,13 @@ pub(super) struct Request<'a> {
     pub node: u64,
     pub caller: Caller,
     pub body: Reader<'a>,
+}
+
+/// An answer, and to what.
+pub(super) struct Reply {
+    opcode: u32,
+    unique: u64,
+    answer: Answered,
 }
 
 impl std::fmt::Debug for Session {
@@ -124,6 +137,7 @@ impl Session {
         vfs: Arc<Vfs>,
         device: Arc<Device>,
         want_passthrough: bool,
+        latency: IdleLatency,
         ino_gen: u64,
     ) -> Session {
         Session {
@@ -134,7 +148,10 @@ impl Session {
             want_passthrough,
             ready: Mutex::new(None),
             requests: Requests::default(),
-            interrupts: Interrupts::new(crate::daemon::WORKERS),
+            interrupts: Interrupts::new(MOST_WORKERS),
+            turn: Turn::new(WORKERS, MOST_WORKERS),
+            latency,
+            longest_answer: Longest::default(),
             ino_gen,
         }
     }
@@ -155,80 +172,57 @@ impl Session {
         *self.ready.lock().expect("no panic while held") = Some(ready);
     }
 
-    /// Answers requests until the file system is unmounted. For as many threads
-    /// as take turns; `worker` counts them.
-    ///
-    /// # Errors
-    /// The kernel is too old, or the device fails.
-    pub fn serve(&self, worker: usize, turn: &Turn) -> Result<(), SessionError> {
-        self.interrupts.watch(Some(worker));
-        let served = self.take_turns(worker, turn);
-        self.interrupts.end();
-        turn.end();
-        served
-    }
-
-    fn take_turns(&self, worker: usize, turn: &Turn) -> Result<(), SessionError> {
-        let mut buffer = vec![0_u8; MAX_WRITE as usize + 4096];
-        let mut placement = Placement::new();
-        while turn.take(worker) {
-            let length = match rustix::io::read(self.device.as_fd(), &mut buffer[..]) {
-                Ok(length) => length,
-                Err(Errno::INTR | Errno::NOENT | Errno::AGAIN) => continue,
-                Err(Errno::NODEV) => return Ok(()),
-                Err(error) => return Err(SessionError::Device(error)),
-            };
-            let _in_hand = self.gate.enter();
-            self.interrupts.begin(worker, unique(&buffer[..length]), client(&buffer[..length]));
-            turn.begin(worker);
-            if waits_for_disk(&buffer[..length]) {
-                turn.give_up(worker);
-            } else {
-                placement.follow(client(&buffer[..length]));
-            }
-            self.handle(&buffer[..length])?;
-            turn.finish(worker);
-            if !turn.is_of(worker) {
-                placement.leave();
-            }
-        }
-        Ok(())
-    }
-
     /// Answers one request, as the kernel writes it. Whatever it holds, the
     /// answer is an error at worst.
     ///
     /// # Errors
     /// It is the first, and the kernel is too old.
     pub fn handle(&self, message: &[u8]) -> Result<(), SessionError> {
+        let mut data = Vec::new();
+        let mut means = Means { data: &mut data, before_waiting: &|| {} };
+        let reply = self.answer(message, &mut means)?;
+        self.send(reply, &data);
+        Ok(())
+    }
+
+    pub(super) fn answer(
+        &self,
+        message: &[u8],
+        means: &mut Means<'_>,
+    ) -> Result<Option<Reply>, SessionError> {
         let Ok(mut request) = parse(message) else {
             tracing::warn!(length = message.len(), "a request was cut short");
-            return Ok(());
+            return Ok(None);
         };
         if request.opcode == 26 {
-            return self.initialise(&mut request);
+            return self.initialise(&mut request).map(|()| None);
         }
         self.requests.count(request.opcode);
-        let answer = self.dispatch(&mut request);
+        let answer = self.dispatch(&mut request, means);
         tracing::trace!(
             opcode = request.opcode,
             node = request.node,
             error = answer.as_ref().err().map(|errno| errno.raw_os_error()),
             "request"
         );
+        if matches!(answer, Ok(Answer::Silent)) {
+            return Ok(None);
+        }
+        Ok(Some(Reply { opcode: request.opcode, unique: request.unique, answer }))
+    }
+
+    pub(super) fn send(&self, reply: Option<Reply>, data: &[u8]) {
+        let Some(Reply { opcode, unique, answer }) = reply else { return };
         let sent = match &answer {
-            Ok(Answer::Silent) => Ok(()),
-            Ok(Answer::Empty) => self.device.send(request.unique, 0, &[]),
-            Ok(Answer::Body(body)) => self.device.send(request.unique, 0, body.as_bytes()),
-            Err(errno) => self.device.send(request.unique, -errno.raw_os_error(), &[]),
+            Ok(Answer::Silent | Answer::Empty) => self.device.send(unique, 0, &[]),
+            Ok(Answer::Body(body)) => self.device.send(unique, 0, body.as_bytes()),
+            Ok(Answer::Data(length)) => self.device.send(unique, 0, &data[..*length]),
+            Err(errno) => self.device.send(unique, -errno.raw_os_error(), &[]),
         };
         match sent {
             // The caller was killed meanwhile, or the mount is going away.
-            Ok(()) | Err(Errno::NOENT | Errno::NODEV) => Ok(()),
-            Err(error) => {
-                tracing::error!(opcode = request.opcode, %error, "the kernel refused an answer");
-                Ok(())
-            }
+            Ok(()) | Err(Errno::NOENT | Errno::NODEV) => {}
+            Err(error) => tracing::error!(opcode, %error, "the kernel refused an answer"),
         }
     }
 
@@ -276,21 +270,6 @@ impl Session {
         }
         Ok(())
     }
-}
-
-/// Whether a request reads data, flushes or copies: it may take long, surely.
-fn waits_for_disk(message: &[u8]) -> bool {
-    let opcode = Reader::new(message.get(4..).unwrap_or_default()).u32();
-    matches!(opcode, Ok(15 | 20 | 30 | 43 | 47))
-}
-
-fn unique(message: &[u8]) -> u64 {
-    Reader::new(message.get(8..).unwrap_or_default()).u64().unwrap_or(0)
-}
-
-/// The thread that asks; 0 for the kernel itself and for other process namespaces.
-fn client(message: &[u8]) -> u32 {
-    Reader::new(message.get(32..).unwrap_or_default()).u32().unwrap_or(0)
 }
 
 fn parse(message: &[u8]) -> Result<Request<'_>, Errno> {

@@ -5,18 +5,44 @@
 //! workers waiting in `read` (measured on two processors). What may take long
 //! must not hold the others up: a worker gives its turn away before it waits for
 //! the disk ([`Turn::give_up`]), and [`Turn::oversee`] takes it from one that is
-//! at the same request for a whole tick, whatever the reason.
+//! at the same request for a whole tick, whatever the reason. When nobody is left
+//! to take it, there is one worker more, up to a bound; those above the least
+//! number go when they were not needed for a while.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Condvar, Mutex};
+use std::sync::{Condvar, Mutex, MutexGuard};
 use std::time::Duration;
+
+use super::latency::IdleLatency;
 
 /// For so long at least a request may keep the turn.
 const TICK: Duration = Duration::from_millis(1);
 /// Ticks without a request after which nobody looks any more.
 const IDLE_TICKS: u32 = 20;
+/// How long a worker above the least number waits for a turn before it goes.
+const SPARE: Duration = Duration::from_secs(10);
 /// Nobody's turn.
 const NOBODY: usize = usize::MAX;
+
+/// What a worker is to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Next {
+    /// Read: it is its turn.
+    Read,
+    /// Go: it was not needed for a while. Its number may be given out again.
+    Spare,
+    /// Go: all is over.
+    Over,
+}
+
+#[derive(Debug, Default)]
+struct Pool {
+    /// The workers that there are.
+    workers: BTreeSet<usize>,
+    /// How many of them wait for the turn.
+    waiting: usize,
+}
 
 #[derive(Debug)]
 pub struct Turn {
@@ -27,44 +53,75 @@ pub struct Turn {
     /// Somebody looks whether the reader gets on.
     watched: AtomicBool,
     ended: AtomicBool,
-    lock: Mutex<()>,
+    least: usize,
+    pool: Mutex<Pool>,
     /// The turn is free, somebody must watch, or all is over.
     free: Condvar,
     watch: Condvar,
 }
 
 impl Turn {
-    pub fn new(workers: usize) -> Turn {
+    /// For the workers `0..least`, and up to `most` when they are all busy.
+    pub fn new(least: usize, most: usize) -> Turn {
+        let pool = Pool { workers: (0..least).collect(), waiting: 0 };
         Turn {
             reader: AtomicUsize::new(NOBODY),
-            progress: (0..workers).map(|_| AtomicU64::new(0)).collect(),
+            progress: (0..most.max(least)).map(|_| AtomicU64::new(0)).collect(),
             watched: AtomicBool::new(false),
             ended: AtomicBool::new(false),
-            lock: Mutex::new(()),
+            least,
+            pool: Mutex::new(pool),
             free: Condvar::new(),
             watch: Condvar::new(),
         }
     }
 
+    /// How many workers there are now.
     pub fn workers(&self) -> usize {
-        self.progress.len()
+        self.lock().workers.len()
     }
 
-    /// Waits until it is this worker's turn. `false`: it is over.
-    pub fn take(&self, worker: usize) -> bool {
+    fn lock(&self) -> MutexGuard<'_, Pool> {
+        self.pool.lock().expect("no panic while held")
+    }
+
+    /// Waits until it is this worker's turn.
+    pub fn take(&self, worker: usize) -> Next {
         if self.reader.load(Ordering::Acquire) == worker {
-            return !self.ended.load(Ordering::Acquire);
+            return if self.ended.load(Ordering::Acquire) { Next::Over } else { Next::Read };
         }
-        let mut lock = self.lock.lock().expect("no panic while held");
+        let mut pool = self.lock();
+        pool.waiting += 1;
+        let (mut pool, next) = self.wait_for_turn(worker, pool);
+        pool.waiting -= 1;
+        if next == Next::Spare {
+            pool.workers.remove(&worker);
+        }
+        next
+    }
+
+    fn wait_for_turn<'a>(
+        &self,
+        worker: usize,
+        mut pool: MutexGuard<'a, Pool>,
+    ) -> (MutexGuard<'a, Pool>, Next) {
         loop {
             if self.ended.load(Ordering::Acquire) {
-                return false;
+                return (pool, Next::Over);
             }
             let (order, failed) = (Ordering::AcqRel, Ordering::Acquire);
             if self.reader.compare_exchange(NOBODY, worker, order, failed).is_ok() {
-                return true;
+                return (pool, Next::Read);
             }
-            lock = self.free.wait(lock).expect("no panic while held");
+            if worker < self.least {
+                pool = self.free.wait(pool).expect("no panic while held");
+                continue;
+            }
+            let (again, waited) = self.free.wait_timeout(pool, SPARE).expect("no panic while held");
+            pool = again;
+            if waited.timed_out() && self.reader.load(Ordering::Acquire) != NOBODY {
+                return (pool, Next::Spare);
+            }
         }
     }
 
@@ -76,13 +133,13 @@ impl Turn {
     pub fn begin(&self, worker: usize) {
         self.progress[worker].fetch_add(1, Ordering::AcqRel);
         if !self.watched.load(Ordering::Acquire) {
-            let _lock = self.lock.lock().expect("no panic while held");
+            let _lock = self.lock();
             self.watched.store(true, Ordering::Release);
             self.watch.notify_one();
         }
     }
 
-    /// This worker has answered, in its turn or not.
+    /// This worker knows the answer, in its turn or not.
     pub fn finish(&self, worker: usize) {
         self.progress[worker].fetch_add(1, Ordering::AcqRel);
     }
@@ -91,54 +148,86 @@ impl Turn {
     pub fn give_up(&self, worker: usize) {
         let (order, failed) = (Ordering::AcqRel, Ordering::Acquire);
         if self.reader.compare_exchange(worker, NOBODY, order, failed).is_ok() {
-            let _lock = self.lock.lock().expect("no panic while held");
+            let _lock = self.lock();
             self.free.notify_one();
         }
     }
 
     /// Everybody comes back from [`Turn::take`] and [`Turn::oversee`].
     pub fn end(&self) {
-        let _lock = self.lock.lock().expect("no panic while held");
+        let _lock = self.lock();
         self.ended.store(true, Ordering::Release);
         self.free.notify_all();
         self.watch.notify_all();
     }
 
     /// Takes the turn away from who keeps it for longer than a tick, until the
-    /// end. For a thread of its own.
-    pub fn oversee(&self) {
+    /// end, and tells `latency` how many requests come. Where no worker is left to take
+    /// the turn, `grow` starts one of the number that it is given; `false`: it cannot.
+    /// For a thread of its own.
+    pub fn oversee(&self, latency: &IdleLatency, mut grow: impl FnMut(usize) -> bool) {
         let mut before = None;
         let mut idle = 0;
+        let mut requests = self.requests();
         while !self.ended.load(Ordering::Acquire) {
             let reader = self.reader.load(Ordering::Acquire);
             let progress = self.progress.get(reader).map(|count| count.load(Ordering::Acquire));
-            let now = progress.map(|progress| (reader, progress));
-            let stays = now.is_some() && now == before;
+            let now = (reader, progress);
+            let stays = before == Some(now);
             match progress {
                 Some(progress) if stays && progress % 2 == 1 => self.give_up(reader),
                 Some(_) if stays => idle += 1,
+                None if stays => self.grow(&mut grow),
                 _ => idle = 0,
             }
-            before = now;
+            before = Some(now);
+            let so_far = self.requests();
+            latency.tick(so_far.wrapping_sub(requests));
+            requests = so_far;
             if idle < IDLE_TICKS {
                 self.pause();
             } else {
+                latency.rest();
                 self.sleep();
                 idle = 0;
             }
         }
+        latency.rest();
+    }
+
+    /// Requests so far.
+    fn requests(&self) -> u64 {
+        let counts = self.progress.iter().map(|count| count.load(Ordering::Relaxed));
+        counts.fold(0, u64::wrapping_add) / 2
+    }
+
+    /// Nobody had the turn for a tick: where no worker waits for it, one more is needed.
+    fn grow(&self, start: &mut impl FnMut(usize) -> bool) {
+        let mut pool = self.lock();
+        if pool.waiting > 0 {
+            self.free.notify_one();
+            return;
+        }
+        let Some(worker) = (0..self.progress.len()).find(|worker| !pool.workers.contains(worker))
+        else {
+            return;
+        };
+        pool.workers.insert(worker);
+        drop(pool);
+        if !start(worker) {
+            self.lock().workers.remove(&worker);
+        }
     }
 
     fn pause(&self) {
-        let lock = self.lock.lock().expect("no panic while held");
-        let over = |(): &mut ()| !self.ended.load(Ordering::Acquire);
-        drop(self.watch.wait_timeout_while(lock, TICK, over).expect("no panic while held"));
+        let over = |_: &mut Pool| !self.ended.load(Ordering::Acquire);
+        drop(self.watch.wait_timeout_while(self.lock(), TICK, over).expect("no panic while held"));
     }
 
     /// Sleeps until a request comes. A request that began just now is seen one
     /// idle stretch later at worst: its worker found itself watched.
     fn sleep(&self) {
-        let lock = self.lock.lock().expect("no panic while held");
+        let lock = self.lock();
         self.watched.store(false, Ordering::Release);
         let reader = self.reader.load(Ordering::Acquire);
         let counts = || self.progress.get(reader).map(|count| count.load(Ordering::Acquire));
@@ -147,7 +236,7 @@ impl Turn {
             self.watched.store(true, Ordering::Release);
             return;
         }
-        let unwatched = |(): &mut ()| {
+        let unwatched = |_: &mut Pool| {
             !self.watched.load(Ordering::Acquire) && !self.ended.load(Ordering::Acquire)
         };
         drop(self.watch.wait_while(lock, unwatched).expect("no panic while held"));
@@ -158,30 +247,34 @@ impl Turn {
 mod tests {
     use super::*;
 
+    fn no_more(_: usize) -> bool {
+        false
+    }
+
     #[test]
     fn one_reads_until_it_gives_its_turn_away() {
-        let turn = Turn::new(2);
-        assert!(turn.take(0) && turn.take(0), "it stays its turn");
+        let turn = Turn::new(2, 2);
+        assert_eq!([turn.take(0), turn.take(0)], [Next::Read; 2], "it stays its turn");
         std::thread::scope(|scope| {
             let other = scope.spawn(|| turn.take(1));
             turn.begin(0);
             turn.give_up(0);
-            assert!(other.join().expect("no panic"));
+            assert_eq!(other.join().expect("no panic"), Next::Read);
             turn.finish(0);
         });
         turn.end();
-        assert!(!turn.take(0) && !turn.take(1));
+        assert_eq!([turn.take(0), turn.take(1)], [Next::Over; 2]);
     }
 
     #[test]
     fn a_request_that_takes_long_loses_its_turn() {
-        let turn = Turn::new(2);
+        let turn = Turn::new(2, 2);
         std::thread::scope(|scope| {
-            scope.spawn(|| turn.oversee());
-            assert!(turn.take(0));
+            scope.spawn(|| turn.oversee(&IdleLatency::open(None), no_more));
+            assert_eq!(turn.take(0), Next::Read);
             turn.begin(0);
             // The other comes by its turn though the first never finishes.
-            assert!(turn.take(1));
+            assert_eq!(turn.take(1), Next::Read);
             turn.begin(1);
             turn.finish(1);
             turn.end();
@@ -190,18 +283,62 @@ mod tests {
 
     #[test]
     fn who_sleeps_is_woken_by_a_request() {
-        let turn = Turn::new(2);
+        let turn = Turn::new(2, 2);
         std::thread::scope(|scope| {
-            scope.spawn(|| turn.oversee());
-            assert!(turn.take(0));
+            scope.spawn(|| turn.oversee(&IdleLatency::open(None), no_more));
+            assert_eq!(turn.take(0), Next::Read);
             turn.begin(0);
             turn.finish(0);
             while turn.watched.load(Ordering::Acquire) {
                 std::thread::yield_now();
             }
             turn.begin(0);
-            assert!(turn.take(1));
+            assert_eq!(turn.take(1), Next::Read);
             turn.end();
         });
+    }
+
+    #[test]
+    fn there_are_more_workers_while_all_are_busy_up_to_a_bound() {
+        let turn = Turn::new(1, 3);
+        let (started, workers) = std::sync::mpsc::channel();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                turn.oversee(&IdleLatency::open(None), |worker| started.send(worker).is_ok());
+            });
+            assert_eq!(turn.take(0), Next::Read);
+            turn.begin(0);
+            for expected in [1, 2] {
+                let worker = workers.recv().expect("it grows");
+                assert_eq!(worker, expected);
+                assert_eq!(turn.take(worker), Next::Read);
+                turn.begin(worker);
+            }
+            assert_eq!(turn.workers(), 3);
+            // All are busy: the first that is done reads on.
+            turn.finish(1);
+            assert_eq!(turn.take(1), Next::Read);
+            turn.end();
+        });
+        assert!(workers.try_recv().is_err(), "the bound holds");
+    }
+
+    #[test]
+    fn who_cannot_be_started_does_not_count() {
+        let turn = Turn::new(1, 2);
+        let (tried, tries) = std::sync::mpsc::channel();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                turn.oversee(&IdleLatency::open(None), |worker| {
+                    tried.send(worker).expect("somebody listens");
+                    false
+                });
+            });
+            assert_eq!(turn.take(0), Next::Read);
+            turn.begin(0);
+            assert_eq!([tries.recv(), tries.recv()], [Ok(1); 2], "it is tried again");
+            turn.end();
+        });
+        assert_eq!(turn.workers(), 1);
     }
 }

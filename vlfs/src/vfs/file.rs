@@ -6,11 +6,13 @@
 //! kernel, the copy gets a *successor* node of the same `st_ino`; an `OPEN` of
 //! the old node answers `ESTALE`, and the kernel walks the path again.
 
+use std::io::IoSliceMut;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
 use rustix::fs::{FallocateFlags, FileType, Mode, OFlags, SeekFrom};
+use rustix::io::ReadWriteFlags;
 
 use super::node::{Node, Upper};
 use super::{ActiveSet, Caller, Errno, Found, Object, Passthrough, Result, Vfs};
@@ -399,6 +401,31 @@ impl Vfs {
             }
         }
         Ok(read)
+    }
+
+    /// Reads what is in memory, without waiting for a disk: how many bytes, and whether
+    /// that is all. Where the disk's file system cannot tell, it is nothing.
+    pub fn read_in_memory(
+        &self,
+        handle: u64,
+        offset: u64,
+        buffer: &mut [u8],
+    ) -> Result<(usize, bool)> {
+        let handle = self.file(handle)?;
+        let file = self.latest(&handle)?;
+        let mut read = 0;
+        while read < buffer.len() {
+            let mut rest = [IoSliceMut::new(&mut buffer[read..])];
+            let (at, flags) = (offset + read as u64, ReadWriteFlags::NOWAIT);
+            match rustix::io::preadv2(&*file, &mut rest, at, flags) {
+                Ok(0) => break,
+                Ok(length) => read += length,
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN | Errno::OPNOTSUPP | Errno::NOSYS) => return Ok((read, false)),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok((read, true))
     }
 
     /// The handle's file, or the private copy that was made since it was opened.

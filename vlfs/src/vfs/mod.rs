@@ -49,6 +49,7 @@ pub use revert_tree::RevertedTree;
 pub use swap::{SetInfo, SwapOutcome};
 
 use crate::backing;
+use crate::gauges::Longest;
 use crate::index::overlay::Hiding;
 use crate::layer::{Layer, LayerSet};
 use crate::private::{self, Private};
@@ -69,7 +70,7 @@ pub const GRACE: Duration = Duration::from_millis(250);
 /// Backing files kept open without a handle, most recent ones: opening a file of
 /// a layer again then costs no system call but the kernel's own. At most a
 /// quarter of the descriptors that the process may have.
-const KEPT_BACKINGS: usize = 16_384;
+const KEPT_BACKINGS: usize = 32_768;
 
 /// One layer set with its merged index. Immutable but for hidden paths.
 #[derive(Debug)]
@@ -187,6 +188,8 @@ pub struct Vfs {
     swaps: AtomicU64,
     /// Data directories are being mounted: the daemon must not be replaced.
     unfinished: AtomicBool,
+    /// How long a swap kept names from being looked at.
+    pub longest_exchange: Longest,
 }
 
 impl std::fmt::Debug for Vfs {
@@ -238,6 +241,7 @@ impl Vfs {
             unlinked: Mutex::default(),
             swaps: AtomicU64::new(0),
             unfinished: AtomicBool::new(false),
+            longest_exchange: Longest::default(),
         };
         vfs.adopt_root_attributes()?;
         Ok(vfs)

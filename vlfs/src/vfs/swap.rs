@@ -13,6 +13,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use super::node::Node;
 use super::{ActiveSet, Notice, Result, Vfs};
@@ -114,6 +115,7 @@ impl Vfs {
         let notices = self.notices(&changes);
         self.notify(notices.clone());
         let rebuilt;
+        let asked = Instant::now();
         let gone = {
             let _exclusive = self.namespace.write().expect("no panic while held");
             let recorded = self.private.stop_recording();
@@ -126,6 +128,7 @@ impl Vfs {
             self.epoch.fetch_add(1, Ordering::AcqRel);
             gone
         };
+        self.longest_exchange.note(asked.elapsed());
         self.swaps.fetch_add(1, Ordering::Relaxed);
         self.retire(&old, &new);
         if rebuilt {
@@ -168,7 +171,7 @@ impl Vfs {
         let mut retired = self.retired.lock().expect("no panic while held");
         // One swap after the other may leave no time to settle.
         retired.retain(|(since, _)| since.elapsed() < super::GRACE);
-        retired.push((std::time::Instant::now(), old.clone()));
+        retired.push((Instant::now(), old.clone()));
         drop(retired);
         self.drop_kept(|backing| backing.layer.as_ref().is_none_or(stays));
     }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use proptest::prelude::*;
 use rustix::fs::{Mode, OFlags};
 use strata_vlfs::fuse::device::Device;
+use strata_vlfs::fuse::latency::IdleLatency;
 use strata_vlfs::fuse::session::Session;
 
 use crate::fixture::cases;
@@ -108,7 +109,8 @@ proptest! {
         let vfs = Arc::new(place.open().expect("opened"));
         // Answers go nowhere: what the kernel makes of them is not its concern here.
         let null = rustix::fs::open("/dev/null", OFlags::RDWR, Mode::empty()).expect("opened");
-        let session = Session::new(vfs, Device::adopt(null), false, 0);
+        let device = Device::adopt(null).expect("open");
+        let session = Session::new(vfs, device, false, IdleLatency::open(None), 0);
         for message in &messages {
             let _too_old_at_worst = session.handle(message);
             let _cut_short = session.handle(&message[..cut.index(message.len())]);

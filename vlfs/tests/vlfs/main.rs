@@ -26,3 +26,4 @@ mod swapping;
 mod twin;
 mod upgrade;
 mod verify;
+mod workers;
