@@ -1,5 +1,6 @@
 //! Figures and goals: progress on stderr, a table on stdout, JSON.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -12,6 +13,16 @@ use crate::work::{Goal, Measured, Workload};
 /// Where the bench works: on a disk, not in memory.
 pub fn scratch() -> PathBuf {
     std::env::var_os("TMPDIR").map_or_else(|| "/var/tmp".into(), PathBuf::from)
+}
+
+/// What it was measured on, and how busy that is.
+fn machine() -> String {
+    let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let load = load.split(' ').take(3).collect::<Vec<_>>().join(" ");
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    let kernel = rustix::system::uname();
+    let kernel = kernel.release().to_string_lossy();
+    format!("Linux {kernel}, {processors} processors, load {load}")
 }
 
 /// The middle value; of an even number the lower of the two.
@@ -33,11 +44,19 @@ pub struct Report {
     goals: Vec<Value>,
     figures: Vec<String>,
     rows: Vec<String>,
+    /// Goals whose value must be at least the limit.
+    lower_bounds: BTreeSet<String>,
 }
 
 impl Report {
     pub fn new(started: Instant) -> Report {
-        Report { started, goals: Vec::new(), figures: Vec::new(), rows: Vec::new() }
+        Report {
+            started,
+            goals: Vec::new(),
+            figures: Vec::new(),
+            rows: Vec::new(),
+            lower_bounds: BTreeSet::new(),
+        }
     }
 
     pub fn progress(&self, what: &str) {
@@ -47,7 +66,7 @@ impl Report {
     /// A figure that no goal is set for.
     pub fn figure(&mut self, what: &str, value: f64, unit: &str) {
         eprintln!("         {what}: {value:.2} {unit}");
-        self.figures.push(format!("{what:<58} {value:>10.2} {unit}"));
+        self.figures.push(format!("{what:<68} {value:>10.2} {unit}"));
     }
 
     /// A value that must be at most `limit`, or at least where `at_least` is set.
@@ -56,6 +75,9 @@ impl Report {
         let word = if holds { "holds" } else { "DOES NOT HOLD" };
         eprintln!("         {goal}: {value:.3} {unit}, limit {limit}: {word}");
         let value = (value * 1000.0).round() / 1000.0;
+        if at_least {
+            self.lower_bounds.insert(goal.to_owned());
+        }
         self.goals.push(
             json!({ "goal": goal, "value": value, "limit": limit, "unit": unit, "holds": holds }),
         );
@@ -72,19 +94,40 @@ impl Report {
         }
         eprintln!("         {row}");
         self.rows.push(row);
-        for goal in workload.goals {
-            let (name, limit, to, at_least) = match *goal {
-                Goal::Native(limit) => (String::new(), limit, Kind::Native, false),
-                Goal::FasterThan(kind) => (format!(" against {}", kind.name()), 1.0, kind, false),
-                Goal::TimesFaster(kind, limit) => {
-                    (format!(", times faster than {}, at least", kind.name()), limit, kind, true)
-                }
-            };
-            let (of, to) = if at_least { (to, Kind::Strata) } else { (Kind::Strata, to) };
-            if let Some(value) = ratio(measured, of, to) {
-                let unit = if at_least || to != Kind::Native { "×" } else { "× native" };
-                self.goal(&format!("{}{name}", workload.name), value, limit, unit, at_least);
+        for strata in [Kind::Strata, Kind::StrataOff] {
+            workload
+                .goals
+                .iter()
+                .for_each(|goal| self.workload_goal(workload, *goal, strata, measured));
+        }
+    }
+
+    fn workload_goal(
+        &mut self,
+        workload: &Workload,
+        goal: Goal,
+        strata: Kind,
+        measured: &Measured,
+    ) {
+        let name = match strata {
+            Kind::StrataOff => format!("{}, no passthrough", workload.name),
+            _ => workload.name.to_owned(),
+        };
+        let (name, value, limit, unit, at_least) = match goal {
+            Goal::Native(limit) => {
+                (name, ratio(measured, strata, Kind::Native), limit, "× native", false)
             }
+            Goal::FasterThan(kind) => {
+                let name = format!("{name}, against {}", kind.name());
+                (name, ratio(measured, strata, kind), 1.0, "×", false)
+            }
+            Goal::TimesFaster(kind, limit) => {
+                let name = format!("{name}, times faster than {}", kind.name());
+                (name, ratio(measured, kind, strata), limit, "×", true)
+            }
+        };
+        if let Some(value) = value {
+            self.goal(&name, value, limit, unit, at_least);
         }
     }
 
@@ -98,19 +141,21 @@ impl Report {
             println!();
         }
         self.figures.iter().for_each(|figure| println!("{figure}"));
-        println!("\n{:<58} {:>10} {:>8}", "goal", "value", "limit");
+        println!("\n{:<68} {:>10}   {:>8}", "goal", "value", "limit");
         for goal in &self.goals {
             let holds = if goal["holds"] == true { "holds" } else { "DOES NOT HOLD" };
             let (name, unit) = (goal["goal"].as_str(), goal["unit"].as_str());
             let number = |key: &str| goal[key].as_f64().unwrap_or(f64::NAN);
             println!(
-                "{:<58} {:>10.3} {:>8} {:<9} {holds}",
+                "{:<68} {:>10.3} {} {:>8} {:<9} {holds}",
                 name.unwrap_or_default(),
                 number("value"),
+                if self.lower_bounds.contains(name.unwrap_or_default()) { "≥" } else { "≤" },
                 number("limit"),
                 unit.unwrap_or_default()
             );
         }
+        println!("\n{}, measured in {:.0} s", machine(), self.started.elapsed().as_secs_f64());
         if let Some(path) = json {
             let text = serde_json::to_string_pretty(&self.goals)? + "\n";
             std::fs::write(path, text).with_context(|| path.display().to_string())?;
