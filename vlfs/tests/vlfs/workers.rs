@@ -20,6 +20,14 @@ impl Stopped {
     fn new(process: u32) -> Stopped {
         let pid = Pid::from_raw(process.cast_signed()).expect("a process id");
         kill_process(pid, Signal::STOP).expect("stopped");
+        // Until its last thread has noticed, it may still answer.
+        wait_for("all threads to stop", || {
+            let threads = fs::read_dir(format!("/proc/{process}/task")).expect("it runs");
+            let mut stats = threads.map(|thread| {
+                fs::read_to_string(thread.expect("a thread").path().join("stat")).expect("told")
+            });
+            stats.all(|stat| stat.rsplit(')').next().is_some_and(|rest| rest.starts_with(" T ")))
+        });
         Stopped(pid)
     }
 }
