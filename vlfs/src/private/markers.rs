@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::fs::{FileType, Mode, OFlags, RenameFlags};
+use rustix::fs::{FileType, Mode, OFlags, RenameFlags, Timespec, Timestamps};
 use rustix::io::Errno;
 use strata_core::manifest::Timestamp;
 
@@ -127,10 +127,24 @@ pub(super) fn make_directory(
         Err(Errno::NOENT) => {}
         other => return other,
     }
+    let times = times(&parent)?;
     match private.disk.make_directory(&parent, name, Mode::from_raw_mode(0o755)) {
-        Ok(()) | Err(Errno::EXIST) => backing::open_directory(&parent, name),
-        Err(error) => Err(error),
+        Ok(()) => private.disk.set_times(&parent, b".", &times)?,
+        Err(Errno::EXIST) => {}
+        Err(error) => return Err(error),
     }
+    backing::open_directory(&parent, name)
+}
+
+/// The times of a directory of markers, to put back: they tell of markers alone, not of
+/// the directories that lead to deeper ones.
+fn times(directory: impl AsFd) -> Result<Timestamps, Errno> {
+    let stat = rustix::fs::fstat(directory)?;
+    let time = |tv_sec, nanoseconds: u64| Timespec { tv_sec, tv_nsec: nanoseconds.cast_signed() };
+    Ok(Timestamps {
+        last_access: time(stat.st_atime, stat.st_atime_nsec),
+        last_modification: time(stat.st_mtime, stat.st_mtime_nsec),
+    })
 }
 
 /// Removes the marker of a path, and directories that only led to it. Returns when the
@@ -153,8 +167,10 @@ pub fn unmark(private: &Private, unit: &UnitKey, path: &[u8]) -> Result<Timestam
     }
     let changed = changed(innermost)?;
     for (directory, name) in levels {
+        let times = times(directory)?;
         match private.disk.remove_directory(directory, name) {
-            Ok(()) | Err(Errno::NOENT) => {}
+            Ok(()) => private.disk.set_times(directory, b".", &times)?,
+            Err(Errno::NOENT) => {}
             Err(Errno::NOTEMPTY) => break,
             Err(error) => return Err(error),
         }
@@ -184,6 +200,7 @@ pub fn load_all(private_root: &OwnedFd) -> Result<BTreeMap<UnitKey, WhiteoutTree
 }
 
 fn load(directory: &OwnedFd, path: &mut Vec<u8>, tree: &mut WhiteoutTree) -> Result<(), Errno> {
+    let mut has_marker = false;
     for entry in backing::list(directory)? {
         let length = path.len();
         if !path.is_empty() {
@@ -195,9 +212,13 @@ fn load(directory: &OwnedFd, path: &mut Vec<u8>, tree: &mut WhiteoutTree) -> Res
             load(&backing::open_directory(directory, &entry.name)?, path, tree)?;
         } else {
             tree.hide(path);
+            has_marker = true;
         }
         path.truncate(length);
     }
-    tree.date(path, changed(directory)?);
+    // What only leads to deeper markers lost no name itself.
+    if has_marker {
+        tree.date(path, changed(directory)?);
+    }
     Ok(())
 }

@@ -484,3 +484,10 @@ fn regression_a_removal_dates_a_private_directory() {
     }
     run(&[layer], &[Operation::Unlink(path("b"))], &[]);
 }
+
+/// What leads to a white-out's marker lost no name itself.
+#[test]
+fn regression_a_removal_dates_no_directory_above_its_own() {
+    let layer = BTreeMap::from([("c/c/c".to_owned(), Kind::File)]);
+    run(&[layer], &[Operation::Unlink("c/c/c".to_owned()), Operation::Remount], &[]);
+}
