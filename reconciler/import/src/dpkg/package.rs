@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use md5::{Digest as _, Md5};
 use strata_core::deb822;
 use strata_core::limits;
-use strata_core::manifest::Manifest;
+use strata_core::manifest::{Kind, Manifest};
 use strata_core::version::LayerVersion;
 use strata_store::{StoreError, read_limited};
 
@@ -19,6 +19,8 @@ use crate::usr_merge::{ALIASES, merged};
 const MEMBER_BYTES: usize = 16 << 20;
 /// Bytes of one configuration file.
 const CONFFILE_BYTES: u64 = 64 << 20;
+/// Bytes of one file of a package that brings no digests.
+const FILE_BYTES: u64 = 1 << 30;
 
 #[derive(Debug, thiserror::Error)]
 pub enum PackageError {
@@ -102,7 +104,13 @@ impl Package {
             members,
         };
         package.paths = package.original_paths(manifest);
-        package.conffiles = package.conffiles_of(&Rooted::open(&unit.join("filesystem"))?)?;
+        let files = Rooted::open(&unit.join("filesystem"))?;
+        package.conffiles = package.conffiles_of(&files)?;
+        // dpkg makes it when it unpacks a package that has none.
+        if package.member("md5sums").is_none() {
+            let sums = package.sums(manifest, &files)?;
+            package.members.insert("md5sums".to_owned(), sums);
+        }
         Ok(Some(package))
     }
 
@@ -157,12 +165,32 @@ impl Package {
             // `remove-on-upgrade /etc/old` names one that is no longer shipped.
             let Some(path) = line.strip_prefix('/') else { continue };
             if let Some(content) = files.read(Path::new(path), CONFFILE_BYTES)? {
-                let digest = Md5::digest(&content);
-                let digest = digest.iter().map(|byte| format!("{byte:02x}")).collect();
-                conffiles.push((line.to_owned(), digest));
+                conffiles.push((line.to_owned(), md5(&content)));
             }
         }
         Ok(conffiles)
+    }
+
+    /// The digests of all files but the configuration files.
+    fn sums(&self, manifest: &Manifest, files: &Rooted) -> Result<Vec<u8>, PackageError> {
+        let mut sums = Vec::new();
+        for entry in manifest.entries() {
+            let path = Path::new(OsStr::from_bytes(&entry.path));
+            let file = matches!(entry.kind, Kind::Regular { .. } | Kind::HardLink { .. });
+            let conffile = |(name, _): &(String, String)| {
+                name.trim_start_matches('/').as_bytes() == entry.path
+            };
+            if !file || self.conffiles.iter().any(conffile) {
+                continue;
+            }
+            if let Some(content) = files.read(path, FILE_BYTES)? {
+                sums.extend_from_slice(md5(&content).as_bytes());
+                sums.extend_from_slice(b"  ");
+                sums.extend_from_slice(&entry.path);
+                sums.push(b'\n');
+            }
+        }
+        Ok(sums)
     }
 
     /// The paths as they stood in the package: conversion moved those of an unmerged
@@ -208,6 +236,11 @@ impl Package {
     }
 }
 
+/// The MD5 of a content, as dpkg writes it.
+fn md5(content: &[u8]) -> String {
+    Md5::digest(content).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// The names in a relation field: of each relation those of its alternatives. Versions do
 /// not matter here: the composition was checked.
 fn names(field: &str) -> Vec<Vec<String>> {
@@ -227,7 +260,7 @@ fn unmerged(path: &[u8]) -> Option<&[u8]> {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use strata_core::manifest::{Entry, Kind, Timestamp};
+    use strata_core::manifest::{Entry, Timestamp};
 
     /// A unit on disk with a control file of these fields and empty members.
     pub fn package(name: &str, version: &str, fields: &str, members: &[&str]) -> Package {
