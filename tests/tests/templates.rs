@@ -235,7 +235,7 @@ fn scripts_run_once_and_what_they_write_is_a_layer() {
     let seen = va(&["exec", "web", "--", "sh", "-c", "ls /usr/share/web; dpkg --audit"]);
     assert_eq!(seen.stdout, "kept\n", "{seen:?}");
     va(&["stop", "web"]).ok();
-    va(&["destroy", "web"]).ok();
+    va(&["destroy", "--yes", "web"]).ok();
     bench.workspace.finish();
 }
 
