@@ -51,7 +51,7 @@ impl Fleet {
 #[test]
 fn layers_are_added_upgraded_and_removed() {
     let fleet = Fleet::new(&[("templates/web.ldf", "main/base 1\n")]);
-    fleet.prints(0, &["--add", "app", "--check"]);
+    fleet.prints(1, &["--add", "app", "--check"]);
     assert_eq!(fleet.template(), "main/base 1\n", "--check writes nothing");
     fleet.prints(0, &["--add", "main/app 1"]);
     assert_eq!(fleet.template(), "main/base 1\nmain/app 1\n");
