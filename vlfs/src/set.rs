@@ -2,6 +2,7 @@
 //!
 //! A set is opened whole or refused whole, aside from the one that is served.
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,11 +10,13 @@ use std::sync::Arc;
 use rustix::io::Errno;
 use strata_core::GenerationId;
 use strata_core::generation::LayerSetEntry;
+use strata_core::metadata::Metadata;
 use strata_core::names::unit_directory;
+use strata_core::shared_paths::may_obscure;
 use strata_store::{Store, StoreError};
 
 use crate::index::Index;
-use crate::index::build::{self, BuildError, Input};
+use crate::index::build::{self, BuildError, Input, Permits};
 use crate::index::cache::Cache;
 use crate::index::pack::{Packed, View};
 use crate::layer::{Layer, LayerError, LayerSet, find_lenders};
@@ -99,7 +102,18 @@ pub fn open_generation(
     }
     let keep = cache.map(|cache| Keep { cache, key, generation: *id });
     let unit = |position: usize| Some((entries[position].digest, entries[position].kind));
-    Ok((merge(opened, unit, keep.as_ref())?, info))
+    // Asked where layers share a path, which few do: their metadata is read then.
+    let read: RefCell<HashMap<usize, Option<Metadata>>> = RefCell::default();
+    let metadata = |position: usize| {
+        let mut read = read.borrow_mut();
+        let of = || Some(store.open_unit(entries[position]).ok()?.metadata);
+        read.entry(position).or_insert_with(of).clone()
+    };
+    let permits = |upper: usize, lower: usize, path: &[u8]| {
+        let both = metadata(upper).zip(metadata(lower));
+        both.is_some_and(|(upper, lower)| may_obscure(&upper, &lower, path))
+    };
+    Ok((merge(opened, unit, &permits, keep.as_ref())?, info))
 }
 
 /// The layers of a set with their positions.
@@ -183,7 +197,7 @@ pub fn open_directories(
             }
         });
     }
-    let set = merge(opened, |_| None, None)?;
+    let set = merge(opened, |_| None, &|_, _, _| false, None)?;
     find_lenders(&set.layers)?;
     Ok(set)
 }
@@ -202,7 +216,8 @@ pub fn open_former(former: &Path, below: &LayerSet) -> Result<LayerSet, SetError
     let unit = |position: usize| {
         position.checked_sub(1).and_then(|below_it| below.index.unit(u32::try_from(below_it).ok()?))
     };
-    merge(opened, unit, None)
+    // The set below was made by this rule already.
+    merge(opened, unit, &|_, _, _| true, None)
 }
 
 /// Opens the files of a unit that is in no set; the store is not asked whether
@@ -237,6 +252,7 @@ struct Keep<'a> {
 fn merge(
     opened: Vec<(Arc<Layer>, Tree<'_>)>,
     unit: impl Fn(usize) -> Option<(strata_core::Digest, strata_core::metadata::LayerKind)>,
+    permits: Permits<'_>,
     keep: Option<&Keep<'_>>,
 ) -> Result<LayerSet, SetError> {
     let inputs: Vec<_> = opened
@@ -250,7 +266,7 @@ fn merge(
             unit: unit(position),
         })
         .collect();
-    let merged = build::merge(&inputs).map_err(|error| refused(error, &opened))?;
+    let merged = build::merge_where(&inputs, permits).map_err(|error| refused(error, &opened))?;
     let kept =
         keep.and_then(|keep| keep.cache.keep(&keep.key, *keep.generation.as_bytes(), &merged));
     let index = match kept {

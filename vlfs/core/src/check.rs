@@ -16,7 +16,7 @@ use crate::generation::Generation;
 use crate::manifest::{Kind, Manifest};
 use crate::metadata::LayerKind;
 use crate::names::CompositionName;
-use crate::shared_paths::{ManifestSource, shared_paths};
+use crate::shared_paths::{ManifestSource, may_obscure, shared_paths, stacking_order};
 use crate::source::SourceTree;
 use crate::universe::{UnitId, Universe};
 
@@ -138,6 +138,10 @@ impl PathCheck<'_> {
             .filter(|(id, _)| self.universe.unit(*id).metadata.kind == LayerKind::Software)
             .collect();
         layers.sort_by_key(|(id, _)| *id);
+        let metadata: Vec<_> =
+            layers.iter().map(|(id, _)| &self.universe.unit(*id).metadata).collect();
+        let order = stacking_order(&metadata);
+        let layers: Vec<_> = order.into_iter().map(|at| layers[at]).collect();
         let bytes: Vec<u8> = layers.iter().flat_map(|(id, _)| id.0.to_le_bytes()).collect();
         let key = Digest::of(&bytes);
         if self.passed.contains(&key) {
@@ -159,7 +163,11 @@ impl PathCheck<'_> {
             }
         }
         let manifests: Vec<&Manifest> = known.iter().map(|(_, _, manifest)| &**manifest).collect();
-        for shared in shared_paths(&manifests) {
+        let metadata = |at: usize| &self.universe.unit(known[at].0).metadata;
+        let permits = |upper: usize, lower: usize, path: &[u8]| {
+            may_obscure(metadata(upper), metadata(lower), path)
+        };
+        for shared in shared_paths(&manifests, permits) {
             let (first, second) = (&known[shared.first], &known[shared.second]);
             let path = String::from_utf8_lossy(&shared.path);
             let more = match shared.count {
@@ -185,7 +193,7 @@ impl PathCheck<'_> {
             };
             diagnostics.push(
                 Diagnostic::error(file, line, "shared-path", message)
-                    .hint("software layers must not obscure one another: remove one of the two"),
+                    .hint("software layers must not obscure one another: remove one of the two, or let one say Replaces or Diverts"),
             );
         }
         if diagnostics.is_empty() {

@@ -18,6 +18,7 @@ use crate::ldf::{LayerLine, Reference};
 use crate::limits;
 use crate::metadata::LayerKind;
 use crate::names::{CompositionName, LayerName, TEMPLATES_REPOSITORY};
+use crate::shared_paths::stacking_order;
 use crate::universe::{Barred, UnitId, Universe};
 
 /// A layer line at its place.
@@ -421,7 +422,8 @@ fn two_versions(file: &str, via: u32, there: &FlatLayer, other: &FlatLayer) -> D
 }
 
 impl FlatComposition {
-    /// Seals the layer set: software layers by name, then configuration layers,
+    /// Seals the layer set: software layers by name, each above what it replaces
+    /// ([`stacking_order`]), then configuration layers,
     /// included ones first in the order of the `@` lines, its own last.
     ///
     /// # Errors
@@ -438,10 +440,15 @@ impl FlatComposition {
         let configuration = |own: bool| {
             self.layers.iter().filter(move |l| l.own == own && kind(l) == LayerKind::Configuration)
         };
+        let configuration_count = configuration(false).count() + configuration(true).count();
         let ordered: Vec<_> =
             software.into_iter().chain(configuration(false)).chain(configuration(true)).collect();
-        let layers: Vec<_> = ordered
-            .iter()
+        let (stacked, above) = ordered.split_at(ordered.len() - configuration_count);
+        let metadata: Vec<_> =
+            stacked.iter().map(|layer| &universe.unit(unit(layer)).metadata).collect();
+        let stacked = stacking_order(&metadata).into_iter().map(|at| stacked[at]);
+        let layers: Vec<_> = stacked
+            .chain(above.iter().copied())
             .map(|layer| universe.entry(unit(layer)))
             .chain(self.trees.iter().cloned())
             .collect();

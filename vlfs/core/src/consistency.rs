@@ -117,6 +117,7 @@ pub(crate) fn consistency(
     check_dependencies(&set, definition.partial, &mut diagnostics);
     check_conflicts(&set, &mut diagnostics);
     check_order(&set, &mut diagnostics);
+    check_systems(&set, &mut diagnostics);
     check_base(&set, definition, rules, &mut diagnostics);
     if flat.whole {
         let roots = always_in(definition, rules);
@@ -239,6 +240,30 @@ fn check_conflicts(set: &Set<'_>, diagnostics: &mut Vec<Diagnostic>) {
             }
         }
     }
+}
+
+/// Files and scripts of two package systems do not go together: neither system's
+/// tools would know of the other's. The first layer that has a system decides.
+fn check_systems(set: &Set<'_>, diagnostics: &mut Vec<Diagnostic>) {
+    let system = |id: UnitId| set.universe.unit(id).metadata.system;
+    let mut having = set.units.iter().filter_map(|(id, layer)| Some((*id, layer, system(*id)?)));
+    let Some((first, first_layer, first_system)) = having.next() else { return };
+    let Some((other, layer, other_system)) = having.find(|(_, _, other)| *other != first_system)
+    else {
+        return;
+    };
+    let message = format!(
+        "{} comes from {other_system} packages, and {} ({}:{}) from {first_system} packages",
+        set.universe.show(other),
+        set.universe.show(first),
+        first_layer.placed.file,
+        first_layer.placed.number
+    );
+    let (file, line) = set.place(&[first_layer, layer]);
+    diagnostics.push(
+        Diagnostic::error(file, line, "two-systems", message)
+            .hint("a composition draws on one package system; remove the layers of the other"),
+    );
 }
 
 /// Checked where nothing is referenced: what is included brings its own base.

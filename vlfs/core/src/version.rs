@@ -8,6 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::limits;
 
+mod rpm_order;
+
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum VersionError {
     #[error("the version is empty")]
@@ -41,8 +43,8 @@ const ALLOWED_BYTES: [bool; 256] = {
     let mut byte = 0;
     while byte < 128 {
         let is = byte as u8;
-        allowed[byte] =
-            is.is_ascii_alphanumeric() || matches!(is, b'.' | b'+' | b'-' | b'~' | b':');
+        allowed[byte] = is.is_ascii_alphanumeric()
+            || matches!(is, b'.' | b'+' | b'-' | b'~' | b':' | b'_' | b'^');
         byte += 1;
     }
     allowed
@@ -61,6 +63,9 @@ pub(crate) fn check(text: &str) -> Result<(), VersionError> {
         let version = text.to_owned();
         let character = text.chars().find(|c| !c.is_ascii() || !allowed(*c as u8));
         return Err(VersionError::Character { version, character: character.unwrap_or_default() });
+    }
+    if let Some(found) = rpm_order::check(text) {
+        return found.then_some(()).ok_or_else(|| VersionError::Malformed(text.to_owned()));
     }
     let (epoch, upstream, revision) = parts(text);
     let starts_badly = text.starts_with(['.', '-', '+']);
@@ -82,10 +87,17 @@ fn parts(text: &str) -> (&str, &str, Option<&str>) {
     }
 }
 
-/// Debian's order of two checked versions (Debian Policy 5.6.12).
+/// The order of two checked versions: Debian's (Debian Policy 5.6.12), or rpm's
+/// where both are an RPM package's ([`rpm_order`]). Of two systems, which never
+/// meet in one composition, Debian's come first.
 pub(crate) fn debian_cmp(a: &str, b: &str) -> Ordering {
     if a == b {
         return Ordering::Equal;
+    }
+    match (a.contains('_'), b.contains('_')) {
+        (false, false) => {}
+        (true, true) => return rpm_order::compare(a, b),
+        (a_is_rpm, b_is_rpm) => return a_is_rpm.cmp(&b_is_rpm),
     }
     let (a_epoch, a_upstream, a_revision) = parts(a);
     let (b_epoch, b_upstream, b_revision) = parts(b);
@@ -242,7 +254,7 @@ mod tests {
             "1 0",
             "1/2",
             "a:1",
-            "1_2",
+            "1_2_3",
             "-1",
             ":1",
             "1.0\n",

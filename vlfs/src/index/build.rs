@@ -35,7 +35,6 @@ pub enum BuildError {
 }
 
 /// A merged set, ready to be written.
-#[derive(Debug)]
 pub struct Merged<'a> {
     layers: &'a [Input<'a>],
     records: Vec<LayerRecord>,
@@ -43,7 +42,12 @@ pub struct Merged<'a> {
     contributions: Vec<Contribution>,
     /// The node of each entry, all layers one after the other.
     node_of: Vec<u32>,
+    permits: Permits<'a>,
 }
+
+/// Whether the layer at the first position may obscure the path of the one at the
+/// second, below it (`strata_core::shared_paths::may_obscure`).
+pub type Permits<'a> = &'a dyn Fn(usize, usize, &[u8]) -> bool;
 
 /// A directory whose children are still to be merged.
 struct Pending {
@@ -51,11 +55,23 @@ struct Pending {
     directories: Vec<Contribution>,
 }
 
-/// Merges layers, the topmost first.
+/// Merges layers, the topmost first, of which none takes over another's path.
 ///
 /// # Errors
 /// Software layers share a path; the set is too large.
 pub fn merge<'a>(layers: &'a [Input<'a>]) -> Result<Merged<'a>, BuildError> {
+    merge_where(layers, &|_, _, _| false)
+}
+
+/// Merges layers, the topmost first. `permits` is asked where software layers
+/// share a path.
+///
+/// # Errors
+/// Software layers share a path; the set is too large.
+pub fn merge_where<'a>(
+    layers: &'a [Input<'a>],
+    permits: Permits<'a>,
+) -> Result<Merged<'a>, BuildError> {
     let records = layer_records(layers)?;
     let total = records.last().map_or(0, |last| (last.first_entry + last.entries) as usize);
     let mut merged = Merged {
@@ -64,6 +80,7 @@ pub fn merge<'a>(layers: &'a [Input<'a>]) -> Result<Merged<'a>, BuildError> {
         nodes: Vec::with_capacity(total),
         contributions: Vec::with_capacity(total),
         node_of: vec![0; total],
+        permits,
     };
     let roots: Vec<_> =
         (0..).zip(layers).map(|(layer, _)| Contribution { layer, entry: 0 }).collect();
@@ -189,26 +206,30 @@ impl Merged<'_> {
     }
 
     /// Software layers may have one path only where both have a directory, or
-    /// entries alike in all but their links (the rule of `strata_core::shared_paths`).
+    /// entries alike in all but their links, or where the upper one takes it over
+    /// (the rule of `strata_core::shared_paths`).
     fn check_overlap(&self, node: u32, contributions: &[Contribution]) -> Result<(), BuildError> {
         let software = |contribution: &&Contribution| {
             let unit = self.layers[contribution.layer as usize].unit;
             matches!(unit, Some((_, LayerKind::Software)))
         };
         let entry = |c: &Contribution| self.layers[c.layer as usize].view.entry(c.entry);
-        let mut software = contributions.iter().filter(software);
-        let Some(first) = software.next() else { return Ok(()) };
-        for second in software {
-            let alike = match (entry(first), entry(second)) {
-                (Some(a), Some(b)) => {
-                    (a.is_directory() && b.is_directory())
-                        || (a.kind == b.kind && a.attributes == b.attributes)
+        let alike = |a: &Contribution, b: &Contribution| match (entry(a), entry(b)) {
+            (Some(a), Some(b)) => {
+                (a.is_directory() && b.is_directory())
+                    || (a.kind == b.kind && a.attributes == b.attributes)
+            }
+            _ => false,
+        };
+        let software: Vec<_> = contributions.iter().filter(software).collect();
+        let mut path = None;
+        for (at, upper) in software.iter().enumerate() {
+            for lower in software[at + 1..].iter().filter(|lower| !alike(upper, lower)) {
+                let path = path.get_or_insert_with(|| self.path(node));
+                let (first, second) = (upper.layer as usize, lower.layer as usize);
+                if !(self.permits)(first, second, path) {
+                    return Err(BuildError::Overlap { first, second, path: path.clone() });
                 }
-                _ => false,
-            };
-            if !alike {
-                let (first, second) = (first.layer as usize, second.layer as usize);
-                return Err(BuildError::Overlap { first, second, path: self.path(node) });
             }
         }
         Ok(())

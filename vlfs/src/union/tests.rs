@@ -8,7 +8,7 @@ use strata_core::manifest::{self, Manifest, Timestamp};
 
 use super::changes::{Changes, changes};
 use super::*;
-use crate::index::build::{BuildError, Input};
+use crate::index::build::{BuildError, Input, Permits, merge_where};
 use crate::index::pack::Packed;
 use crate::whiteout::WhiteoutTree;
 use strata_core::metadata::LayerKind;
@@ -280,13 +280,14 @@ fn software_layers_that_share_a_path_are_refused() {
     let other = tree(&[("usr", None), ("usr/x", Some(1))]);
     let unlike = tree(&[("usr", None), ("usr/x", Some(2))]);
     let file = tree(&[("usr", Some(1))]);
-    let build = |layers: &[(&Packed, LayerKind)]| {
+    let build_where = |layers: &[(&Packed, LayerKind)], permits: Permits<'_>| {
         let layers = layers.iter();
         let inputs = layers.map(|(packed, kind)| Input {
             view: packed.view(),
             unit: Some((Digest::of(b""), *kind)),
         });
-        let refused = Index::build(&inputs.collect::<Vec<_>>());
+        let inputs = inputs.collect::<Vec<_>>();
+        let refused = merge_where(&inputs, permits);
         refused.map(drop).map_err(|error| match error {
             BuildError::Overlap { first, second, path } => {
                 (first, second, String::from_utf8(path).expect("ours"))
@@ -295,6 +296,10 @@ fn software_layers_that_share_a_path_are_refused() {
         })
     };
     use LayerKind::{Configuration, Software};
+    let build = |layers: &[(&Packed, LayerKind)]| build_where(layers, &|_, _, _| false);
+    let three = [(&unlike, Software), (&file, Configuration), (&same, Software)];
+    let asked = |upper: usize, lower: usize, path: &[u8]| (upper, lower, path) == (0, 2, b"usr/x");
+    assert_eq!(build_where(&three, &asked), Ok(()), "what is taken over is let through");
     assert_eq!(build(&[(&same, Software), (&other, Software)]), Ok(()));
     let refused = build(&[(&same, Software), (&unlike, Configuration), (&unlike, Software)]);
     assert_eq!(refused, Err((0, 2, "usr/x".into())));

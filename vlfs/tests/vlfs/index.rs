@@ -4,8 +4,10 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 
+use strata_core::metadata::Metadata;
+
 use crate::fixture::{Mount, names, read, wait_for};
-use crate::store::Va;
+use crate::store::{Va, publish_as};
 
 /// The indexes that are kept.
 fn kept(va: &Va) -> Vec<PathBuf> {
@@ -136,11 +138,22 @@ fn software_layers_that_share_a_path_are_refused_at_mount_and_at_swap() {
     assert!(!said.status.success() && named.iter().all(|n| error.contains(n)), "{error}");
     va.roll_out(vec![library.clone()]);
     va.mount();
-    va.roll_out(vec![library, thief]);
+    va.roll_out(vec![library.clone(), thief]);
     let refusal = || va.report().and_then(|report| report.error);
     wait_for("the refusal", || {
         refusal().is_some_and(|error| named.iter().all(|name| error.contains(name)))
     });
     assert_eq!(read(va.path("usr/lib")), "one");
+    // One that says that it replaces the other's files shows its own.
+    let heir = "Layer: heir\nVersion: 1\nReplaces: library (<< 2)\n";
+    let heir = Metadata::parse(heir.as_bytes()).expect("valid");
+    let heir =
+        publish_as(&va.store, heir, &[("usr/lib".to_owned(), b"inherited".to_vec(), 0o644)], &[]);
+    va.roll_out(vec![library.clone(), heir.clone()]);
+    wait_for("the swap", || read(va.path("usr/lib")) == "inherited");
+    va.roll_out(vec![heir, library]);
+    wait_for("the refusal of the other order", || {
+        refusal().is_some_and(|error| error.contains("main/heir 1"))
+    });
     va.mount.unmount();
 }

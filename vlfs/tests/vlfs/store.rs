@@ -46,6 +46,17 @@ pub fn publish(
     files: &[(String, Vec<u8>, u32)],
     scripts: &[(&str, &str)],
 ) -> LayerSetEntry {
+    let (layer, version) = (layer.parse().expect("a name"), version.parse().expect("a version"));
+    publish_as(store, Metadata::new(layer, version, LayerKind::Software), files, scripts)
+}
+
+/// As [`publish`], with all that a unit says of itself.
+pub fn publish_as(
+    store: &Store,
+    metadata: Metadata,
+    files: &[(String, Vec<u8>, u32)],
+    scripts: &[(&str, &str)],
+) -> LayerSetEntry {
     let repository = RepositoryName::new("main").expect("a name");
     let staged = store.stage_unit(&repository).expect("staged");
     let root = staged.filesystem();
@@ -71,8 +82,6 @@ pub fn publish(
         file.set_modified(std::time::UNIX_EPOCH).expect("a time of a sealed file");
     }
     let manifest = Manifest::new(entries.into_values().collect()).expect("a tree");
-    let (layer, version) = (layer.parse().expect("a name"), version.parse().expect("a version"));
-    let metadata = Metadata::new(layer, version, LayerKind::Software);
     let mut texts = BTreeMap::new();
     for (name, text) in scripts {
         std::fs::write(staged.scripts().join(name), text).expect("written");

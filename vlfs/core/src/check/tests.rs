@@ -188,6 +188,35 @@ fn twelve_faults_and_more_are_named_at_once() {
 }
 
 #[test]
+fn a_layer_that_replaces_another_stands_above_it() {
+    let units = "Layer: base\nVersion: 1\n\nLayer: web\nVersion: 1\n\nLayer: twin\nVersion: 1\nReplaces: web (<< 2)\n\nLayer: web\nVersion: 2\n";
+    let check = |web: &str| {
+        let ldf = format!("main/twin 1\nmain/web {web}\n\nmain/base 1\n");
+        let files = [("strata.toml", CONFIGURATION), ("templates/a.ldf", ldf.as_str())];
+        check(&tree(&files), &universe(&[("main", 500, units)]), &manifests)
+    };
+    let result = check("1");
+    assert_eq!(result.diagnostics, []);
+    let generation = &result.compositions[&"a".parse().expect("a name")];
+    let layers: Vec<_> = generation.layers().iter().map(LayerSetEntry::to_string).collect();
+    assert_eq!(layers, ["main/base 1", "main/web 1", "main/twin 1"]);
+    let codes: Vec<_> = check("2").diagnostics.iter().map(|found| found.code).collect();
+    assert_eq!(codes, ["shared-path"]);
+}
+
+#[test]
+fn layers_of_two_systems_are_refused() {
+    let units = "Layer: base\nVersion: 1\n\nLayer: spare\nVersion: 1\nSystem: deb\n\nLayer: legacy\nVersion: 1\nSystem: rpm\n";
+    let ldf = "main/legacy 1\nmain/spare 1\n\nmain/base 1\n";
+    let files = [("strata.toml", CONFIGURATION), ("templates/a.ldf", ldf)];
+    let result = check(&tree(&files), &universe(&[("main", 500, units)]), &manifests);
+    let [found] = result.diagnostics.as_slice() else { panic!("{:?}", result.diagnostics) };
+    assert_eq!((found.code, found.line), ("two-systems", 2));
+    let named = ["main/legacy 1", "main/spare 1", "rpm", "deb", "templates/a.ldf:1"];
+    assert!(named.iter().all(|name| found.message.contains(name)), "{}", found.message);
+}
+
+#[test]
 fn messages_name_both_sides() {
     let result = checked(&[
         ("strata.toml", CONFIGURATION),
