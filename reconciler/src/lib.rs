@@ -4,6 +4,7 @@
 //! it takes from `strata-core`, and what it writes goes through `strata-store`.
 
 pub mod apply;
+pub mod apt;
 mod child;
 pub mod cli;
 pub mod commit_tree;

@@ -1,4 +1,4 @@
-//! Decompression of package members, by the name's suffix as dpkg does it.
+//! Decompression of packages' parts, by the names that dpkg and rpm have for it.
 
 use std::io::{self, BufReader, Read};
 
@@ -18,6 +18,7 @@ pub enum Compression {
     Xz,
     Lzma,
     Zstd,
+    Bzip2,
 }
 
 impl Compression {
@@ -29,6 +30,19 @@ impl Compression {
             ".xz" => Compression::Xz,
             ".lzma" => Compression::Lzma,
             ".zst" => Compression::Zstd,
+            _ => return None,
+        })
+    }
+
+    /// As an RPM package names it.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Some(match name {
+            "" | "none" => Compression::None,
+            "gzip" => Compression::Gzip,
+            "bzip2" => Compression::Bzip2,
+            "xz" => Compression::Xz,
+            "lzma" => Compression::Lzma,
+            "zstd" => Compression::Zstd,
             _ => return None,
         })
     }
@@ -53,6 +67,7 @@ impl Compression {
                 let stream = Stream::new_lzma_decoder(XZ_MEMORY_BYTES).map_err(io::Error::other)?;
                 Box::new(XzDecoder::new_stream(input, stream))
             }
+            Compression::Bzip2 => Box::new(bzip2::bufread::MultiBzDecoder::new(input)),
             Compression::Zstd => {
                 let mut decoder = zstd::stream::read::Decoder::with_buffer(input)?;
                 decoder.window_log_max(ZSTD_WINDOW_LOG)?;

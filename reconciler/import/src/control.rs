@@ -63,6 +63,12 @@ pub fn from_stanza(stanza: &Stanza<'_>) -> Result<Metadata, Fault> {
         LayerVersion::new(version.value).map_err(|error| version.locate(0, error.into()))?,
         LayerKind::Software,
     );
+    if version.value.contains('_') {
+        // A version of Strata's for RPM packages, which have another order.
+        let found = version.value.to_owned();
+        let error = VersionError::Character { version: found, character: '_' };
+        return Err(version.locate(0, error.into()));
+    }
     metadata.architecture = line(stanza, "Architecture")?;
     metadata.system = Some(System::Deb);
     metadata.section = line(stanza, "Section")?;

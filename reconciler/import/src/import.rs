@@ -7,6 +7,8 @@
 
 use std::fs::File;
 use std::num::NonZeroUsize;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Mutex, PoisonError};
@@ -20,6 +22,9 @@ use strata_core::version::LayerVersion;
 use strata_store::{Published, RepositoryWriter, StagedUnit, Store, StoreError};
 
 use crate::deb::{self, Converted, DebError};
+use crate::rpm::header::LEAD_MAGIC;
+use crate::rpm::owners::Owners;
+use crate::rpm::{self, RpmError};
 use crate::writer::TreeLimits;
 
 /// Units that are published together, at most.
@@ -32,13 +37,22 @@ pub enum ImportError {
     #[error("{package}: {source}")]
     Open { package: PathBuf, source: std::io::Error },
     #[error("{package}: {source}")]
-    Convert { package: PathBuf, source: Box<DebError> },
+    Convert { package: PathBuf, source: Box<ConvertError> },
     #[error("{package}: it holds {found}, and {expected} was announced")]
     Other { package: PathBuf, expected: String, found: String },
     #[error("{package}: {source}")]
     Store { package: PathBuf, source: StoreError },
     #[error("{package}: the others of its group could not be published: {reason}")]
     Group { package: PathBuf, reason: String },
+}
+
+/// Why a package cannot be made into a layer.
+#[derive(Debug, thiserror::Error)]
+pub enum ConvertError {
+    #[error(transparent)]
+    Deb(#[from] DebError),
+    #[error(transparent)]
+    Rpm(#[from] RpmError),
 }
 
 /// A package to import.
@@ -92,16 +106,18 @@ impl Imported {
 }
 
 /// How to import. `threads` convert at once; the caller's thread publishes.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct ImportOptions {
     pub threads: NonZeroUsize,
     pub limits: TreeLimits,
+    /// Owners by name, for RPM packages.
+    pub owners: Owners,
 }
 
 impl Default for ImportOptions {
     fn default() -> Self {
         let threads = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
-        ImportOptions { threads, limits: TreeLimits::default() }
+        ImportOptions { threads, limits: TreeLimits::default(), owners: Owners::default() }
     }
 }
 
@@ -118,7 +134,7 @@ pub fn import_packages(
     store: &Store,
     repository: &RepositoryName,
     packages: impl Iterator<Item = Package> + Send,
-    options: ImportOptions,
+    options: &ImportOptions,
     observe: &mut dyn FnMut(usize, Result<Imported, ImportError>),
 ) -> Result<(), StoreError> {
     // Made even if nothing comes, and freed of what killed imports left.
@@ -133,7 +149,7 @@ pub fn import_packages(
                 loop {
                     let next = packages.lock().unwrap_or_else(PoisonError::into_inner).next();
                     let Some((index, package)) = next else { break };
-                    let staged = stage(store, repository, &package, options.limits);
+                    let staged = stage(store, repository, &package, options);
                     if sender.send((index, package, staged)).is_err() {
                         break;
                     }
@@ -237,7 +253,7 @@ fn stage(
     store: &Store,
     repository: &RepositoryName,
     package: &Package,
-    limits: TreeLimits,
+    options: &ImportOptions,
 ) -> Staged {
     let path = &package.path;
     let open = |source| ImportError::Open { package: path.clone(), source };
@@ -248,10 +264,9 @@ fn stage(
     let failed = |source| ImportError::Store { package: path.clone(), source };
     let unit = store.stage_unit(repository).map_err(failed)?;
     let filesystem = open_directory(&unit.filesystem()).map_err(open)?;
-    let mut converted =
-        deb::convert(file, filesystem, &unit.scripts(), limits).map_err(|source| {
-            ImportError::Convert { package: path.clone(), source: Box::new(source) }
-        })?;
+    let mut converted = convert(file, filesystem, &unit.scripts(), options).map_err(|source| {
+        ImportError::Convert { package: path.clone(), source: Box::new(source) }
+    })?;
     let metadata = &mut converted.metadata;
     if let Some((layer, version)) = &package.expected
         && (layer, version) != (&metadata.layer, &metadata.version)
@@ -266,7 +281,23 @@ fn stage(
     Ok((unit, converted))
 }
 
-pub(crate) fn open_directory(path: &Path) -> std::io::Result<std::os::fd::OwnedFd> {
+/// Converts a package, of which its first bytes tell the kind.
+fn convert(
+    file: File,
+    filesystem: OwnedFd,
+    scripts: &Path,
+    options: &ImportOptions,
+) -> Result<Converted, ConvertError> {
+    let mut magic = [0; 4];
+    let rpm = file.read_exact_at(&mut magic, 0).is_ok() && magic == LEAD_MAGIC;
+    let limits = options.limits;
+    Ok(match rpm {
+        true => rpm::convert(file, filesystem, scripts, limits, &options.owners)?,
+        false => deb::convert(file, filesystem, scripts, limits)?,
+    })
+}
+
+pub(crate) fn open_directory(path: &Path) -> std::io::Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     Ok(rustix::fs::open(path, flags, Mode::empty())?)
 }

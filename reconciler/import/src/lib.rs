@@ -1,4 +1,4 @@
-//! Making layers (§4.1, §5.3): from a directory and from Debian packages.
+//! Making layers (§4.1, §5.3): from a directory, from Debian and from RPM packages.
 //!
 //! Everything is converted in one pass: files are written below a staging
 //! directory of the store, hashed on the way, and described by the manifest
@@ -8,6 +8,7 @@
 //!
 //! On-disk results: `docs/formats.md`, "Layer unit" and "Conversion of .deb".
 
+pub mod apt;
 pub mod ar;
 pub mod build;
 pub mod compression;
@@ -17,7 +18,9 @@ pub mod diverts;
 pub mod dpkg;
 pub mod import;
 pub mod member;
+pub mod placing;
 pub mod rooted;
+pub mod rpm;
 pub mod sealing;
 pub mod selection;
 pub mod tarball;

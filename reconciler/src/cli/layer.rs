@@ -2,6 +2,7 @@
 
 mod from_private;
 mod import;
+mod import_apt;
 mod make;
 mod seal;
 mod show;
@@ -24,7 +25,7 @@ pub struct LayerArgs {
 enum LayerCommand {
     Build(Box<make::BuildArgs>),
     FromPrivate(Box<from_private::FromPrivateArgs>),
-    Import(import::ImportArgs),
+    Import(Box<import::ImportArgs>),
     List(show::ListArgs),
     Show(show::ShowArgs),
     Seal(seal::SealArgs),
@@ -36,7 +37,7 @@ pub fn run(args: LayerArgs) -> Result<Outcome, Failure> {
     match args.command {
         LayerCommand::Build(args) => make::run(*args),
         LayerCommand::FromPrivate(args) => from_private::run(&args),
-        LayerCommand::Import(args) => import::run(args),
+        LayerCommand::Import(args) => import::run(*args),
         LayerCommand::List(args) => show::list(&args),
         LayerCommand::Show(args) => show::show(&args),
         LayerCommand::Seal(args) => seal::seal(&args),

@@ -191,7 +191,7 @@ fn bombs_meet_the_limits() {
             &bench.store,
             &bench.repository,
             packages.into_iter().map(crate::Package::from),
-            options,
+            &options,
             &mut |_, r| {
                 result = Some(r);
             },

@@ -2,8 +2,10 @@
 //! GNU tar make of them. Needs root (owners, devices), `dpkg-deb` and `tar`.
 
 mod faithful;
+mod fuzzed;
 mod hostile;
 mod repository;
+mod rpm;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -14,6 +16,7 @@ use std::process::Command;
 use strata_core::manifest::Manifest;
 use strata_core::names::RepositoryName;
 use strata_import::import::{ImportError, ImportOptions, Imported, Package, import_packages};
+use strata_import::rpm::owners::Owners;
 use strata_import::{TreeLimits, tree};
 use strata_store::Store;
 use tempfile::TempDir;
@@ -41,11 +44,26 @@ impl Bench {
         let mut results = BTreeMap::new();
         let options = ImportOptions::default();
         let packages = packages.iter().cloned().map(Package::from);
-        import_packages(&self.store, &self.repository, packages, options, &mut |index, result| {
+        import_packages(&self.store, &self.repository, packages, &options, &mut |index, result| {
             results.insert(index, result);
         })
         .expect("the repository can be written");
         results.into_values().collect()
+    }
+
+    pub fn import_with_owners(
+        &self,
+        package: &Path,
+        owners: Owners,
+    ) -> Result<Imported, ImportError> {
+        let options = ImportOptions { owners, ..ImportOptions::default() };
+        let mut result = None;
+        let packages = std::iter::once(Package::from(package.to_owned()));
+        import_packages(&self.store, &self.repository, packages, &options, &mut |_, imported| {
+            result = Some(imported);
+        })
+        .expect("the repository can be written");
+        result.expect("one result")
     }
 
     pub fn import_one(&self, package: &Path) -> Result<Imported, ImportError> {
@@ -75,7 +93,7 @@ impl Bench {
 pub fn run(program: &str, arguments: &[&str]) -> Vec<u8> {
     let output =
         Command::new(program).args(arguments).env("LC_ALL", "C").output().unwrap_or_else(|error| {
-            panic!("{program} is needed (apt-get install dpkg tar): {error}")
+            panic!("{program} is needed (apt-get install cpio dpkg rpm tar): {error}")
         });
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{program} {arguments:?}: {errors}");

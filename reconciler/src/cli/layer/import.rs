@@ -1,4 +1,4 @@
-//! `strata layer import`.
+//! `strata layer import`: from files, and from apt's sources ([`super::import_apt`]).
 
 use std::fmt;
 use std::io::IsTerminal;
@@ -13,28 +13,39 @@ use strata_core::digest::Digest;
 use strata_core::names::{LayerName, RepositoryName};
 use strata_core::version::LayerVersion;
 use strata_import::{ImportError, ImportOptions, Imported, Package, import_packages};
-use strata_store::{StoreError, refuse_reserved};
+use strata_store::{StoreError, read_limited, refuse_reserved};
 
+use super::import_apt::{self, AptArgs};
 use crate::cli::{Failure, Outcome, OutputArgs, OutputFormat, StoreArgs, print_bytes, print_json};
 
 /// A progress bar appears when the work takes longer.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// Bytes of a file of users or groups.
+const OWNERS_BYTES: usize = 16 << 20;
 
-/// Make layers from Debian packages
+/// Make layers from Debian and RPM packages
 ///
 /// Each package becomes the layer of its name and version. Its files are taken
-/// as dpkg would unpack them on a system with a merged /usr; its maintainer
-/// scripts are kept for the distribution's own tools. A package that cannot be
+/// as dpkg or rpm would unpack them on a system with a merged /usr; its scripts
+/// are kept for the distribution's own tools. A package that cannot be
 /// converted leaves nothing behind and does not stop the others.
+///
+/// With `--from apt` packages are named, and come with everything that they
+/// depend on from the sources that apt is configured to use on this machine:
+/// signatures are checked, and what is in the repository already is not fetched.
+/// An import that was interrupted goes on where it was.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Example:\n  apt-get download openssh-server libc6 &&\n  strata layer import --repo main *.deb"
+    after_help = "Examples:\n  apt-get download openssh-server libc6 &&\n  strata layer import --repo main *.deb\n  strata layer import --from apt openssh-server mariadb-server=1:10.11.6-0+deb12u1\n  strata layer import --from apt --dry-run apache2"
 )]
 pub struct ImportArgs {
     /// The repository; made where it does not exist
-    #[arg(long, value_name = "REPOSITORY")]
-    repo: RepositoryName,
-    /// Packages (.deb); a directory stands for the packages in it
+    #[arg(long, value_name = "REPOSITORY", default_value = "main")]
+    pub repo: RepositoryName,
+    /// Where named packages come from: `apt`, the sources of this machine's apt
+    #[arg(long, value_name = "SOURCE", value_parser = ["apt"])]
+    from: Option<String>,
+    /// Packages (.deb, .rpm); a directory stands for the packages in it. With --from: names, or name=version
     #[arg(required = true, value_name = "FILE")]
     packages: Vec<PathBuf>,
     /// Packages converted at once [default: one a processor]
@@ -43,10 +54,34 @@ pub struct ImportArgs {
     /// Refuse a package that unpacks to more bytes [default: 64 GiB]
     #[arg(long, value_name = "N")]
     max_bytes: Option<u64>,
+    /// Numbers of the users that RPM packages name, as passwd(5) [default: only root is known]
+    #[arg(long, value_name = "FILE")]
+    passwd: Option<PathBuf>,
+    /// Numbers of the groups that RPM packages name, as group(5) [default: only root is known]
+    #[arg(long, value_name = "FILE")]
+    group: Option<PathBuf>,
     #[command(flatten)]
-    store: StoreArgs,
+    apt: AptArgs,
     #[command(flatten)]
-    output: OutputArgs,
+    pub store: StoreArgs,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+impl ImportArgs {
+    /// # Errors
+    /// A file of owners cannot be read.
+    pub fn options(&self) -> Result<ImportOptions, Failure> {
+        let mut options = ImportOptions::default();
+        options.threads = self.jobs.unwrap_or(options.threads);
+        options.limits.bytes = self.max_bytes.unwrap_or(options.limits.bytes);
+        let read = |file: &Option<PathBuf>| match file {
+            None => Ok(Vec::new()),
+            Some(file) => read_limited(file, OWNERS_BYTES).map_err(Failure::from),
+        };
+        options.owners.add(&read(&self.passwd)?, &read(&self.group)?);
+        Ok(options)
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -60,13 +95,15 @@ pub enum Status {
 /// What is printed for a layer unit.
 #[derive(Debug, Serialize)]
 pub struct Line {
-    status: Status,
-    repository: RepositoryName,
-    layer: LayerName,
-    version: LayerVersion,
-    digest: Digest,
-    entries: usize,
-    content_bytes: u64,
+    pub status: Status,
+    pub repository: RepositoryName,
+    pub layer: LayerName,
+    pub version: LayerVersion,
+    pub digest: Digest,
+    /// Left out where the unit was there and not looked at.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub entries: Option<usize>,
+    pub content_bytes: u64,
 }
 
 impl Line {
@@ -74,7 +111,7 @@ impl Line {
     pub fn of(repository: &RepositoryName, imported: Imported, made: Status) -> Self {
         let Imported { layer, version, digest, new, entries, content_bytes } = imported;
         let status = if new { made } else { Status::Present };
-        let repository = repository.clone();
+        let (repository, entries) = (repository.clone(), Some(entries));
         Line { status, repository, layer, version, digest, entries, content_bytes }
     }
 }
@@ -90,35 +127,58 @@ impl fmt::Display for Line {
             }
         }
         let size = HumanBytes(*content_bytes);
+        let entries = entries.unwrap_or_default();
         writeln!(f, "{repository}/{layer} {version} ({entries} entries, {size})")
     }
 }
 
-#[derive(Debug, Serialize)]
-struct Summary {
-    layers: Vec<Line>,
-    failed: Vec<FailedPackage>,
+/// What `--output json` prints.
+#[derive(Debug, Default, Serialize)]
+pub struct Summary {
+    pub layers: Vec<Line>,
+    pub failed: Vec<FailedPackage>,
 }
 
 #[derive(Debug, Serialize)]
-struct FailedPackage {
-    package: String,
-    error: String,
+pub struct FailedPackage {
+    pub package: String,
+    pub error: String,
+}
+
+impl Summary {
+    /// Prints what is to be printed at the end and says how the command ends.
+    /// `total` packages were to be imported.
+    pub fn finish(mut self, total: usize, output: OutputFormat) -> Result<Outcome, Failure> {
+        let failed = self.failed.len();
+        if output == OutputFormat::Json {
+            self.layers.sort_by(|a, b| (&a.layer, &a.version).cmp(&(&b.layer, &b.version)));
+            print_json(&self)?;
+        }
+        match failed {
+            0 => Ok(Outcome::Done),
+            failed => {
+                let error = format!("{failed} of {total} packages were not imported");
+                Err(Failure::new(error).hint("the reasons stand above; the others are layers now"))
+            }
+        }
+    }
 }
 
 pub fn run(args: ImportArgs) -> Result<Outcome, Failure> {
     refuse_reserved(&args.repo)?;
+    if args.from.is_some() {
+        let requests = args.packages.iter().map(|name| import_apt::request(name));
+        let requests = requests.collect::<Result<Vec<_>, _>>()?;
+        return import_apt::run(&args, &args.apt, &requests);
+    }
     let store = args.store.open()?;
+    let options = args.options()?;
     let packages = packages(&args.packages)?;
-    let mut options = ImportOptions::default();
-    options.threads = args.jobs.unwrap_or(options.threads);
-    options.limits.bytes = args.max_bytes.unwrap_or(options.limits.bytes);
-    let mut results: Vec<Option<Line>> = packages.iter().map(|_| None).collect();
-    let mut failed = Vec::new();
+    let mut summary = Summary::default();
     let mut printed = Ok(());
     let work = |bar: &ProgressBar| {
         let all = packages.iter().cloned().map(Package::from);
-        import_packages(&store, &args.repo, all, options, &mut |index, result| {
+        import_packages(&store, &args.repo, all, &options, &mut |index, result| {
             bar.inc(1);
             match result {
                 Ok(imported) => {
@@ -126,41 +186,32 @@ pub fn run(args: ImportArgs) -> Result<Outcome, Failure> {
                     if args.output.output == OutputFormat::Text && printed.is_ok() {
                         printed = bar.suspend(|| print_bytes(line.to_string().as_bytes()));
                     }
-                    results[index] = Some(line);
+                    summary.layers.push(line);
                 }
                 Err(error) => {
                     let package = packages[index].display().to_string();
-                    failed.push(FailedPackage { package, error: error.to_string() });
+                    summary.failed.push(FailedPackage { package, error: error.to_string() });
                     bar.suspend(|| explain(error).print());
                 }
             }
         })
     };
-    with_progress(packages.len(), work)?;
+    with_progress(packages.len() as u64, "{wide_bar} {pos}/{len} packages, {elapsed}", work)?;
     printed?;
-    let outcome = match failed.len() {
-        0 => Ok(Outcome::Done),
-        failed => {
-            let error = format!("{failed} of {} packages were not imported", packages.len());
-            Err(Failure::new(error).hint("the reasons stand above; the others are layers now"))
-        }
-    };
-    if args.output.output == OutputFormat::Json {
-        print_json(&Summary { layers: results.into_iter().flatten().collect(), failed })?;
-    }
-    outcome
+    summary.finish(packages.len(), args.output.output)
 }
 
-fn explain(error: ImportError) -> Failure {
+pub fn explain(error: ImportError) -> Failure {
     match &error {
         ImportError::Store { source: StoreError::UnitDiffers { .. }, .. } => Failure::new(error)
             .hint("a rebuilt package needs a new version; or import it into another repository"),
         ImportError::Open { .. } => {
-            Failure::new(error).hint("name a .deb file, or a directory of them")
+            Failure::new(error).hint("name .deb or .rpm files, or a directory of them")
         }
         ImportError::Convert { package, .. } => {
-            let hint =
-                format!("look at it with dpkg-deb -c {}, or fetch it again", package.display());
+            let rpm = package.extension().is_some_and(|extension| extension == "rpm");
+            let tool = if rpm { "rpm -qlvp" } else { "dpkg-deb -c" };
+            let hint = format!("look at it with {tool} {}, or fetch it again", package.display());
             Failure::new(error).hint(hint)
         }
         ImportError::Store { .. } | ImportError::Other { .. } | ImportError::Group { .. } => {
@@ -180,12 +231,12 @@ fn packages(arguments: &[PathBuf]) -> Result<Vec<PathBuf>, Failure> {
         let before = packages.len();
         for entry in std::fs::read_dir(argument).map_err(|error| at(argument, error))? {
             let path = entry.map_err(|error| at(argument, error))?.path();
-            if path.extension().is_some_and(|extension| extension == "deb") {
+            if path.extension().is_some_and(|extension| extension == "deb" || extension == "rpm") {
                 packages.push(path);
             }
         }
         if packages.len() == before {
-            let error = format!("{}: no .deb file in this directory", argument.display());
+            let error = format!("{}: no .deb or .rpm file in this directory", argument.display());
             return Err(Failure::new(error).hint("fetch some: apt-get download PACKAGE"));
         }
         packages[before..].sort();
@@ -199,9 +250,9 @@ fn at(path: &Path, error: std::io::Error) -> Failure {
 
 /// Runs `work` with a bar of `length` steps, which shows itself on a terminal
 /// once the work has taken longer than [`PATIENCE`].
-fn with_progress<T>(length: usize, work: impl FnOnce(&ProgressBar) -> T) -> T {
-    let bar = ProgressBar::with_draw_target(Some(length as u64), ProgressDrawTarget::hidden());
-    let style = ProgressStyle::with_template("{wide_bar} {pos}/{len} packages, {elapsed}");
+pub fn with_progress<T>(length: u64, template: &str, work: impl FnOnce(&ProgressBar) -> T) -> T {
+    let bar = ProgressBar::with_draw_target(Some(length), ProgressDrawTarget::hidden());
+    let style = ProgressStyle::with_template(template);
     bar.set_style(style.expect("the template is valid"));
     let (done, waiting) = channel::<()>();
     std::thread::scope(|scope| {
