@@ -56,12 +56,33 @@ pub enum ChildError {
 /// # Errors
 /// It cannot be started, or did not end in time; then its whole group is gone.
 pub fn run(command: &mut Command, bounds: Bounds<'_>) -> Result<Ended, ChildError> {
+    run_with(command, Stdio::null(), bounds)
+}
+
+/// As [`run`], with all that the child printed.
+///
+/// # Errors
+/// See [`run`]; a child that prints more than it may write is ended by that.
+pub fn run_capturing(
+    command: &mut Command,
+    bounds: Bounds<'_>,
+) -> Result<(Ended, Vec<u8>), ChildError> {
+    let program = command.get_program().to_string_lossy().into_owned();
+    let start = |source: io::Error| ChildError::Start { program: program.clone(), source };
+    let stdout = memory_file().map_err(start)?;
+    let ended = run_with(command, stdout.try_clone().map_err(start)?.into(), bounds)?;
+    let text = read_back(stdout, bounds.file_bytes)
+        .map_err(|source| ChildError::Watch { program: program.clone(), source })?;
+    Ok((ended, text))
+}
+
+fn run_with(command: &mut Command, stdout: Stdio, bounds: Bounds<'_>) -> Result<Ended, ChildError> {
     let program = command.get_program().to_string_lossy().into_owned();
     let start = |source: io::Error| ChildError::Start { program: program.clone(), source };
     let stderr = memory_file().map_err(start)?;
     command
         .stdin(Stdio::null())
-        .stdout(Stdio::null())
+        .stdout(stdout)
         .stderr(stderr.try_clone().map_err(start)?)
         .process_group(0);
     let limit = Rlimit { current: Some(bounds.file_bytes), maximum: Some(bounds.file_bytes) };
@@ -85,7 +106,7 @@ pub fn run(command: &mut Command, bounds: Bounds<'_>) -> Result<Ended, ChildErro
         end_group(&mut child);
     }
     let status = waited?;
-    let stderr = read_back(stderr)
+    let stderr = read_back(stderr, OUTPUT_BYTES)
         .map_err(|source| ChildError::Watch { program: program.clone(), source })?;
     Ok(Ended { status, stderr })
 }
@@ -94,10 +115,10 @@ fn memory_file() -> io::Result<File> {
     Ok(File::from(rustix::fs::memfd_create("output", MemfdFlags::CLOEXEC)?))
 }
 
-fn read_back(mut file: File) -> io::Result<Vec<u8>> {
+fn read_back(mut file: File, limit: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     file.seek(SeekFrom::Start(0))?;
-    file.take(OUTPUT_BYTES).read_to_end(&mut bytes)?;
+    file.take(limit).read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 

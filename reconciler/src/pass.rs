@@ -1,33 +1,41 @@
 //! One reconcile pass: an ordered list of small steps and one summary.
 //!
-//! observe the head → admit it → read it → check it whole → plan → apply →
-//! note what was found. A commit is taken whole or refused whole; what is refused
-//! moves nothing. Stopped anywhere, the next pass does the rest. A pass that
-//! finds nothing to do writes nothing.
+//! observe the head → admit it → read it → check it whole → plan → seal → take the
+//! next step of every rollout → link → note what was found. A commit is taken whole or
+//! refused whole; what is refused moves nothing. Stopped anywhere, the next pass does
+//! the rest. A pass that finds nothing to do writes nothing.
+//!
+//! Between passes [`Reconciler::step`] goes on with the rollouts of the last commit
+//! that was taken.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime};
 
 use git2::Oid;
 use serde::Serialize;
 use strata_core::check::check_desired;
 use strata_core::desired::DesiredState;
 use strata_core::diagnostic::Diagnostic;
+use strata_core::event::EventRecord;
 use strata_core::plan::{self, Action, DeclaredVa, Desired, Note, Observed, Plan};
+use strata_core::rollout::Waiting;
 use strata_core::source::SourceTree;
-use strata_core::{RepositoryName, Severity};
+use strata_core::{CompositionName, RepositoryName, Severity};
+use strata_machine::Programs;
 use strata_store::{Store, StoreError, StoreLock};
 
 use crate::apply::{self, ApplyError, Materials};
 use crate::commit_tree::{self, ReadError};
 use crate::library::{self, Library, Stamps};
 use crate::mirror::{Advance, Mirror, MirrorError};
+use crate::probe::{CheckList, Prober};
+use crate::rollout::{RolloutError, RolloutFileError, Rollouts, Stepped, Taken};
 use crate::source::Source;
 use crate::state::{Found, ReconcileState, RefusalReason, StateError};
 
 /// The name of the lock that makes a reconciler the only one of its store.
-const LOCK: &str = "reconcile";
+pub const LOCK: &str = "reconcile";
 
 /// What to do about an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,6 +60,8 @@ pub enum PassError {
     Apply(#[from] ApplyError),
     #[error(transparent)]
     State(#[from] StateError),
+    #[error(transparent)]
+    Rollout(#[from] RolloutError),
 }
 
 impl PassError {
@@ -61,7 +71,11 @@ impl PassError {
             PassError::State(
                 StateError::Damaged(_) | StateError::Version(_) | StateError::Commit,
             ) => Policy::Fatal,
+            PassError::Rollout(RolloutError::File(
+                RolloutFileError::Damaged(_) | RolloutFileError::Version(_),
+            )) => Policy::Fatal,
             PassError::State(StateError::Store(_))
+            | PassError::Rollout(_)
             | PassError::Store(_)
             | PassError::Mirror(_)
             | PassError::Read { .. }
@@ -76,6 +90,9 @@ impl PassError {
             PassError::State(StateError::Damaged(_) | StateError::Commit) => Some(
                 "the file guards against rewritten branches; remove it to take the branch as it is",
             ),
+            PassError::Rollout(RolloutError::File(RolloutFileError::Damaged(_))) => {
+                Some("restore it, or remove it: the links then tell how far rollouts are")
+            }
             PassError::Mirror(MirrorError::Fetch { .. }) => {
                 Some("try by hand: git ls-remote SOURCE; what was applied before stays as it is")
             }
@@ -90,11 +107,13 @@ pub struct Options {
     pub fetch_deadline: Duration,
     /// Take a branch that was rewritten.
     pub allow_rewrite: bool,
+    /// What health checks in VAs are run with.
+    pub programs: Option<Programs>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Options { fetch_deadline: Duration::from_secs(120), allow_rewrite: false }
+        Options { fetch_deadline: Duration::from_secs(120), allow_rewrite: false, programs: None }
     }
 }
 
@@ -118,6 +137,9 @@ pub struct PassReport {
     pub message: Option<String>,
     pub actions: Vec<Action>,
     pub notes: Vec<Note>,
+    pub events: Vec<EventRecord>,
+    /// What rollouts wait for.
+    pub waiting: Vec<RolloutWaits>,
     pub diagnostics: Vec<Diagnostic>,
     /// `rename(2)` calls in the store.
     pub renames: u64,
@@ -125,6 +147,47 @@ pub struct PassReport {
     /// False where an earlier pass of this process found just the same.
     #[serde(skip)]
     pub news: bool,
+    /// When rollouts have something to do, in milliseconds since 1970.
+    #[serde(skip)]
+    pub wake_at_ms: Option<u64>,
+}
+
+/// A rollout that waits.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct RolloutWaits {
+    pub composition: CompositionName,
+    pub waiting: Waiting,
+}
+
+impl PassReport {
+    fn new(source: &Source, commit: String) -> Self {
+        PassReport {
+            source: source.to_string(),
+            commit,
+            result: PassResult::Refused,
+            refusal: None,
+            message: None,
+            actions: Vec::new(),
+            notes: Vec::new(),
+            events: Vec::new(),
+            waiting: Vec::new(),
+            diagnostics: Vec::new(),
+            renames: 0,
+            timings: Timings::default(),
+            news: false,
+            wake_at_ms: None,
+        }
+    }
+
+    /// Takes over what a step of the rollouts did.
+    fn add(&mut self, stepped: Stepped) {
+        self.news |= !stepped.actions.is_empty() || !stepped.events.is_empty();
+        self.actions.extend(stepped.actions);
+        self.events.extend(stepped.events);
+        let waits = |(composition, waiting)| RolloutWaits { composition, waiting };
+        self.waiting.extend(stepped.waiting.into_iter().map(waits));
+        self.wake_at_ms = stepped.wake_at_ms;
+    }
 }
 
 /// Milliseconds that the parts of a pass took.
@@ -155,8 +218,16 @@ struct Checked {
 
 #[derive(Debug)]
 enum Verdict {
-    Taken { desired: Desired, materials: Materials },
+    Taken(Arc<Accepted>),
     Refused { reason: RefusalReason, message: String },
+}
+
+/// What a commit that was taken wants, and what it brings for it.
+#[derive(Debug)]
+struct Accepted {
+    taken: Taken,
+    materials: Materials,
+    checks: Arc<CheckList>,
 }
 
 /// The reconciler of one store: owns its lock, its mirror and all its state.
@@ -168,6 +239,12 @@ pub struct Reconciler {
     mirror: Mirror,
     library: Library,
     checked: Option<Checked>,
+    /// The last commit that was taken.
+    accepted: Option<Arc<Accepted>>,
+    /// Whether that was looked for in the mirror.
+    recalled: bool,
+    rollouts: Rollouts,
+    checks: Prober,
     state: ReconcileState,
     _lock: StoreLock,
 }
@@ -197,6 +274,8 @@ impl Reconciler {
         let mut state = state.unwrap_or_else(|| ReconcileState::new(name.clone()));
         state.source = name;
         let mirror = Mirror::open(&store, &source)?;
+        let rollouts = Rollouts::open(store.clone())?;
+        let checks = Prober::new(store.clone(), options.programs.clone());
         Ok(Reconciler {
             store,
             source,
@@ -204,6 +283,10 @@ impl Reconciler {
             mirror,
             library: Library::default(),
             checked: None,
+            accepted: None,
+            recalled: false,
+            rollouts,
+            checks,
             state,
             _lock: lock,
         })
@@ -245,19 +328,8 @@ impl Reconciler {
         let mut since = begun;
         let before = self.store.writes();
         let commit = self.mirror.fetch(self.options.fetch_deadline, cancelled)?;
-        let mut report = PassReport {
-            source: self.source.to_string(),
-            commit: commit.to_string(),
-            result: PassResult::Refused,
-            refusal: None,
-            message: None,
-            actions: Vec::new(),
-            notes: Vec::new(),
-            diagnostics: Vec::new(),
-            renames: 0,
-            timings: Timings { fetch_ms: lap(&mut since), ..Timings::default() },
-            news: false,
-        };
+        let mut report = PassReport::new(&self.source, commit.to_string());
+        report.timings.fetch_ms = lap(&mut since);
         let _span = tracing::info_span!("pass", %commit).entered();
         if let Some(message) = self.rewritten(commit, cancelled)? {
             report.refusal = Some(RefusalReason::Rewritten);
@@ -273,21 +345,95 @@ impl Reconciler {
                 report.refusal = Some(*reason);
                 report.message = Some(message.clone());
             }
-            Verdict::Taken { desired, materials } => {
-                let observed = observe(&self.store, desired)?;
-                let Plan { actions, notes } = plan::plan(desired, &observed);
-                report.timings.plan_ms = lap(&mut since);
-                apply::apply(&self.store, &actions, materials, &report.commit)?;
-                report.timings.apply_ms = lap(&mut since);
-                report.result =
-                    if actions.is_empty() { PassResult::Unchanged } else { PassResult::Applied };
-                report.news = !actions.is_empty();
-                (report.actions, report.notes) = (actions, notes);
+            Verdict::Taken(accepted) => {
+                let accepted = accepted.clone();
+                self.accepted = Some(accepted.clone());
+                self.bring_in(&accepted, &mut report, &mut since)?;
             }
         }
         report.renames = self.store.writes().renames - before.renames;
         report.timings.total_ms = begun.elapsed().as_secs_f64() * 1000.0;
         Ok(report)
+    }
+
+    /// Makes the store say what a commit says, as far as its rollouts are.
+    fn bring_in(
+        &mut self,
+        accepted: &Accepted,
+        report: &mut PassReport,
+        since: &mut Instant,
+    ) -> Result<(), PassError> {
+        let Accepted { taken, materials, checks } = accepted;
+        self.checks.use_list(checks);
+        let observed = observe(&self.store, &taken.desired)?;
+        let Plan { actions, notes } = plan::plan(&taken.desired, &observed);
+        report.timings.plan_ms = lap(since);
+        // Nothing is linked before its ring has a generation.
+        let is_link = |action: &Action| matches!(action, Action::LinkVa { .. });
+        let (links, seals): (Vec<_>, Vec<_>) = actions.into_iter().partition(is_link);
+        apply::apply(&self.store, &seals, materials, &taken.commit)?;
+        let mut stepped = self.rollouts.step(taken, true, &mut self.checks, now_ms())?;
+        let failed = stepped.failed.take();
+        report.actions = seals;
+        report.add(stepped);
+        apply::apply(&self.store, &links, materials, &taken.commit)?;
+        report.actions.extend(links);
+        report.timings.apply_ms = lap(since);
+        report.notes = notes;
+        report.result = match report.actions.is_empty() {
+            true => PassResult::Unchanged,
+            false => PassResult::Applied,
+        };
+        report.news |= !report.actions.is_empty();
+        failed.map_or(Ok(()), |error| Err(RolloutError::from(error).into()))
+    }
+
+    /// Goes on with the rollouts, without a look at the source. `None` where no
+    /// commit was ever taken.
+    ///
+    /// # Errors
+    /// The store cannot be used.
+    pub fn step(&mut self, cancelled: &AtomicBool) -> Result<Option<PassReport>, PassError> {
+        let Some(accepted) = self.accepted(cancelled)? else { return Ok(None) };
+        let begun = Instant::now();
+        let before = self.store.writes();
+        self.checks.use_list(&accepted.checks);
+        let mut report = PassReport::new(&self.source, accepted.taken.commit.clone());
+        let mut stepped = self.rollouts.step(&accepted.taken, false, &mut self.checks, now_ms())?;
+        let failed = stepped.failed.take();
+        report.add(stepped);
+        report.result = match report.actions.is_empty() {
+            true => PassResult::Unchanged,
+            false => PassResult::Applied,
+        };
+        report.renames = self.store.writes().renames - before.renames;
+        report.timings.total_ms = begun.elapsed().as_secs_f64() * 1000.0;
+        failed.map_or(Ok(Some(report)), |error| Err(RolloutError::from(error).into()))
+    }
+
+    /// The programs that VAs are made of, where they are there.
+    pub fn programs(&self) -> Option<&Programs> {
+        self.options.programs.as_ref()
+    }
+
+    /// Whether an operator asks for something.
+    pub fn is_asked(&self) -> bool {
+        crate::rollout::request::names(&self.store).is_ok_and(|names| !names.is_empty())
+    }
+
+    /// The last commit that was taken; after a restart it is read from the mirror,
+    /// as the head may be one that was refused.
+    fn accepted(&mut self, cancelled: &AtomicBool) -> Result<Option<Arc<Accepted>>, PassError> {
+        if self.accepted.is_none()
+            && !std::mem::replace(&mut self.recalled, true)
+            && let Some(applied) = &self.state.applied
+        {
+            let commit = Oid::from_str(&applied.commit).map_err(|_| StateError::Commit)?;
+            if let Verdict::Taken(accepted) = self.judge(commit, cancelled)?.verdict {
+                self.accepted = Some(accepted);
+            }
+        }
+        Ok(self.accepted.clone())
     }
 
     /// Why the commit may not follow the last one that was applied.
@@ -323,12 +469,15 @@ impl Reconciler {
             return Ok(());
         }
         self.checked = None;
+        self.checked = Some(self.judge(commit, cancelled)?);
+        Ok(())
+    }
+
+    /// Reads and checks a commit.
+    fn judge(&mut self, commit: Oid, cancelled: &AtomicBool) -> Result<Checked, PassError> {
         let tree = match self.read(commit, cancelled) {
             Ok(tree) => tree,
-            Err(PassError::Read { source, .. }) => {
-                self.checked = Some(unreadable(commit, &source));
-                return Ok(());
-            }
+            Err(PassError::Read { source, .. }) => return Ok(unreadable(commit, &source)),
             Err(error) => return Err(error),
         };
         let (desired, mut diagnostics) = DesiredState::read(&tree);
@@ -346,7 +495,10 @@ impl Reconciler {
             Verdict::Refused { reason, message }
         } else if result.accepted() {
             let (desired, materials) = desired_and_materials(&result);
-            Verdict::Taken { desired, materials }
+            let policy = configuration.rollout.clone();
+            let checks = Arc::new(check_list(&result.desired));
+            let taken = Taken { commit: commit.to_string(), desired, policy };
+            Verdict::Taken(Arc::new(Accepted { taken, materials, checks }))
         } else {
             let error = |found: &&Diagnostic| found.severity == Severity::Error;
             let count = result.diagnostics.iter().filter(error).count();
@@ -357,8 +509,7 @@ impl Reconciler {
             Verdict::Refused { reason: RefusalReason::Invalid, message }
         };
         let diagnostics = result.diagnostics;
-        self.checked = Some(Checked { commit, stamps, configuration, diagnostics, verdict });
-        Ok(())
+        Ok(Checked { commit, stamps, configuration, diagnostics, verdict })
     }
 
     /// Reads the commit; where an object is missing or damaged, once more from a
@@ -431,6 +582,16 @@ fn desired_and_materials(result: &strata_core::check::CheckResult) -> (Desired, 
     (desired, materials)
 }
 
+fn check_list(desired: &DesiredState) -> CheckList {
+    let mut list = CheckList { checks: desired.health_checks(), ..CheckList::default() };
+    for (name, declared) in &desired.appliances {
+        let mut labels = declared.labels.clone();
+        labels.insert("name".to_owned(), name.to_string());
+        list.labels.insert(declared.mac, labels);
+    }
+    list
+}
+
 /// Looks at all that the desired state names, and at every ring.
 fn observe(store: &Store, desired: &Desired) -> Result<Observed, PassError> {
     let mut observed = Observed { rings: store.rings()?, ..Observed::default() };
@@ -475,6 +636,5 @@ fn lock_holder(path: &std::path::Path) -> Option<u32> {
 }
 
 fn now_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    crate::state::milliseconds(SystemTime::now())
 }

@@ -11,11 +11,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use strata_core::plan::Action;
+use strata_store::Store;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::mpsc::{Receiver, channel};
+use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio::task::JoinError;
 use tokio::time::Instant;
 
+use crate::drift::DriftRound;
 use crate::pass::{PassError, PassReport, Policy, Reconciler};
 use crate::verify::Verifier;
 use crate::watch::RefWatch;
@@ -23,6 +25,14 @@ use crate::watch::RefWatch;
 /// The wait after the first error; doubled after each further one.
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 const LONGEST_RETRY: Duration = Duration::from_secs(300);
+/// Clocks that are set are noticed after this time.
+const LONGEST_SLEEP: Duration = Duration::from_secs(60);
+/// Between two looks at private layers.
+const DRIFT_PAUSE: Duration = Duration::from_secs(20);
+/// Operators' requests are looked for this often.
+const ASK_AGAIN: Duration = Duration::from_millis(500);
+/// The wait after a step of the rollouts that failed.
+const STEP_RETRY: Duration = Duration::from_secs(5);
 /// Rollouts that may wait for the verifier.
 const ROLLOUTS: usize = 64;
 
@@ -62,6 +72,8 @@ pub fn run(
 /// What made the loop go on.
 enum Wake {
     Pass,
+    /// Rollouts are due, or an operator may have asked for something.
+    Step,
     End,
 }
 
@@ -93,15 +105,22 @@ async fn main_loop(
     let (rollouts, receiver) = channel(ROLLOUTS);
     let verifier = Verifier::new(reconciler.store().clone());
     let mut verification = tokio::spawn(verify(verifier, receiver));
+    let drift = reconciler.programs().map(|programs| {
+        tokio::spawn(drift_round(reconciler.store().clone(), programs.vlfs.clone()))
+    });
+    // Ends with the loop, not before.
+    let _drift = drift.map(AbortOnDrop);
     let mut watch = watch(&reconciler, schedule);
     let mut failures = 0;
     let mut next_pass = Instant::now();
+    let mut next_step = next_pass;
     loop {
         let wake = tokio::select! {
             biased;
             () = signals.end() => Wake::End,
             () = hint(&mut watch) => Wake::Pass,
             () = tokio::time::sleep_until(next_pass) => Wake::Pass,
+            () = tokio::time::sleep_until(next_step.min(Instant::now() + ASK_AGAIN)) => Wake::Step,
             ended = &mut verification => return ended?,
         };
         match wake {
@@ -109,17 +128,49 @@ async fn main_loop(
                 tracing::info!("ending");
                 return Ok(());
             }
+            Wake::Step => {
+                if Instant::now() < next_step && !reconciler.is_asked() {
+                    continue;
+                }
+                let work = |reconciler: &mut Reconciler, flag: &AtomicBool| reconciler.step(flag);
+                let (returned, stepped, ended) = lend(reconciler, &mut signals, work).await?;
+                reconciler = returned;
+                match stepped {
+                    Ok(report) => {
+                        next_step = due(report.as_ref().and_then(|report| report.wake_at_ms));
+                        if let Some(report) = report.filter(|report| report.news) {
+                            report.events.iter().for_each(crate::rollout::log);
+                            tell(&report);
+                            follow(&rollouts, report.actions);
+                        }
+                    }
+                    Err(_) if ended => return Ok(()),
+                    Err(error) if error.policy() == Policy::Fatal => return Err(error.into()),
+                    Err(error) => {
+                        tracing::warn!(%error, "a step of the rollouts failed");
+                        next_step = Instant::now() + STEP_RETRY;
+                    }
+                }
+                if ended {
+                    return Ok(());
+                }
+            }
             Wake::Pass => {
-                let (returned, passed, ended) = pass(reconciler, &mut signals).await?;
+                let work = |reconciler: &mut Reconciler, flag: &AtomicBool| reconciler.pass(flag);
+                let (returned, passed, ended) = lend(reconciler, &mut signals, work).await?;
                 reconciler = returned;
                 let pause = match passed {
                     Ok(report) => {
                         failures = 0;
+                        next_step = match report.refusal {
+                            // Rollouts of the last commit that was taken go on.
+                            Some(_) => Instant::now(),
+                            None => due(report.wake_at_ms),
+                        };
                         if report.news {
+                            report.events.iter().for_each(crate::rollout::log);
                             tell(&report);
-                            if rollouts.try_send(report.actions).is_err() {
-                                tracing::warn!("too many rollouts wait for verification");
-                            }
+                            follow(&rollouts, report.actions);
                         }
                         schedule.poll
                     }
@@ -135,27 +186,47 @@ async fn main_loop(
     }
 }
 
-/// Lends the reconciler to a blocking thread for one pass. The last value says
-/// whether the end was asked for meanwhile.
-async fn pass(
+/// When a time of the wall clock is, as far as one can tell now.
+fn due(at_ms: Option<u64>) -> Instant {
+    let Some(at_ms) = at_ms else { return far() };
+    let now_ms = crate::state::milliseconds(std::time::SystemTime::now());
+    let wait = Duration::from_millis(at_ms.saturating_sub(now_ms));
+    Instant::now() + wait.min(LONGEST_SLEEP)
+}
+
+fn far() -> Instant {
+    Instant::now() + LONGEST_SLEEP
+}
+
+/// Tells the verifier of rings that moved.
+fn follow(rollouts: &Sender<Vec<Action>>, actions: Vec<Action>) {
+    if !actions.is_empty() && rollouts.try_send(actions).is_err() {
+        tracing::warn!("too many rollouts wait for verification");
+    }
+}
+
+/// Lends the reconciler to a blocking thread for one piece of work. The last value
+/// says whether the end was asked for meanwhile.
+async fn lend<T: Send + 'static>(
     mut reconciler: Reconciler,
     signals: &mut Signals,
-) -> Result<(Reconciler, Result<PassReport, PassError>, bool), RunError> {
+    work: impl FnOnce(&mut Reconciler, &AtomicBool) -> Result<T, PassError> + Send + 'static,
+) -> Result<(Reconciler, Result<T, PassError>, bool), RunError> {
     let cancelled = Arc::new(AtomicBool::new(false));
     let flag = cancelled.clone();
     let mut task = tokio::task::spawn_blocking(move || {
-        let passed = reconciler.pass(&flag);
-        (reconciler, passed)
+        let done = work(&mut reconciler, &flag);
+        (reconciler, done)
     });
     tokio::select! {
         done = &mut task => {
-            let (reconciler, passed) = done?;
-            return Ok((reconciler, passed, false));
+            let (reconciler, done) = done?;
+            return Ok((reconciler, done, false));
         }
         () = signals.end() => cancelled.store(true, Ordering::Relaxed),
     }
-    let (reconciler, passed) = task.await?;
-    Ok((reconciler, passed, true))
+    let (reconciler, done) = task.await?;
+    Ok((reconciler, done, true))
 }
 
 /// How long to wait after an error.
@@ -192,6 +263,30 @@ async fn verify(
             Err(error) => tracing::warn!(%error, "the VAs cannot be verified"),
         }
         next_tick = Instant::now() + verifier.pause();
+    }
+}
+
+/// A task that ends with its owner.
+struct AbortOnDrop(tokio::task::JoinHandle<()>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Looks at one private layer after the other, for ever, slowly.
+async fn drift_round(store: Arc<Store>, vlfs: std::path::PathBuf) {
+    let mut round = DriftRound::new(store, vlfs);
+    loop {
+        tokio::time::sleep(DRIFT_PAUSE).await;
+        let step = tokio::task::spawn_blocking(move || {
+            let events = round.step();
+            (round, events)
+        });
+        let Ok((returned, events)) = step.await else { return };
+        round = returned;
+        events.iter().for_each(crate::rollout::log);
     }
 }
 

@@ -6,6 +6,8 @@
 //! not applied. A pass returns what it found; [`ReconcileState::after`] folds
 //! that into the state, and the file is written only where the state differs.
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use serde::{Deserialize, Serialize};
 use strata_store::{Store, StoreError};
 
@@ -104,6 +106,12 @@ pub struct Condition {
     pub status: bool,
     pub reason: String,
     pub message: String,
+}
+
+/// Milliseconds since 1970.
+pub fn milliseconds(time: SystemTime) -> u64 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 impl ReconcileState {

@@ -12,11 +12,13 @@ use std::time::{Duration, Instant};
 
 use strata_core::links::VaTarget;
 use strata_core::plan::Action;
+use strata_core::rollout::policy::{DEFAULT_SILENT_DAYS, base_ring};
 use strata_core::status::{ObservedVa, RunState, SWAP_GRACE_MS, SyncState, VaStatus, va_status};
 use strata_core::{CompositionName, GenerationId, MacAddr, RingName};
 use strata_store::{Store, StoreError};
 
 use crate::fleet::{self, MachineView, Observer};
+use crate::rollout::RolloutFile;
 
 /// Reports that one tick reads, for rollouts and for the round each.
 const REPORTS: usize = 2_000;
@@ -24,6 +26,7 @@ const REPORTS: usize = 2_000;
 const NAMED: usize = 10;
 /// The pause between two rounds over the whole fleet.
 const ROUND_PAUSE: Duration = Duration::from_secs(60);
+const DAY_MS: u64 = 86_400_000;
 
 /// What verification found; each is told once.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,6 +55,11 @@ pub enum Event {
         from: Option<SyncState>,
         status: Box<VaStatus>,
     },
+    /// A VA was not seen for longer than the policy says.
+    VaSilent {
+        mac: MacAddr,
+        days: u64,
+    },
 }
 
 #[derive(Debug)]
@@ -71,6 +79,9 @@ struct Round {
     begun: Option<Instant>,
     /// VAs that were found drifted or failed; the others are not remembered.
     troubled: HashMap<MacAddr, SyncState>,
+    /// VAs that were not seen for long.
+    silent: HashSet<MacAddr>,
+    silent_days: u32,
 }
 
 #[derive(Debug)]
@@ -105,7 +116,7 @@ impl Verifier {
         let mut members: BTreeMap<_, Vec<MacAddr>> = BTreeMap::new();
         for (mac, target) in self.store.va_links()?.targets {
             if let VaTarget::Ring { composition, ring } = target {
-                members.entry((composition, ring)).or_default().push(mac);
+                members.entry((composition, base_ring(&ring).0)).or_default().push(mac);
             }
         }
         let begun = Instant::now();
@@ -195,6 +206,7 @@ impl Verifier {
                 return Ok(());
             }
             self.round.begun = Some(Instant::now());
+            self.round.silent_days = silent_days(&self.store);
             self.round.left = self.store.va_links()?.targets.into_keys().collect();
         }
         let store = self.store.clone();
@@ -237,9 +249,21 @@ fn idle(store: &Store) -> HashSet<MacAddr> {
     }
 }
 
+/// The policy of the last commit that was taken.
+fn silent_days(store: &Store) -> u32 {
+    let file = RolloutFile::read(store);
+    file.ok().and_then(|file| file.silent_days).unwrap_or(DEFAULT_SILENT_DAYS)
+}
+
 impl Round {
     /// Tells a VA that came to drift or fail, and one that no longer does.
     fn note(&mut self, status: VaStatus, events: &mut Vec<Event>) {
+        let days = status.report_age_ms.unwrap_or(0) / DAY_MS;
+        if days < u64::from(self.silent_days).max(1) {
+            self.silent.remove(&status.mac);
+        } else if self.silent.insert(status.mac) {
+            events.push(Event::VaSilent { mac: status.mac, days });
+        }
         let from = self.troubled.get(&status.mac).copied();
         let troubled = match status.state {
             SyncState::Drifted | SyncState::Failed => Some(status.state),
@@ -270,6 +294,9 @@ impl Event {
                 let first: Vec<_> = first.iter().map(MacAddr::to_string).collect();
                 let first = first.join(" ");
                 tracing::info!(%composition, %ring, %generation, waiting, idle, of, first, "ring not in sync yet");
+            }
+            Event::VaSilent { mac, days } => {
+                tracing::warn!(%mac, days, "VA not seen for long");
             }
             Event::VaChanged { mac, status, .. } => {
                 let reason = status.reason.as_ref().map(ToString::to_string);

@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::fs::FlockOperation;
+use strata_core::rollout::policy::base_ring;
 use strata_core::status::RunState;
 use strata_core::{CompositionName, MacAddr, RingName, VaName};
 use strata_store::{StoreError, StoreLock, VaTarget};
@@ -207,7 +208,7 @@ impl Machines<'_> {
         let composition = request.composition.clone();
         let mut available: Vec<RingName> = Vec::new();
         for (name, ring) in self.store().rings()?.into_keys() {
-            if name == composition {
+            if name == composition && !base_ring(&ring).1 {
                 available.push(ring);
             }
         }

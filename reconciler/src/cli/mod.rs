@@ -17,6 +17,7 @@ mod reconcile;
 mod repo;
 mod resolve;
 mod resolve_question;
+mod rollout;
 mod status;
 mod template;
 mod update;
@@ -57,6 +58,7 @@ enum Command {
     Resolve(resolve::ResolveArgs),
     Template(template::TemplateArgs),
     Update(update::UpdateArgs),
+    Rollout(rollout::RolloutArgs),
     Va(va::VaArgs),
 }
 
@@ -129,6 +131,7 @@ fn run(command: Command) -> Result<Outcome, Failure> {
         Command::Resolve(args) => resolve::run(&args),
         Command::Template(args) => template::run(&args),
         Command::Update(args) => update::run(&args),
+        Command::Rollout(args) => rollout::run(&args),
         Command::Va(args) => va::run(&args),
     }
 }

@@ -6,12 +6,13 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use clap::Args;
+use strata_core::event::Event;
 use strata_core::plan::Action;
 use strata_core::{CompositionName, GenerationId};
 
 use super::output::print_bytes;
 use super::{Failure, Outcome, OutputFormat, StoreArgs, quantity};
-use crate::pass::{Options, PassError, PassReport, PassResult, Reconciler};
+use crate::pass::{Options, PassError, PassReport, PassResult, Reconciler, RolloutWaits};
 use crate::run::{self, RunError, Schedule};
 use crate::source::{Source, SourceError};
 
@@ -57,10 +58,13 @@ pub fn run(args: &ReconcileArgs) -> Result<Outcome, Failure> {
     let options = Options {
         fetch_deadline: Duration::from_secs(args.fetch_deadline),
         allow_rewrite: args.allow_rewrite,
+        // Without them, only health checks in VAs fail, and say so.
+        programs: super::va::programs().ok(),
     };
     let mut reconciler = Reconciler::open(store, source, options)?;
     if args.once {
         let report = reconciler.pass(&AtomicBool::new(false))?;
+        report.events.iter().for_each(crate::rollout::log);
         print(&report, args.output)?;
         return Ok(match report.result {
             PassResult::Applied | PassResult::Unchanged => Outcome::Done,
@@ -106,6 +110,12 @@ fn text(report: &PassReport) -> String {
     for note in &report.notes {
         let _infallible = writeln!(text, "note: {note}");
     }
+    for record in report.events.iter().filter(|record| is_told(&record.event)) {
+        let _infallible = writeln!(text, "{}", record.event);
+    }
+    for RolloutWaits { composition, waiting } in &report.waiting {
+        let _infallible = writeln!(text, "{composition} waits: {waiting}");
+    }
     let took = report.timings.total_ms;
     let _infallible = match report.result {
         PassResult::Unchanged => writeln!(text, "{commit} nothing to do ({took:.0} ms)"),
@@ -122,6 +132,14 @@ fn text(report: &PassReport) -> String {
         }
     };
     text
+}
+
+/// Whether the actions do not say it already.
+fn is_told(event: &Event) -> bool {
+    !matches!(
+        event,
+        Event::RingMoved { .. } | Event::RolloutStarted { .. } | Event::RolloutDone { .. }
+    )
 }
 
 fn count(report: &PassReport, which: impl Fn(&Action) -> bool) -> u64 {

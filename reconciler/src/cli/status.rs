@@ -5,11 +5,14 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::Args;
 use serde::Serialize;
+use strata_core::rollout::policy::DEFAULT_SILENT_DAYS;
 use strata_core::status::{Age, Summary, SyncState, VaConditionReason, VaStatus};
-use strata_core::{CompositionName, GenerationId, RingName};
+use strata_core::{CompositionName, GenerationId, MacAddr, RingName, VaName};
 
 use super::{Failure, Outcome, OutputArgs, OutputFormat, StoreArgs, print_bytes, print_json};
 use crate::fleet::{self, FleetError};
+use crate::rollout::RolloutFile;
+use crate::rollout::conditions::{self, Unfinished};
 use crate::state::{Condition, ReconcileState, StateError};
 
 /// The version of the JSON form.
@@ -51,9 +54,28 @@ struct Report {
     summary: Summary,
     /// Links of VAs that cannot be followed; these VAs are not among `vas`.
     damage: Vec<String>,
+    /// VAs that were not seen for longer than the policy's `silent-days`.
+    silent: Vec<SilentVa>,
+    rollouts: Vec<Unfinished>,
     vas: Vec<VaStatus>,
     /// How many VAs the limit left out of `vas`.
     omitted: usize,
+}
+
+/// A VA that was not seen for long.
+#[derive(Serialize)]
+struct SilentVa {
+    name: Option<VaName>,
+    mac: MacAddr,
+    report_age_ms: u64,
+}
+
+/// VAs whose last report is older than so many days.
+fn silent(vas: &[VaStatus], days: u32) -> Vec<SilentVa> {
+    let limit_ms = u64::from(days) * 86_400_000;
+    let aged = vas.iter().filter_map(|va| Some((va, va.report_age_ms.filter(|a| *a > limit_ms)?)));
+    aged.map(|(va, report_age_ms)| SilentVa { name: va.name.clone(), mac: va.mac, report_age_ms })
+        .collect()
 }
 
 /// # Errors
@@ -68,6 +90,10 @@ pub fn run(args: &StatusArgs) -> Result<Outcome, Failure> {
     });
     let summary = Summary::of(&vas);
     let calm = vas.iter().all(|va| va.conditions.is_empty());
+    let file = RolloutFile::read(&store)?;
+    let days = file.silent_days.unwrap_or(DEFAULT_SILENT_DAYS);
+    let rollouts = conditions::unfinished(&file);
+    let silent = silent(&vas, days);
     let limit = match (args.limit, args.output.output) {
         (Some(0), _) | (None, OutputFormat::Json) => usize::MAX,
         (Some(limit), _) => limit,
@@ -78,8 +104,20 @@ pub fn run(args: &StatusArgs) -> Result<Outcome, Failure> {
         vas.sort_by_key(|va| va.state == SyncState::InSync);
         vas.truncate(limit);
     }
-    let conditions = reconciler.iter().flat_map(ReconcileState::conditions).collect();
-    let report = Report { version: VERSION, reconciler, conditions, summary, damage, vas, omitted };
+    let conditions = reconciler.as_ref().map(ReconcileState::conditions);
+    let conditions = conditions.map(|all| conditions::refine(all, &rollouts));
+    let conditions = conditions.into_iter().flatten().collect();
+    let report = Report {
+        version: VERSION,
+        reconciler,
+        conditions,
+        summary,
+        damage,
+        silent,
+        rollouts,
+        vas,
+        omitted,
+    };
     match args.output.output {
         OutputFormat::Json => print_json(&report)?,
         OutputFormat::Text => print_bytes(text(&report).as_bytes())?,
@@ -92,6 +130,19 @@ fn text(report: &Report) -> String {
     let mut text = reconciler_text(report.reconciler.as_ref());
     for damage in &report.damage {
         let _infallible = writeln!(text, "damaged  {damage}");
+    }
+    for Unfinished { composition, phase, message } in &report.rollouts {
+        let _infallible = writeln!(text, "rollout  {composition} {phase}: {message}");
+    }
+    if !report.silent.is_empty() {
+        let name = |va: &SilentVa| {
+            let name = va.name.as_ref().map_or_else(|| va.mac.to_string(), VaName::to_string);
+            format!("{name} ({})", Age(va.report_age_ms))
+        };
+        let named: Vec<_> = report.silent.iter().take(20).map(name).collect();
+        let more = report.silent.len().saturating_sub(named.len());
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        let _infallible = writeln!(text, "silent   {}{more}", named.join(", "));
     }
     let _infallible = writeln!(text, "{}", summary_text(&report.summary));
     if !report.vas.is_empty() {

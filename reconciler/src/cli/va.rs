@@ -1,7 +1,9 @@
 //! `strata va`: the machines that VAs run on.
 
 mod destroy;
+mod drift;
 mod lifecycle;
+mod pin;
 mod provision;
 mod show;
 
@@ -35,6 +37,9 @@ enum VaCommand {
     List(show::ListArgs),
     Status(show::StatusArgs),
     Explain(super::explain::ExplainArgs),
+    Drift(drift::DriftArgs),
+    Pin(pin::PinArgs),
+    Unpin(pin::UnpinArgs),
 }
 
 /// # Errors
@@ -51,6 +56,9 @@ pub fn run(args: &VaArgs) -> Result<Outcome, Failure> {
         VaCommand::List(args) => show::list(args),
         VaCommand::Status(args) => show::status(args),
         VaCommand::Explain(args) => super::explain::run(args),
+        VaCommand::Drift(args) => drift::run(args),
+        VaCommand::Pin(args) => pin::pin(args),
+        VaCommand::Unpin(args) => pin::unpin(args),
     }
 }
 

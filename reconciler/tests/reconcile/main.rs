@@ -6,6 +6,8 @@ mod passes;
 mod plan;
 mod refusals;
 mod resolve;
+mod rollouts;
+mod sequences;
 mod support;
 mod update;
 mod verification;

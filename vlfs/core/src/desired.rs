@@ -10,7 +10,9 @@ use crate::configuration::{
 };
 use crate::data_paths::{self, Declared};
 use crate::diagnostic::Diagnostic;
+use crate::health_checks::HealthCheck;
 use crate::ldf::Ldf;
+use crate::limits;
 use crate::names::{CompositionName, TEMPLATES_REPOSITORY, VaName};
 use crate::source::{SourceContent, SourceTree};
 use crate::template_tree::TemplateTree;
@@ -49,6 +51,8 @@ pub struct Definition {
     pub tree: Option<TemplateTree>,
     /// Data directories that its own `.data` file declares, with their lines.
     pub data: Declared,
+    /// How its VAs are asked how they do; its own, without its references'.
+    pub health: Vec<HealthCheck>,
 }
 
 /// What one commit says.
@@ -138,8 +142,9 @@ impl DesiredState {
             let before = diagnostics.len();
             diagnostics.extend(faults);
             let data = read_data(tree, &format!("{directory}.data"), diagnostics);
+            let health = read_health(tree, &format!("{directory}.health"), diagnostics);
             let partial = partial || diagnostics.len() > before;
-            let definition = Definition { name, role, file, ldf, partial, tree: own, data };
+            let definition = Definition { name, role, file, ldf, partial, tree: own, data, health };
             self.definitions.insert(definition.name.clone(), definition);
         }
     }
@@ -153,6 +158,7 @@ impl DesiredState {
                     Some((owner, _)) => (owner, true),
                     None => {
                         let beside = path.strip_suffix(".modes").or(path.strip_suffix(".data"));
+                        let beside = beside.or(path.strip_suffix(".health"));
                         (beside.unwrap_or(""), false)
                     }
                 };
@@ -163,7 +169,7 @@ impl DesiredState {
                     continue;
                 }
                 let diagnostic = if owner.is_empty() {
-                    let message = "the file is neither an LDF, a modes or data file nor a configuration tree and is not looked at";
+                    let message = "the file is neither an LDF, a modes, data or health file nor a configuration tree and is not looked at";
                     Diagnostic::error(&file, 0, "stray-file", message).warning()
                 } else {
                     let message = format!(
@@ -187,6 +193,34 @@ impl DesiredState {
                 ));
             }
         }
+    }
+
+    /// The health checks of every composition that has any, those of its references
+    /// first.
+    pub fn health_checks(&self) -> BTreeMap<CompositionName, Vec<HealthCheck>> {
+        let all = self.definitions.keys().map(|name| {
+            let (mut seen, mut checks) = (BTreeSet::new(), Vec::new());
+            self.collect_checks(name, &mut seen, &mut checks);
+            checks.truncate(limits::HEALTH_CHECKS);
+            (name.clone(), checks)
+        });
+        all.filter(|(_, checks)| !checks.is_empty()).collect()
+    }
+
+    fn collect_checks(
+        &self,
+        name: &CompositionName,
+        seen: &mut BTreeSet<CompositionName>,
+        checks: &mut Vec<HealthCheck>,
+    ) {
+        let Some(definition) = self.definitions.get(name) else { return };
+        if !seen.insert(name.clone()) {
+            return;
+        }
+        for (_, reference) in definition.ldf.references() {
+            self.collect_checks(&reference.name, seen, checks);
+        }
+        checks.extend(definition.health.iter().cloned());
     }
 
     fn check_named(&self, appliances: &Appliances, diagnostics: &mut Vec<Diagnostic>) {
@@ -223,6 +257,17 @@ fn read_data(tree: &SourceTree, file: &str, diagnostics: &mut Vec<Diagnostic>) -
     let (declared, faults) = data_paths::parse(bytes);
     diagnostics.extend(faults.iter().map(|fault| Diagnostic::located(file, "data", fault)));
     declared
+}
+
+fn read_health(
+    tree: &SourceTree,
+    file: &str,
+    diagnostics: &mut Vec<Diagnostic>,
+) -> Vec<HealthCheck> {
+    let Some(bytes) = regular_file(tree, file, diagnostics) else { return Vec::new() };
+    let (checks, faults) = HealthCheck::read(file, bytes);
+    diagnostics.extend(faults);
+    checks
 }
 
 /// Parses an LDF. Where lines have faults, the others are still returned, at
@@ -265,6 +310,7 @@ mod tests {
             ("strata.toml", "[[repository]]\nname = \"main\"\n"),
             ("templates/web.ldf", "main/apache2 1\n"),
             ("templates/web/etc/motd", "hello\n"),
+            ("templates/web.health", "[[check]]\ntcp = \"{name}:80\"\n"),
             ("appliances/web-03.ldf", "@web\n"),
             (
                 "appliances.toml",
@@ -276,6 +322,8 @@ mod tests {
         let web = desired.definitions.values().next().expect("web");
         assert!(web.tree.is_some() && web.role == DefinitionRole::Template);
         assert_eq!(desired.appliances.len(), 1);
+        let checks = desired.health_checks();
+        assert_eq!(checks.len(), 2, "those of references count: {checks:?}");
     }
 
     #[test]

@@ -132,11 +132,6 @@ pub enum Event {
         mac: MacAddr,
         expired: bool,
     },
-    /// A VA was not seen for longer than the policy says.
-    VaSilent {
-        mac: MacAddr,
-        days: u64,
-    },
     /// More would be removed than one pass may.
     RemovalsWait {
         count: u32,
@@ -154,6 +149,30 @@ pub enum Event {
 }
 
 impl Event {
+    /// The name of its kind, as in the JSON form.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Event::RolloutStarted { .. } => "rollout-started",
+            Event::RingMoved { .. } => "ring-moved",
+            Event::BatchMoved { .. } => "batch-moved",
+            Event::RingPassed { .. } => "ring-passed",
+            Event::RolloutDone { .. } => "rollout-done",
+            Event::RolloutHalted { .. } => "rollout-halted",
+            Event::RolledBack { .. } => "rolled-back",
+            Event::Paused { .. } => "paused",
+            Event::Resumed { .. } => "resumed",
+            Event::Promoted { .. } => "promoted",
+            Event::WindowOverridden { .. } => "window-overridden",
+            Event::LinkDrifted { .. } => "link-drifted",
+            Event::PrivateDrift { .. } => "private-drift",
+            Event::VaPinned { .. } => "va-pinned",
+            Event::VaUnpinned { .. } => "va-unpinned",
+            Event::RemovalsWait { .. } => "removals-wait",
+            Event::VaRemoved { .. } => "va-removed",
+            Event::RingRemoved { .. } => "ring-removed",
+        }
+    }
+
     pub fn importance(&self) -> Importance {
         match self {
             Event::RolloutHalted { .. } | Event::RolledBack { .. } | Event::RemovalsWait { .. } => {
@@ -161,7 +180,6 @@ impl Event {
             }
             Event::LinkDrifted { .. }
             | Event::PrivateDrift { .. }
-            | Event::VaSilent { .. }
             | Event::WindowOverridden { .. } => Importance::Warning,
             Event::RolloutStarted { .. }
             | Event::RingMoved { .. }
@@ -234,7 +252,6 @@ impl fmt::Display for Event {
             }
             Event::VaUnpinned { mac, expired: true } => write!(f, "{mac}: the pin expired"),
             Event::VaUnpinned { mac, expired: false } => write!(f, "{mac} unpinned"),
-            Event::VaSilent { mac, days } => write!(f, "{mac} was not seen for {days} days"),
             Event::RemovalsWait { count, limit, token } => write!(
                 f,
                 "{count} removals wait for a confirmation (limit {limit}): strata rollout confirm {token}"

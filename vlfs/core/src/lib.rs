@@ -23,6 +23,7 @@ pub mod diversion;
 pub mod event;
 
 pub mod generation;
+pub mod health_checks;
 pub mod inventory;
 pub mod ldf;
 pub mod limits;

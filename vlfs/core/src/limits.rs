@@ -21,6 +21,8 @@ pub const INVENTORY_BYTES: usize = 1 << 30;
 pub const CONFIGURATION_BYTES: usize = 4 << 20;
 /// Things that one pass may remove without a confirmation.
 pub const REMOVALS: u32 = 1_000_000;
+/// Health checks of one composition.
+pub const HEALTH_CHECKS: usize = 32;
 /// Data directories of one composition.
 pub const DATA_PATHS: usize = 64;
 /// Files that a GitOps repository may hold where Strata looks at them.

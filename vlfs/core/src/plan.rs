@@ -5,7 +5,7 @@
 //! by planning again, and the same commit twice gives an empty plan.
 //!
 //! A plan deletes nothing. What a commit no longer mentions keeps running and is
-//! named in the plan's notes.
+//! named in the plan's notes. Nor does it move rings: see [`crate::rollout`].
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -16,6 +16,7 @@ use crate::digest::GenerationId;
 use crate::generation::LayerSetEntry;
 use crate::links::VaTarget;
 use crate::names::{CompositionName, LayerName, MacAddr, RingName, VaName};
+use crate::rollout::policy::base_ring;
 use crate::version::LayerVersion;
 
 /// A VA that a commit declares.
@@ -128,7 +129,7 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Plan {
     let mut plan = Plan::default();
     plan_layers(desired, observed, &mut plan);
     plan_generations(desired, observed, &mut plan);
-    plan_rings(desired, observed, &mut plan);
+    note_rings(desired, observed, &mut plan);
     plan_appliances(desired, observed, &mut plan);
     plan.notes.sort();
     plan
@@ -152,21 +153,14 @@ fn plan_generations(desired: &Desired, observed: &Observed, plan: &mut Plan) {
     }
 }
 
-fn plan_rings(desired: &Desired, observed: &Observed, plan: &mut Plan) {
-    for (composition, to) in &desired.compositions {
-        for ring in &desired.rings {
-            let from = observed.rings.get(&(composition.clone(), ring.clone())).copied();
-            if from != Some(*to) {
-                let (composition, ring) = (composition.clone(), ring.clone());
-                plan.actions.push(Action::MoveRing { composition, ring, from, to: *to });
-            }
-        }
-    }
+/// Rings are moved by [`crate::rollout`], one after the other; here is said which of
+/// them nobody moves any more.
+fn note_rings(desired: &Desired, observed: &Observed, plan: &mut Plan) {
     let mut gone = BTreeSet::new();
     for (composition, ring) in observed.rings.keys() {
         if !desired.compositions.contains_key(composition) {
             gone.insert(Note::CompositionGone { composition: composition.clone() });
-        } else if !desired.rings.contains(ring) {
+        } else if !desired.rings.contains(&base_ring(ring).0) {
             let (composition, ring) = (composition.clone(), ring.clone());
             gone.insert(Note::RingGone { composition, ring });
         }
@@ -188,6 +182,9 @@ fn plan_appliances(desired: &Desired, observed: &Observed, plan: &mut Plan) {
                 plan.notes.push(Note::Pinned { name, generation: *generation });
             }
             Some(from) if *from == to => {}
+            // It is moved in a batch of its ring.
+            Some(VaTarget::Ring { composition: other, ring: staged })
+                if other == composition && base_ring(staged).0 == *ring => {}
             from => {
                 let from = from.cloned();
                 plan.actions.push(Action::LinkVa { name, mac: *mac, from, to });
@@ -258,6 +255,11 @@ mod tests {
         let mut observed = Observed::default();
         let first = plan(&desired(), &observed);
         apply(&mut observed, &first.actions);
+        for (composition, generation) in &desired().compositions {
+            for ring in desired().rings {
+                observed.rings.insert((composition.clone(), ring), *generation);
+            }
+        }
         observed
     }
 
@@ -275,23 +277,9 @@ mod tests {
                 Action::LinkVa { .. } => 'v',
             })
             .collect();
-        assert_eq!(kinds, ['l', 'g', 'g', 'r', 'r', 'r', 'r', 'v']);
+        assert_eq!(kinds, ['l', 'g', 'g', 'v']);
         apply(&mut observed, &first.actions);
         assert_eq!(plan(&desired(), &observed), Plan::default());
-    }
-
-    #[test]
-    fn rings_move_in_the_order_of_the_configuration() {
-        let plan = plan(&desired(), &Observed::default());
-        let rings: Vec<_> = plan
-            .actions
-            .iter()
-            .filter_map(|action| match action {
-                Action::MoveRing { composition, ring, .. } => Some(format!("{composition}/{ring}")),
-                _ => None,
-            })
-            .collect();
-        assert_eq!(rings, ["sql/canary", "sql/all", "web/canary", "web/all"]);
     }
 
     #[test]
@@ -315,12 +303,10 @@ mod tests {
         let mut next = desired();
         next.compositions.insert(name("sql"), id("sql 2"));
         let plan = plan(&next, &observed);
-        assert_eq!(plan.actions.len(), 3, "{plan:?}");
+        assert_eq!(plan.actions.len(), 1, "{plan:?}");
         // A revert needs no sealing: the former generation is still there.
         apply(&mut observed, &plan.actions);
-        let back = super::plan(&desired(), &observed);
-        assert!(back.actions.iter().all(|action| matches!(action, Action::MoveRing { .. })));
-        assert_eq!(back.actions.len(), 2);
+        assert!(super::plan(&desired(), &observed).is_empty());
     }
 
     #[test]
@@ -352,6 +338,9 @@ mod tests {
             [Action::LinkVa { from, .. }] => assert_eq!(*from, Some(elsewhere)),
             other => panic!("{other:?}"),
         }
+        let staged = VaTarget::Ring { composition: name("web"), ring: name("all+next") };
+        observed.va_links.insert(mac, staged);
+        assert!(plan(&desired(), &observed).is_empty(), "it is moved in a batch");
         let pin = VaTarget::Pinned { composition: name("web"), generation: id("web 0") };
         observed.va_links.insert(mac, pin);
         let plan = plan(&desired(), &observed);

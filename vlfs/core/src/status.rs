@@ -13,6 +13,7 @@ use crate::digest::GenerationId;
 use crate::links::VaTarget;
 use crate::names::{CompositionName, MacAddr, RingName, VaName};
 use crate::report::{Report, ServingState};
+use crate::rollout::policy::base_ring;
 use crate::scripts::outcome::{ScriptFailure, ScriptsState};
 
 /// For so long after a ring moved is a swap that has not happened yet no drift.
@@ -249,7 +250,7 @@ pub fn va_status(va: &ObservedVa) -> VaStatus {
         mac: va.mac,
         composition: va.target.composition().clone(),
         ring: match &va.target {
-            VaTarget::Ring { ring, .. } => Some(ring.clone()),
+            VaTarget::Ring { ring, .. } => Some(base_ring(ring).0),
             VaTarget::Pinned { .. } => None,
         },
         run_state: va.run_state,

@@ -7,11 +7,14 @@ use rustix::fs::{FlockOperation, Mode, OFlags};
 
 use crate::durable::{self, Disk, Writes};
 use crate::error::{Context, StoreError};
-use crate::read::{optional, read_limited};
+use crate::read::{names_in, optional, read_limited};
 
 const FORMAT: &[u8] = b"strata-store 1\n";
 const DIRECTORIES: [&str; 7] =
     ["repos", "generations", "rings", "va", "reports", "machines", "state"];
+
+/// Directories of files below `state/`.
+const STATE_DIRECTORIES: [&str; 2] = ["requests", "pins"];
 
 /// A store. Cheap to open; holds no lock and no cache.
 #[derive(Debug)]
@@ -132,6 +135,15 @@ impl Store {
         self.disk.write_file(&self.state(name), content, 0o600)
     }
 
+    /// The names in a directory of the reconciler's own, sorted; none where there is no
+    /// such directory.
+    ///
+    /// # Errors
+    /// It cannot be listed.
+    pub fn state_names(&self, directory: &str) -> Result<Vec<String>, StoreError> {
+        names_in(&self.state(directory))
+    }
+
     /// The path of something of the reconciler's own.
     pub fn state(&self, name: &str) -> PathBuf {
         self.root.join("state").join(name)
@@ -153,6 +165,12 @@ impl Store {
         let mut swept = 0;
         for name in DIRECTORIES {
             swept += durable::sweep(&self.root.join(name))?;
+        }
+        for name in STATE_DIRECTORIES {
+            let directory = self.state(name);
+            if directory.is_dir() {
+                swept += durable::sweep(&directory)?;
+            }
         }
         for directory in self.ring_directories()? {
             swept += durable::sweep(&directory)?;

@@ -210,6 +210,7 @@ impl Step<'_, '_> {
     /// Links that are not where they belong: a move that was cut short, or
     /// somebody's hand.
     fn put_back(&mut self, state: &mut RolloutState) {
+        let mut restored_links = Vec::new();
         for policy in &self.input.policy.rings {
             let view = self.view(&policy.name);
             let Some(ring) = state.rings.get_mut(&policy.name) else { continue };
@@ -236,11 +237,13 @@ impl Step<'_, '_> {
             if restored {
                 (ring.moving, ring.drifted) = (true, None);
                 let (from, to) = (view.linked, ring.at);
-                self.moves.insert(0, RingMove::Ring { ring: policy.name.clone(), from, to });
+                restored_links.push(RingMove::Ring { ring: policy.name.clone(), from, to });
             } else {
                 ring.drifted = view.linked;
             }
         }
+        // A ring's own link first: the VAs of a batch go back to it.
+        self.moves.splice(0..0, restored_links);
     }
 
     /// Finds rings that fail.

@@ -41,6 +41,11 @@ pub enum CheckOutcome {
 pub fn va_health(va: &ObservedVa, status: &VaStatus, check: &CheckOutcome) -> VaHealth {
     match (status.state, &status.reason) {
         (SyncState::InSync, Some(Reason::AsOfLastReport { .. })) => VaHealth::Idle,
+        // Its layers' scripts failed (§5.1).
+        (SyncState::InSync, _) if !status.conditions.is_empty() => {
+            let messages = status.conditions.iter().map(|condition| condition.message.clone());
+            VaHealth::Unhealthy(messages.collect::<Vec<_>>().join("; "))
+        }
         (SyncState::InSync, _) => match check {
             CheckOutcome::None | CheckOutcome::Passed => VaHealth::Healthy,
             CheckOutcome::UnderWay => VaHealth::Swapping,

@@ -17,7 +17,9 @@
 mod advance;
 mod command;
 pub mod health;
+pub mod patterns;
 pub mod policy;
+pub mod prune;
 pub mod schedule;
 mod state;
 

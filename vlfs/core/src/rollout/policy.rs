@@ -208,7 +208,8 @@ impl RingPolicy {
 }
 
 /// What is looked for in VAs and in the store.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct DriftPolicy {
     /// Links that somebody moved by hand.
     pub links: DriftMode,

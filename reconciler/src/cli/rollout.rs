@@ -1,0 +1,337 @@
+//! `strata rollout`: how far rollouts are, and what operators say to them.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::time::{Duration, Instant};
+
+use clap::{Args, Subcommand};
+use serde::Serialize;
+use strata_core::rollout::policy::base_ring;
+use strata_core::rollout::{Command, Order, RolloutState, apply_command};
+use strata_core::status::{Summary, SyncState};
+use strata_core::{CompositionName, GenerationId, RingName};
+use strata_store::{Store, StoreError};
+
+use super::status::ago;
+use super::{Failure, Outcome, OutputArgs, OutputFormat, StoreArgs, print_bytes, print_json};
+use crate::fleet;
+use crate::pass::LOCK;
+use crate::rollout::request::{self, Ask, Request};
+use crate::rollout::{RolloutFile, RolloutFileError, WaitingRemovals};
+
+/// The version of the JSON form.
+const VERSION: u32 = 1;
+/// How long a command waits for a running reconciler to take its request.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Show rollouts; pause, resume, abort and promote them
+#[derive(Debug, Args)]
+pub struct RolloutArgs {
+    #[command(subcommand)]
+    command: RolloutCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum RolloutCommand {
+    Status(StatusArgs),
+    Pause(PauseArgs),
+    Resume(ResumeArgs),
+    Abort(AbortArgs),
+    Promote(PromoteArgs),
+    Confirm(ConfirmArgs),
+}
+
+/// Let removals go on that are more than one pass may do
+#[derive(Debug, Args)]
+#[command(after_help = "Example: strata rollout confirm 1f2e3d4c5b6a
+
+`strata rollout status` names the removals that wait, and their token.")]
+struct ConfirmArgs {
+    /// What `strata rollout status` says.
+    token: String,
+    #[command(flatten)]
+    store: StoreArgs,
+}
+
+/// Show how far every rollout is, ring by ring, and what it waits for
+#[derive(Debug, Args)]
+#[command(after_help = "Example: strata rollout status web-server --output json
+
+Exit status: 0 all targets are everywhere, 1 some are not, 2 an error.")]
+struct StatusArgs {
+    /// Only this template.
+    template: Option<CompositionName>,
+    #[command(flatten)]
+    store: StoreArgs,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+/// Which rollout an order is for, and why.
+#[derive(Debug, Args)]
+struct OrderArgs {
+    /// The template; all of them where none is named.
+    template: Option<CompositionName>,
+    /// Why, for the events and the status.
+    #[arg(long, default_value = "", value_name = "TEXT")]
+    reason: String,
+    #[command(flatten)]
+    store: StoreArgs,
+}
+
+/// Move no further ring until it is resumed
+#[derive(Debug, Args)]
+#[command(after_help = "Example: strata rollout pause web-server --reason 'load test'")]
+struct PauseArgs {
+    #[command(flatten)]
+    order: OrderArgs,
+}
+
+/// Go on after a pause or a halt
+#[derive(Debug, Args)]
+#[command(after_help = "Example: strata rollout resume web-server
+
+The rings that were moved have their deadline and soak time again.")]
+struct ResumeArgs {
+    #[command(flatten)]
+    order: OrderArgs,
+    /// Also roll out again what is quarantined.
+    #[arg(long)]
+    quarantined: bool,
+}
+
+/// Move the rings back to the last good generation and quarantine the commit
+#[derive(Debug, Args)]
+#[command(after_help = "Example: strata rollout abort web-server --reason 'customers complain'")]
+struct AbortArgs {
+    #[command(flatten)]
+    order: OrderArgs,
+}
+
+/// Go on to the next ring, whatever is waited for
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  strata rollout promote web-server
+  strata rollout promote web-server --all --override-window --reason 'security fix'")]
+struct PromoteArgs {
+    #[command(flatten)]
+    order: OrderArgs,
+    /// To all rings that are left.
+    #[arg(long)]
+    all: bool,
+    /// Although windows are closed or a freeze is on; needs --reason.
+    #[arg(long, requires = "reason")]
+    override_window: bool,
+}
+
+/// # Errors
+/// The store cannot be used, or the order makes no sense now.
+pub fn run(args: &RolloutArgs) -> Result<Outcome, Failure> {
+    match &args.command {
+        RolloutCommand::Status(args) => status(args),
+        RolloutCommand::Pause(args) => order(&args.order, Order::Pause),
+        RolloutCommand::Resume(args) => {
+            order(&args.order, Order::Resume { quarantined: args.quarantined })
+        }
+        RolloutCommand::Abort(args) => order(&args.order, Order::Abort),
+        RolloutCommand::Promote(args) => {
+            let PromoteArgs { all, override_window, .. } = *args;
+            order(&args.order, Order::Promote { all, override_window })
+        }
+        RolloutCommand::Confirm(args) => confirm(args),
+    }
+}
+
+/// Puts an order where the reconciler finds it, after a look whether it makes sense.
+fn order(args: &OrderArgs, order: Order) -> Result<Outcome, Failure> {
+    let store = args.store.open()?;
+    let file = RolloutFile::read(&store)?;
+    let reason = args.reason.clone();
+    if let Some(template) = &args.template {
+        let state = file.compositions.get(template).ok_or_else(|| {
+            let known: Vec<_> = file.compositions.keys().map(CompositionName::as_str).collect();
+            Failure::new(format!("no commit brought a template {template}"))
+                .hint(format!("there are: {}", known.join(", ")))
+        })?;
+        let command = Command { order: order.clone(), reason: reason.clone() };
+        apply_command(template, state, &command, 0)
+            .map_err(|error| Failure::new(error).hint("see: strata rollout status"))?;
+    }
+    let composition = args.template.clone();
+    let request = Request::new(caller(), reason, Ask::Rollout { composition, order });
+    submit(&store, &request)
+}
+
+fn confirm(args: &ConfirmArgs) -> Result<Outcome, Failure> {
+    let store = args.store.open()?;
+    let waiting = RolloutFile::read(&store)?.removals_waiting;
+    if waiting.is_none_or(|waiting| waiting.token != args.token) {
+        return Err(Failure::new(format!("no removals with the token {} wait", args.token))
+            .hint("see `strata rollout status`; the token changes with what waits"));
+    }
+    let ask = Ask::ConfirmRemovals { token: args.token.clone() };
+    submit(&store, &Request::new(caller(), String::new(), ask))
+}
+
+/// Submits a request and waits until a reconciler that runs has taken it.
+pub(super) fn submit(store: &Store, request: &Request) -> Result<Outcome, Failure> {
+    let name = request.submit(store)?;
+    if !reconciler_runs(store)? {
+        eprintln!("note: no reconciler runs; the next one takes this");
+        return Ok(Outcome::Done);
+    }
+    let end = Instant::now() + PATIENCE;
+    while request::is_waiting(store, &name) {
+        if Instant::now() > end {
+            eprintln!("note: the reconciler has not taken this yet; it stays in state/requests");
+            return Ok(Outcome::Done);
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(Outcome::Done)
+}
+
+fn reconciler_runs(store: &Store) -> Result<bool, Failure> {
+    match store.try_lock(LOCK) {
+        Ok(_free) => Ok(false),
+        Err(StoreError::Locked(_)) => Ok(true),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Who calls, as well as the environment tells.
+pub(super) fn caller() -> String {
+    let named =
+        ["SUDO_USER", "USER", "LOGNAME"].into_iter().find_map(|key| std::env::var(key).ok());
+    let name = named.unwrap_or_else(|| format!("uid {}", rustix::process::getuid().as_raw()));
+    name.chars().filter(|c| !c.is_control()).take(64).collect()
+}
+
+/// Specified in `docs/formats.md`, "Rollout status".
+#[derive(Serialize)]
+struct Report {
+    version: u32,
+    rollouts: Vec<Rollout>,
+    removals_waiting: Option<WaitingRemovals>,
+}
+
+#[derive(Serialize)]
+struct Rollout {
+    composition: CompositionName,
+    phase: &'static str,
+    #[serde(flatten)]
+    state: RolloutState,
+    /// The VAs of each ring, by state.
+    vas: BTreeMap<RingName, Summary>,
+}
+
+fn status(args: &StatusArgs) -> Result<Outcome, Failure> {
+    let store = args.store.open()?;
+    let file = RolloutFile::read(&store)?;
+    let mut vas: BTreeMap<(CompositionName, RingName), Summary> = BTreeMap::new();
+    for va in fleet::fleet(&store)?.vas {
+        if let Some(ring) = &va.ring {
+            let key = (va.composition.clone(), base_ring(ring).0);
+            vas.entry(key).or_default().add(va.state);
+        }
+    }
+    let wanted = |name: &CompositionName| args.template.as_ref().is_none_or(|only| only == name);
+    let mut rollouts = Vec::new();
+    for (composition, state) in file.compositions {
+        if !wanted(&composition) {
+            continue;
+        }
+        let count = |ring: &RingName| {
+            vas.get(&(composition.clone(), ring.clone())).copied().unwrap_or_default()
+        };
+        let vas = state.rings.keys().map(|ring| (ring.clone(), count(ring))).collect();
+        rollouts.push(Rollout { phase: state.phase(), composition, state, vas });
+    }
+    let removals_waiting = file.removals_waiting;
+    let done = rollouts.iter().all(|rollout| rollout.phase == "done") && removals_waiting.is_none();
+    let report = Report { version: VERSION, rollouts, removals_waiting };
+    match args.output.output {
+        OutputFormat::Json => print_json(&report)?,
+        OutputFormat::Text => print_bytes(text(&report).as_bytes())?,
+    }
+    Ok(if done { Outcome::Done } else { Outcome::Difference })
+}
+
+fn text(report: &Report) -> String {
+    let mut text = String::new();
+    if report.rollouts.is_empty() {
+        text.push_str("no rollouts yet\n");
+    }
+    if let Some(WaitingRemovals { token, count, limit, first }) = &report.removals_waiting {
+        let _infallible = writeln!(
+            text,
+            "{count} removals wait, {limit} a pass are allowed: strata rollout confirm {token}"
+        );
+        for removal in first {
+            let _infallible = writeln!(text, "  {removal}");
+        }
+    }
+    for Rollout { composition, phase, state, vas } in &report.rollouts {
+        let commit = strata_core::event::short(&state.commit);
+        let begun = ago(state.begun_at_ms);
+        let target = state.target.short();
+        let _infallible =
+            writeln!(text, "{composition}  {phase}  {target} from {commit}, {begun} ago");
+        for line in remarks(state) {
+            let _infallible = writeln!(text, "  {line}");
+        }
+        for (ring, at) in &state.rings {
+            let step = serde_json::to_value(at.step).unwrap_or_default();
+            let step = step.as_str().unwrap_or_default().to_owned();
+            let summary = vas.get(ring).copied().unwrap_or_default();
+            let id: GenerationId = at.at;
+            let _infallible = writeln!(
+                text,
+                "  {:<16} {:<12} {step:<8} {}",
+                ring.as_str(),
+                id.short(),
+                counts(&summary)
+            );
+        }
+    }
+    text
+}
+
+/// Why it is as it is.
+fn remarks(state: &RolloutState) -> Vec<String> {
+    let mut lines = Vec::new();
+    if let Some(quarantine) = &state.quarantined {
+        let commit = strata_core::event::short(&quarantine.commit);
+        lines.push(format!(
+            "quarantined {commit} {} ago: {}",
+            ago(quarantine.at_ms),
+            quarantine.reason
+        ));
+    }
+    if let Some(halt) = &state.halted {
+        lines.push(format!("halted {} ago: {}", ago(halt.at_ms), halt.reason));
+    }
+    if let Some(pause) = &state.paused {
+        lines.push(format!("paused {} ago: {}", ago(pause.at_ms), pause.reason));
+    }
+    if let Some(waiting) = &state.waiting {
+        lines.push(format!("waits: {waiting}"));
+    }
+    lines
+}
+
+fn counts(summary: &Summary) -> String {
+    let counts = SyncState::ALL.into_iter().filter(|state| summary.count(*state) > 0);
+    let counts: Vec<_> = counts.map(|state| format!("{} {state}", summary.count(state))).collect();
+    if counts.is_empty() { "no VAs".to_owned() } else { counts.join(", ") }
+}
+
+impl From<RolloutFileError> for Failure {
+    fn from(error: RolloutFileError) -> Self {
+        match error {
+            RolloutFileError::Store(error) => error.into(),
+            error => Failure::new(&error)
+                .hint("restore it, or remove it: the links then tell how far rollouts are"),
+        }
+    }
+}

@@ -1,0 +1,109 @@
+//! `strata va pin` and `strata va unpin`.
+
+use std::time::SystemTime;
+
+use clap::Args;
+use strata_core::rollout::policy::Span;
+use strata_core::{GenerationId, VaName};
+use strata_machine::Machines;
+use strata_store::Store;
+
+use super::machine_failure;
+use crate::cli::rollout::caller;
+use crate::cli::{Failure, Outcome, StoreArgs, print_bytes};
+use crate::rollout::pins::{self, PinError};
+use crate::state::milliseconds;
+
+/// Hold a VA at one generation, whatever its ring does
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  strata va pin web-03 --generation 1f2e3d4c --reason 'debugging the cache' --expires 4h
+  strata va pin web-03 --reason 'stays as it is'
+
+When the pin expires the VA follows its ring again. `strata status` shows it as pinned.")]
+pub struct PinArgs {
+    name: VaName,
+    /// The generation, or the beginning of its id; without it the one of the VA's link.
+    #[arg(long, value_name = "ID")]
+    generation: Option<String>,
+    /// Why.
+    #[arg(long, value_name = "TEXT")]
+    reason: String,
+    /// For how long, as in 90s, 2h or 3d; for ever where it is left out.
+    #[arg(long, value_name = "SPAN")]
+    expires: Option<Span>,
+    #[command(flatten)]
+    store: StoreArgs,
+}
+
+/// Let a pinned VA follow its ring again
+#[derive(Debug, Args)]
+#[command(after_help = "Example: strata va unpin web-03")]
+pub struct UnpinArgs {
+    name: VaName,
+    #[command(flatten)]
+    store: StoreArgs,
+}
+
+pub fn pin(args: &PinArgs) -> Result<Outcome, Failure> {
+    let store = args.store.open()?;
+    let mac = address(&store, &args.name)?;
+    let generation = match &args.generation {
+        Some(text) => find(&store, text)?,
+        None => store.desired(mac)?.ok_or_else(|| {
+            Failure::new("the VA's ring has no generation yet").hint("name one with --generation")
+        })?,
+    };
+    let now_ms = milliseconds(SystemTime::now());
+    let expires = args.expires.map(|span| now_ms.saturating_add(span.ms));
+    let told = (args.reason.clone(), caller(), now_ms);
+    let pin = pins::pin(&store, mac, generation, expires, told)?;
+    let text = format!("{} pinned to {}\n", args.name, pin.generation.short());
+    print_bytes(text.as_bytes())?;
+    Ok(Outcome::Done)
+}
+
+pub fn unpin(args: &UnpinArgs) -> Result<Outcome, Failure> {
+    let store = args.store.open()?;
+    let mac = address(&store, &args.name)?;
+    let pin = pins::unpin(&store, mac)?;
+    print_bytes(format!("{} follows {} again\n", args.name, pin.ring).as_bytes())?;
+    Ok(Outcome::Done)
+}
+
+fn address(store: &Store, name: &VaName) -> Result<strata_core::MacAddr, Failure> {
+    let machines = Machines::open(store).map_err(machine_failure)?;
+    Ok(machines.record(name).map_err(machine_failure)?.mac)
+}
+
+/// The generation whose id begins so.
+fn find(store: &Store, text: &str) -> Result<GenerationId, Failure> {
+    let all = store.generations()?;
+    let found: Vec<_> = all.iter().filter(|id| id.to_string().starts_with(text)).collect();
+    match found.as_slice() {
+        [id] if text.len() >= 4 => Ok(**id),
+        [] => Err(Failure::new(format!("the store has no generation {text}"))
+            .hint("see the column ACTIVE of `strata status`, or generations/ in the store")),
+        _ => {
+            Err(Failure::new(format!("{text} may be several generations"))
+                .hint("write more of the id"))
+        }
+    }
+}
+
+impl From<PinError> for Failure {
+    fn from(error: PinError) -> Self {
+        let hint = match &error {
+            PinError::Store(_) => None,
+            PinError::NoLink => Some("provision it again: strata va provision"),
+            PinError::PinnedByHand => Some("point its link at its ring first"),
+            PinError::NotPinned => Some("see `strata status`: the ring of a pinned VA is (pinned)"),
+            PinError::Other { .. } => Some("choose a generation of the VA's own template"),
+        };
+        match (error, hint) {
+            (PinError::Store(error), _) => error.into(),
+            (error, Some(hint)) => Failure::new(error).hint(hint),
+            (error, None) => Failure::new(error),
+        }
+    }
+}

@@ -1,0 +1,22 @@
+//! Rollouts on a real store: the state on disk, what operators ask for, how the VAs
+//! of rings do, and the moves of links.
+//!
+//! What is decided is decided in `strata_core::rollout`; here it is made durable and
+//! carried out. One owner does all of it ([`Rollouts`], which the reconciler holds):
+//! commands reach it as files, reports and probes are read by it.
+
+pub mod conditions;
+mod file;
+mod moves;
+pub mod pins;
+mod prune;
+pub mod request;
+mod rollouts;
+mod watcher;
+
+pub use file::{RolloutFile, RolloutFileError};
+pub use moves::MoveError;
+pub use prune::WaitingRemovals;
+pub use rollouts::{RolloutError, Rollouts, Stepped, Taken};
+pub use rollouts::{is_order, log, ring_of};
+pub use watcher::{Checks, Watcher};
