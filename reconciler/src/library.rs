@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use strata_core::configuration::{Configuration, Pin, RepositoryConfiguration};
+use strata_core::filter::Filter;
 use strata_core::generation::LayerSetEntry;
 use strata_core::manifest::Manifest;
 use strata_core::shared_paths::ManifestSource;
@@ -20,9 +21,10 @@ use crate::repositories::load_universe;
 /// Which databases were looked at, in which state.
 pub type Stamps = BTreeMap<RepositoryName, Stamp>;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stamp {
     priority: u32,
+    filter: Filter,
     /// Where the repository is declared.
     line: u32,
     database: Option<DatabaseStamp>,
@@ -89,9 +91,9 @@ impl Library {
 pub fn stamps(store: &Store, configuration: &Configuration) -> Result<Stamps, StoreError> {
     let mut stamps = Stamps::new();
     for repository in &configuration.repositories {
-        let RepositoryConfiguration { name, priority, line } = repository;
-        let database = store.database_stamp(name)?;
-        stamps.insert(name.clone(), Stamp { priority: *priority, line: *line, database });
+        let RepositoryConfiguration { name, priority, filter, line } = repository.clone();
+        let database = store.database_stamp(&name)?;
+        stamps.insert(name, Stamp { priority, filter, line, database });
     }
     Ok(stamps)
 }

@@ -336,6 +336,8 @@ impl Reconciler {
             report.message = Some(message);
             return Ok(report);
         }
+        // What the check finds is not collected before the links lead to it.
+        let _lease = self.store.lease()?;
         self.check(commit, cancelled)?;
         report.timings.check_ms = lap(&mut since);
         let checked = self.checked.as_ref().expect("just checked");

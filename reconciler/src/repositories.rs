@@ -1,6 +1,11 @@
 //! The store's repositories as `strata-core` wants them: a universe of units
 //! to compose from, and manifests to compare.
 
+pub mod collect;
+pub mod sharing;
+pub mod users;
+pub mod verify;
+
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -45,7 +50,22 @@ pub fn load_universe(store: &Store, configuration: &Configuration) -> (Universe,
     }
     let mut universe = Universe::from_texts(databases);
     universe.configure(configuration);
+    filter(&mut universe, configuration);
     (universe, diagnostics)
+}
+
+/// Leaves out what the repositories' rules do not want.
+fn filter(universe: &mut Universe, configuration: &Configuration) {
+    if configuration.repositories.iter().all(|repository| repository.filter.is_empty()) {
+        return;
+    }
+    universe.filter(|universe, id| {
+        let repository = configuration.repository(universe.repository(id))?;
+        match repository.filter.is_empty() {
+            true => None,
+            false => repository.filter.reason(universe.unit(id)),
+        }
+    });
 }
 
 /// As [`load_universe`], from an inventory.
@@ -72,6 +92,7 @@ pub fn inventory_universe(
     }
     let mut universe = Universe::new(databases);
     universe.configure(configuration);
+    filter(&mut universe, configuration);
     (universe, diagnostics)
 }
 

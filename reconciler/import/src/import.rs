@@ -262,7 +262,7 @@ fn stage(
         return Err(open(std::io::Error::other("it is no regular file")));
     }
     let failed = |source| ImportError::Store { package: path.clone(), source };
-    let unit = store.stage_unit(repository).map_err(failed)?;
+    let mut unit = store.stage_unit(repository).map_err(failed)?;
     let filesystem = open_directory(&unit.filesystem()).map_err(open)?;
     let mut converted = convert(file, filesystem, &unit.scripts(), options).map_err(|source| {
         ImportError::Convert { package: path.clone(), source: Box::new(source) }
@@ -278,6 +278,7 @@ fn stage(
     let Provenance { origin, archive } = &package.provenance;
     metadata.origin = metadata.origin.take().or_else(|| origin.clone());
     metadata.archive.clone_from(archive);
+    store.share_staged(&mut unit, &converted.manifest);
     Ok((unit, converted))
 }
 

@@ -60,6 +60,13 @@ impl From<StoreError> for Failure {
                 "ext4: tune2fs -O verity DEVICE; btrfs and f2fs have it; the kernel needs CONFIG_FS_VERITY"
                     .to_owned(),
             ),
+            StoreError::NoAccess { path, .. } => Some(format!(
+                "file permissions decide who reads a repository: see ls -ld {}, and ask its owner for its group",
+                path.parent().unwrap_or(path).display()
+            )),
+            StoreError::Compression { .. } => {
+                Some("restore the file, or move it away and run `strata repo index`".to_owned())
+            }
             StoreError::ReservedRepository => Some("choose another repository name".to_owned()),
             _ => None,
         };

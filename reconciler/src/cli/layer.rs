@@ -6,6 +6,7 @@ mod import_apt;
 mod make;
 mod seal;
 mod show;
+mod users;
 mod withdraw;
 
 use std::str::FromStr;
@@ -29,6 +30,7 @@ enum LayerCommand {
     List(show::ListArgs),
     Show(show::ShowArgs),
     Seal(seal::SealArgs),
+    Users(users::UsersArgs),
     Withdraw(withdraw::WithdrawArgs),
     Restore(withdraw::RestoreArgs),
 }
@@ -41,6 +43,7 @@ pub fn run(args: LayerArgs) -> Result<Outcome, Failure> {
         LayerCommand::List(args) => show::list(&args),
         LayerCommand::Show(args) => show::show(&args),
         LayerCommand::Seal(args) => seal::seal(&args),
+        LayerCommand::Users(args) => users::run(&args),
         LayerCommand::Withdraw(args) => withdraw::withdraw(&args),
         LayerCommand::Restore(args) => withdraw::restore(&args),
     }

@@ -13,12 +13,14 @@ mod inventory;
 mod layer;
 mod output;
 mod plan;
+mod progress;
 mod reconcile;
 mod repo;
 mod resolve;
 mod resolve_question;
 mod rollout;
 mod status;
+mod store;
 mod template;
 mod update;
 mod va;
@@ -58,6 +60,7 @@ enum Command {
     Resolve(resolve::ResolveArgs),
     Template(template::TemplateArgs),
     Update(update::UpdateArgs),
+    Store(store::StoreCommandArgs),
     Rollout(rollout::RolloutArgs),
     Va(va::VaArgs),
 }
@@ -131,6 +134,7 @@ fn run(command: Command) -> Result<Outcome, Failure> {
         Command::Resolve(args) => resolve::run(&args),
         Command::Template(args) => template::run(&args),
         Command::Update(args) => update::run(&args),
+        Command::Store(args) => store::run(&args),
         Command::Rollout(args) => rollout::run(&args),
         Command::Va(args) => va::run(&args),
     }

@@ -1,5 +1,7 @@
 //! `strata repo`: whole repositories of layers.
 
+mod verify;
+
 use serde::Serialize;
 use strata_core::names::RepositoryName;
 use strata_store::StoreError;
@@ -27,6 +29,7 @@ enum RepoCommand {
     /// are read; marks of withdrawal stay.
     #[command(after_help = "Example:\n  strata repo index main --store /srv/strata")]
     Index(IndexArgs),
+    Verify(verify::VerifyArgs),
 }
 
 #[derive(Debug, clap::Args)]
@@ -54,6 +57,9 @@ struct Repository {
     units: usize,
     withdrawn: usize,
     content_bytes: u64,
+    /// Why nothing is known of it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -67,6 +73,7 @@ pub fn run(args: &RepoArgs) -> Result<Outcome, Failure> {
     match &args.command {
         RepoCommand::List(args) => list(args),
         RepoCommand::Index(args) => index(args),
+        RepoCommand::Verify(args) => verify::run(args),
     }
 }
 
@@ -74,9 +81,26 @@ fn list(args: &ListArgs) -> Result<Outcome, Failure> {
     let store = args.store.open()?;
     let mut repositories = Vec::new();
     for repository in store.repositories()? {
-        let database = store.database(&repository)?;
+        let database = match store.database(&repository) {
+            Ok(database) => database,
+            // One that this user may not read does not hide the others.
+            Err(error @ StoreError::NoAccess { .. }) => {
+                let error = Some(error.to_string());
+                let (units, withdrawn, content_bytes) = (0, 0, 0);
+                repositories.push(Repository {
+                    repository,
+                    units,
+                    withdrawn,
+                    content_bytes,
+                    error,
+                });
+                continue;
+            }
+            Err(error) => return Err(error.into()),
+        };
         repositories.push(Repository {
             repository,
+            error: None,
             units: database.len(),
             withdrawn: database.units().filter(|unit| unit.withdrawn.is_some()).count(),
             content_bytes: database.units().map(|unit| unit.content_bytes).sum(),
@@ -87,7 +111,11 @@ fn list(args: &ListArgs) -> Result<Outcome, Failure> {
         return Ok(Outcome::Done);
     }
     let mut text = String::new();
-    for Repository { repository, units, withdrawn, content_bytes } in &repositories {
+    for Repository { repository, units, withdrawn, content_bytes, error } in &repositories {
+        if let Some(error) = error {
+            text.push_str(&format!("{repository:<20} {error}\n"));
+            continue;
+        }
         let size = indicatif::HumanBytes(*content_bytes);
         text.push_str(&format!(
             "{repository:<20} {:>12}, {withdrawn} withdrawn, {size}\n",

@@ -8,6 +8,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use crate::diagnostic::Diagnostic;
+use crate::filter::Filter;
 use crate::limits;
 use crate::names::{
     CompositionName, LayerName, MacAddr, NameError, RepositoryName, RingName, TEMPLATES_REPOSITORY,
@@ -33,6 +34,8 @@ pub struct RepositoryConfiguration {
     pub name: RepositoryName,
     /// Where two repositories have a layer of one name, the higher one is preferred.
     pub priority: u32,
+    /// Which of its units may be chosen.
+    pub filter: Filter,
     pub line: u32,
 }
 
@@ -177,6 +180,7 @@ impl Configuration {
         let mut reader = TableReader::new(table, at, "a [[repository]]");
         let name = reader.required::<RepositoryName>(file, "name");
         let priority = reader.number(file, "priority", 100_000).unwrap_or(DEFAULT_PRIORITY);
+        let filter = Filter::read(file, &mut reader);
         reader.finish(file);
         let Some(Placed { value: name, line }) = name else { return };
         let refuse =
@@ -190,7 +194,7 @@ impl Configuration {
             let message = format!("the repository {name} stands on line {} already", first.line);
             file.diagnostics.push(refuse(message));
         } else {
-            self.repositories.push(RepositoryConfiguration { name, priority, line });
+            self.repositories.push(RepositoryConfiguration { name, priority, filter, line });
         }
     }
 

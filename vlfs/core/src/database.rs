@@ -60,6 +60,11 @@ impl Database {
         self.units.get_mut(&(name.clone(), version.clone()))
     }
 
+    /// Takes a unit out.
+    pub fn remove(&mut self, name: &LayerName, version: &LayerVersion) -> Option<Unit> {
+        self.units.remove(&(name.clone(), version.clone()))
+    }
+
     /// All units, by name and ascending version.
     pub fn units(&self) -> impl DoubleEndedIterator<Item = &Unit> {
         self.units.values()

@@ -9,6 +9,7 @@
 //! line and column, and never panics on any input (see `fuzz/`).
 
 pub mod check;
+pub mod collect;
 pub mod composition;
 pub mod configuration;
 mod consistency;
@@ -22,6 +23,7 @@ pub mod digest;
 pub mod diversion;
 pub mod event;
 
+pub mod filter;
 pub mod generation;
 pub mod health_checks;
 pub mod inventory;

@@ -9,9 +9,10 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use rustix::fs::{CWD, Mode, OFlags, RenameFlags};
+use rustix::io::Errno;
 
 use crate::error::{Context, StoreError};
 
@@ -31,6 +32,8 @@ pub struct Disk {
     fail_at: Option<u64>,
     renames: AtomicU64,
     entries: AtomicU64,
+    /// The disk was found not to share blocks between files.
+    no_clones: AtomicBool,
 }
 
 impl Default for Disk {
@@ -46,6 +49,7 @@ impl Disk {
             fail_at,
             renames: AtomicU64::new(0),
             entries: AtomicU64::new(0),
+            no_clones: AtomicBool::new(false),
         }
     }
 
@@ -216,6 +220,76 @@ impl Disk {
         self.rename(staged, path, RenameFlags::EXCHANGE)
     }
 
+    /// Gives a file one more name, without a sync.
+    ///
+    /// # Errors
+    /// Something stands there, or the file takes no more names.
+    pub fn hard_link(&self, path: &Path, name: &Path) -> Result<(), StoreError> {
+        self.step().at("link", name)?;
+        fs::hard_link(path, name).at("link", name)?;
+        self.entries.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Makes a file that shares the blocks of another one, without a sync; `None`
+    /// where the disk cannot.
+    ///
+    /// # Errors
+    /// Something stands there, or it cannot be made.
+    pub fn clone_file(&self, source: &File, path: &Path) -> Result<Option<File>, StoreError> {
+        if self.no_clones.load(Ordering::Relaxed) {
+            return Ok(None);
+        }
+        self.step().at("create", path)?;
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        let file = rustix::fs::open(path, flags, Mode::from_raw_mode(0o600)).at("create", path)?;
+        let file = File::from(file);
+        match rustix::fs::ioctl_ficlone(&file, source) {
+            Ok(()) => {
+                self.entries.fetch_add(1, Ordering::Relaxed);
+                Ok(Some(file))
+            }
+            Err(Errno::OPNOTSUPP | Errno::XDEV | Errno::INVAL | Errno::NOTTY) => {
+                self.no_clones.store(true, Ordering::Relaxed);
+                fs::remove_file(path).at("remove", path)?;
+                Ok(None)
+            }
+            Err(error) => Err(error).at("clone into", path),
+        }
+    }
+
+    /// Puts a finished file in the place of another one in an open directory, without
+    /// a sync.
+    ///
+    /// # Errors
+    /// It cannot be renamed; it is removed, and the other one stands.
+    pub fn move_into(
+        &self,
+        file: &Path,
+        directory: &impl AsFd,
+        name: &std::ffi::OsStr,
+    ) -> Result<(), StoreError> {
+        let moved = self
+            .step()
+            .and_then(|()| Ok(rustix::fs::renameat(CWD, file, directory, name)?))
+            .at("rename", file);
+        self.clean_up(moved.is_err(), file);
+        self.renames.fetch_add(1, Ordering::Relaxed);
+        moved
+    }
+
+    /// Gives a directory a name that nobody reads, without a sync.
+    ///
+    /// # Errors
+    /// It cannot be renamed.
+    pub fn set_aside(&self, path: &Path, aside: &Path) -> Result<(), StoreError> {
+        self.step().at("rename", path)?;
+        rustix::fs::renameat_with(CWD, path, CWD, aside, RenameFlags::NOREPLACE)
+            .at("rename", path)?;
+        self.renames.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
     /// Waits until the entries of a directory are on disk.
     ///
     /// # Errors
@@ -268,7 +342,7 @@ impl Disk {
 }
 
 /// A name beside `path` that no reader looks at and no other writer uses.
-fn temporary_beside(path: &Path) -> PathBuf {
+pub(crate) fn temporary_beside(path: &Path) -> PathBuf {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
     path.with_file_name(format!(".new-{}-{number}", std::process::id()))

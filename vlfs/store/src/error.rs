@@ -29,6 +29,10 @@ pub enum StoreError {
     NotRegular(PathBuf),
     #[error("the store has no repository {0}")]
     NoRepository(RepositoryName),
+    #[error("no permission to read the repository {repository}: {path}")]
+    NoAccess { repository: RepositoryName, path: PathBuf },
+    #[error("{path} cannot be decompressed: {source}")]
+    Compression { path: PathBuf, source: io::Error },
     #[error("the repository name `templates` is reserved for layers that come from git")]
     ReservedRepository,
     #[error("the repository {repository} has no unit {layer} {version}")]
@@ -78,6 +82,18 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// Names the repository where its directory does not let the caller in.
+    pub(crate) fn of_repository(self, repository: &RepositoryName) -> Self {
+        match self {
+            StoreError::Io { path, source, .. }
+                if source.kind() == io::ErrorKind::PermissionDenied =>
+            {
+                StoreError::NoAccess { repository: repository.clone(), path }
+            }
+            other => other,
+        }
+    }
+
     /// Whether what stands in the place of a link was put there by somebody else.
     pub fn is_foreign_link(&self) -> bool {
         matches!(self, StoreError::ForeignLink { .. } | StoreError::NotALink(_))

@@ -128,10 +128,10 @@ impl Store {
         for entry in fs::read_dir(&parent).at("list", &parent)? {
             let entry = entry.at("list", &parent)?;
             let name = entry.file_name();
-            let pid = name
-                .to_str()
-                .and_then(|name| name.strip_prefix(".staging-"))
-                .and_then(|rest| rest.split('-').next());
+            let name = name.to_str();
+            let name = name.unwrap_or_default();
+            let rest = name.strip_prefix(".staging-").or(name.strip_prefix(".removing-"));
+            let pid = rest.and_then(|rest| rest.split('-').next());
             if pid.is_some_and(|pid| !std::path::Path::new("/proc").join(pid).exists()) {
                 fs::remove_dir_all(entry.path()).at("remove", &entry.path())?;
                 swept += 1;

@@ -2,11 +2,12 @@
 //!
 //! ```text
 //! format                                  "strata-store 1"
-//! repos/<repo>/database                   the units of a repository (§5.4)
+//! repos/<repo>/database                   the units of a repository (§5.4), compressed
 //! repos/<repo>/<unit>/metadata            Layer, Version, Depends … (Figure 5)
 //! repos/<repo>/<unit>/manifest            every path with all its metadata
 //! repos/<repo>/<unit>/filesystem/         the files
 //! repos/<repo>/<unit>/scripts/            optional
+//! pool/<xx>/<key>                         names of files that units share
 //! generations/<id>/<composition>.ldf      the flattened LDF
 //! generations/<id>/layers                 the layer set with digests
 //! generations/<id>/commit                 the commit that first produced it
@@ -22,10 +23,13 @@
 //! directory, so that a crash at any instant leaves the old state or the new.
 //! The crate is synchronous and reads no clock but to name temporary files.
 
+mod collect;
+mod database_file;
 pub mod durable;
 mod error;
 mod generations;
 mod links;
+mod pool;
 mod read;
 mod reports;
 mod repository;
@@ -36,6 +40,7 @@ mod verity;
 
 pub use error::StoreError;
 pub use links::VaLinks;
+pub use pool::{Shared, Swept};
 pub use read::read_limited;
 pub use reports::{ObservedReport, write_report};
 pub use repository::{

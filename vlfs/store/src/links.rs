@@ -130,6 +130,10 @@ impl Store {
             return Err(StoreError::NoGeneration(*generation));
         }
         let path = self.ring_path(composition, ring);
+        // Collected by when it was last in use, not by when it was sealed.
+        if let Some(former) = self.ring(composition, ring).ok().flatten() {
+            self.touch_generation(&former);
+        }
         self.disk.create_directory(path.parent().expect("a ring path has a parent"))?;
         self.disk.replace_link(&path, Path::new(&format!("../../generations/{generation}")))
     }

@@ -1,5 +1,9 @@
 //! Repositories of layer units (§5.4): staged aside, published whole.
 
+mod remove;
+
+pub(crate) use remove::{aside_of, discard};
+
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
@@ -16,6 +20,7 @@ use strata_core::names::{TEMPLATES_REPOSITORY, unit_directory};
 use strata_core::whiteouts::{self, Whiteouts};
 use strata_core::{Digest, LayerName, LayerVersion, RepositoryName, limits};
 
+use crate::database_file;
 use crate::error::{Context, StoreError};
 use crate::read::{names_in, optional, read_limited};
 use crate::store::{Store, StoreLock, lock};
@@ -28,6 +33,8 @@ const SCRIPTS_BYTES: usize = 64 << 20;
 #[derive(Debug)]
 pub struct StagedUnit {
     path: PathBuf,
+    /// Its files share with other units already.
+    shared: bool,
     /// Held locked, so that a sweep can tell the living from the dead.
     _lock: File,
 }
@@ -134,6 +141,17 @@ impl Store {
         Ok(names.into_iter().filter_map(|name| RepositoryName::new(name).ok()).collect())
     }
 
+    /// The directories of a repository that units have, or that pass for ones, sorted.
+    ///
+    /// # Errors
+    /// The repository cannot be listed.
+    pub fn unit_directories(&self, repository: &RepositoryName) -> Result<Vec<String>, StoreError> {
+        let directory = self.repository_path(repository);
+        let mut names = names_in(&directory).map_err(|error| error.of_repository(repository))?;
+        names.retain(|name| directory.join(name).is_dir());
+        Ok(names)
+    }
+
     /// What tells one state of a repository's database from another without
     /// reading it; `None` where there is no database. Databases are replaced by
     /// rename, so another state is another inode.
@@ -190,8 +208,14 @@ impl Store {
             return Err(StoreError::NoRepository(repository.clone()));
         }
         let path = directory.join("database");
-        let text = optional(read_limited(&path, limits::DATABASE_BYTES))?;
-        Ok(text.map(|text| (path, text)))
+        let read = optional(read_limited(&path, limits::DATABASE_BYTES));
+        match read.map_err(|error| error.of_repository(repository))? {
+            None => Ok(None),
+            Some(bytes) => {
+                let text = database_file::decode(&path, bytes)?;
+                Ok(Some((path, text)))
+            }
+        }
     }
 
     /// The manifest of a unit, as it stands on disk (its digest is not checked).
@@ -205,6 +229,7 @@ impl Store {
         version: &LayerVersion,
     ) -> Result<Manifest, StoreError> {
         read_manifest(&self.unit_path(repository, layer, version))
+            .map_err(|error| error.of_repository(repository))
     }
 
     /// Opens a unit of a layer set and compares metadata, manifest and scripts
@@ -214,14 +239,17 @@ impl Store {
     /// The unit is missing or damaged.
     pub fn open_unit(&self, entry: &LayerSetEntry) -> Result<OpenedUnit, StoreError> {
         let path = self.unit_path(&entry.repository, &entry.layer, &entry.version);
-        if !path.is_dir() {
+        let directory = fs::metadata(&path).at("open", &path);
+        let directory = optional(directory).map_err(|e| e.of_repository(&entry.repository))?;
+        if !directory.is_some_and(|metadata| metadata.is_dir()) {
             return Err(StoreError::NoUnit {
                 repository: entry.repository.clone(),
                 layer: entry.layer.clone(),
                 version: entry.version.clone(),
             });
         }
-        let (opened, found) = read_unit(path)?;
+        let read = read_unit(path).map_err(|error| error.of_repository(&entry.repository));
+        let (opened, found) = read?;
         if found != entry.digest {
             let expected = entry.digest;
             return Err(StoreError::Damaged { path: opened.path, expected, found });
@@ -263,10 +291,20 @@ impl Store {
         let lock = lock(&path.join(".lock"), FlockOperation::LockExclusive)?;
         sweep_staging(&path)?;
         let database = self.database(repository)?;
+        remove::finish_interrupted(self, &path, &database)?;
         let repository = repository.clone();
         let pending = Vec::new();
         let changed = false;
         Ok(RepositoryWriter { store: self, repository, database, pending, changed, _lock: lock })
+    }
+
+    /// Shares the files of a unit in the making with those of other units. Publishing
+    /// does it as well; done before, it needs no lock and many can do it at once.
+    pub fn share_staged(&self, staged: &mut StagedUnit, manifest: &Manifest) {
+        if !staged.shared {
+            self.share(&staged.path, manifest);
+            staged.shared = true;
+        }
     }
 
     /// Starts a new unit of a repository. Several may be in the making at once.
@@ -305,7 +343,7 @@ fn try_stage(repository: &Path) -> Result<Option<StagedUnit>, StoreError> {
     if !path.exists() {
         return Ok(None);
     }
-    let staged = StagedUnit { path, _lock: directory };
+    let staged = StagedUnit { path, shared: false, _lock: directory };
     for part in [staged.filesystem(), staged.scripts()] {
         fs::create_dir(&part).at("create", &part)?;
     }
@@ -340,7 +378,7 @@ impl RepositoryWriter<'_> {
     /// As [`RepositoryWriter::publish`]; those added before are not affected.
     pub fn add(
         &mut self,
-        staged: StagedUnit,
+        mut staged: StagedUnit,
         metadata: Metadata,
         manifest: &Manifest,
     ) -> Result<Published, StoreError> {
@@ -374,6 +412,7 @@ impl RepositoryWriter<'_> {
         if scripts.is_empty() {
             fs::remove_dir_all(staged.scripts()).at("remove", &staged.scripts())?;
         }
+        self.store.share_staged(&mut staged, manifest);
         // The sync of the whole directory comes with the flush.
         let disk = &self.store.disk;
         let metadata = unit.metadata.print();
@@ -471,7 +510,8 @@ impl RepositoryWriter<'_> {
         self.flush()?;
         if self.changed {
             let path = self.store.repository_path(&self.repository).join("database");
-            self.store.disk.write_file(&path, self.database.print().as_bytes(), 0o644)?;
+            let bytes = database_file::encode(&path, self.database.print().as_bytes())?;
+            self.store.disk.write_file(&path, &bytes, 0o644)?;
         }
         Ok(self.changed)
     }
@@ -532,6 +572,9 @@ fn sweep_staging(repository: &Path) -> Result<(), StoreError> {
     for entry in fs::read_dir(repository).at("list", repository)? {
         let path = entry.at("list", repository)?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if name.starts_with(remove::ASIDE) {
+            remove::discard(&path)?;
+        }
         if !name.starts_with(".staging-") {
             continue;
         }

@@ -174,6 +174,97 @@ fn a_unit_that_stands_twice_in_a_group_is_one() {
 }
 
 #[test]
+fn a_unit_is_removed_whole_or_not_at_all() {
+    let key = || (metadata("1").layer, metadata("1").version);
+    at_every_step(
+        |store| {
+            publish(store, "1").expect("a unit");
+            publish(store, "2").expect("another");
+        },
+        |store| {
+            let mut writer = store.write_repository(&main_repository())?;
+            let aside = writer.remove(&[key()].into())?;
+            drop(writer);
+            store.discard(&aside)
+        },
+        |store, done| {
+            // Whoever writes next finishes what was begun.
+            let mut writer = store.write_repository(&main_repository()).expect("a writer");
+            let listed = writer.database().get(&key().0, &key().1).is_some();
+            let path = store.unit_path(&main_repository(), &key().0, &key().1);
+            assert_eq!(path.exists(), listed);
+            assert!(!done || !listed);
+            let units = writer.index().expect("an index brings nothing back");
+            assert_eq!(units, if listed { 2 } else { 1 });
+        },
+    );
+}
+
+const SHARED: &str = "usr/share/text";
+
+/// A unit with one file that every version has.
+fn publish_with_file(store: &Store, version: &str) -> Result<(), StoreError> {
+    let content = "text\n".repeat(1000);
+    let staged = store.stage_unit(&main_repository())?;
+    let root = staged.filesystem();
+    let path = root.join(SHARED);
+    fs::create_dir_all(path.parent().expect("a directory")).expect("made");
+    fs::write(&path, &content).expect("written");
+    let found = fs::metadata(&path).expect("there");
+    fs::File::open(&path).and_then(|f| f.set_modified(std::time::UNIX_EPOCH)).expect("set");
+    use std::os::unix::fs::MetadataExt;
+    let entry = |path: &str, kind| Entry {
+        path: path.as_bytes().to_vec(),
+        kind,
+        mode: 0o755,
+        uid: found.uid(),
+        gid: found.gid(),
+        mtime: Timestamp::default(),
+        link_count: 1,
+        xattrs: Default::default(),
+    };
+    let digest = strata_core::Digest::of(content.as_bytes());
+    let file = Kind::Regular { size: content.len() as u64, digest };
+    let mut file = entry(SHARED, file);
+    file.mode = found.mode() & 0o7777;
+    let entries = vec![
+        entry("", Kind::Directory),
+        entry("usr", Kind::Directory),
+        entry("usr/share", Kind::Directory),
+        file,
+    ];
+    let mut writer = store.write_repository(&main_repository())?;
+    writer.publish(staged, metadata(version), &Manifest::new(entries).expect("valid"))?;
+    writer.commit()?;
+    Ok(())
+}
+
+#[test]
+fn a_file_that_is_shared_is_whole_in_every_unit() {
+    use std::os::unix::fs::MetadataExt;
+    let file = |store: &Store, version: &str| {
+        let unit = metadata(version);
+        let unit = store.unit_path(&main_repository(), &unit.layer, &unit.version);
+        unit.join("filesystem").join(SHARED)
+    };
+    at_every_step(
+        |store| publish_with_file(store, "1").expect("a unit"),
+        |store| publish_with_file(store, "2"),
+        |store, done| {
+            for version in ["1", "2"] {
+                if let Ok(content) = fs::read_to_string(file(store, version)) {
+                    assert_eq!(content, "text\n".repeat(1000));
+                } else {
+                    assert!(version == "2" && !done);
+                }
+            }
+            let inode = |version| fs::metadata(file(store, version)).map(|found| found.ino());
+            assert!(!done || inode("1").expect("there") == inode("2").expect("there"));
+        },
+    );
+}
+
+#[test]
 fn a_rollout_leaves_the_ring_on_the_old_generation_or_the_new() {
     at_every_step(
         |store| {

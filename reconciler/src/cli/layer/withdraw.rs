@@ -1,14 +1,17 @@
 //! `strata layer withdraw` and `strata layer restore`.
 
+use strata_core::collect::UnitKey;
 use strata_core::version::LayerVersion;
 
-use super::LayerReference;
+use super::{LayerReference, users};
 use crate::cli::{Failure, Outcome, OutputArgs, OutputFormat, StoreArgs, print_bytes, print_json};
+use crate::repositories::users::{Users, users as users_of};
 
 /// Withdraw a layer unit: nothing new may use it
 ///
 /// The unit stays where it is, and whoever uses it keeps it; resolution never
-/// chooses it again, and a commit that names it is refused with the reason.
+/// chooses it again, and a commit that names it is refused with the reason. Who still
+/// uses it is listed.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Example:\n  strata layer withdraw main/openssl 3.0.15-1 --reason CVE-2024-13176"
@@ -49,6 +52,7 @@ struct Marked<'a> {
     version: &'a str,
     withdrawn: Option<&'a str>,
     changed: bool,
+    users: &'a Users,
 }
 
 pub fn withdraw(args: &WithdrawArgs) -> Result<Outcome, Failure> {
@@ -78,18 +82,31 @@ fn mark(args: &UnitArgs, reason: Option<&str>) -> Result<Outcome, Failure> {
         })?;
     writer.commit()?;
     let version = &args.version;
+    let key =
+        UnitKey { repository: repository.clone(), layer: layer.clone(), version: version.clone() };
+    let users = users_of(&store, &key)?;
     if args.output.output == OutputFormat::Json {
         let (repository, layer) = (repository.as_str(), layer.as_str());
         let version = version.as_str();
-        print_json(&Marked { repository, layer, version, withdrawn: reason, changed })?;
+        print_json(&Marked {
+            repository,
+            layer,
+            version,
+            withdrawn: reason,
+            changed,
+            users: &users,
+        })?;
         return Ok(Outcome::Done);
     }
-    let text = match (reason, changed) {
+    let mut text = match (reason, changed) {
         (Some(reason), true) => format!("withdrew {repository}/{layer} {version}: {reason}\n"),
         (Some(_), false) => format!("withdrawn already {repository}/{layer} {version}\n"),
         (None, true) => format!("restored {repository}/{layer} {version}\n"),
         (None, false) => format!("{repository}/{layer} {version} is not withdrawn\n"),
     };
+    if reason.is_some() {
+        text.push_str(&users::text(&users));
+    }
     print_bytes(text.as_bytes())?;
     Ok(Outcome::Done)
 }

@@ -1,0 +1,162 @@
+//! Local repositories: verification, users, permissions, priorities.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+
+use crate::support::{Bench, mac};
+
+#[test]
+fn verification_names_each_difference() {
+    let bench = Bench::new();
+    bench.layer("main", "app", "1", &[("usr/bin/app", "one"), ("etc/app", "two")]);
+    bench.layer("main", "lib", "1", &[("usr/lib/lib", "three")]);
+    let clean = bench.good(&["repo", "verify", "main"]);
+    assert!(clean.ends_with(": no difference\n"), "{clean}");
+    let root = bench.unit("main", "app", "1").join("filesystem");
+    let file = root.join("usr/bin/app");
+    let times = fs::metadata(&file).expect("there").modified().expect("a time");
+    fs::write(&file, "eno").expect("damaged");
+    fs::File::open(&file).expect("there").set_modified(times).expect("as before");
+    fs::write(root.join("stranger"), "").expect("written");
+    fs::remove_file(root.join("etc/app")).expect("removed");
+    fs::create_dir(bench.path("store/repos/main/ghost_1")).expect("made");
+    let found = bench.differs(&["repo", "verify", "main"]);
+    for line in [
+        "app 1: /etc/app: missing\n",
+        "app 1: /stranger: extra\n",
+        "app 1: /usr/bin/app: content is ",
+        "ghost_1: database: it is not listed",
+    ] {
+        assert!(found.contains(line), "{line:?} in {found}");
+    }
+    assert!(!found.contains("lib 1"), "{found}");
+    let json = bench.differs(&["repo", "verify", "main", "--output", "json"]);
+    let json: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+    assert_eq!((json["units"].as_u64(), json["checked_units"].as_u64()), (Some(2), Some(2)));
+    let sample = bench.strata(&["repo", "verify", "main", "--sample", "1", "--seed", "1"]);
+    let sample = String::from_utf8(sample.stdout).expect("UTF-8");
+    assert!(sample.contains("1 of 2 units (seed 1)"), "{sample}");
+    fs::write(bench.unit("main", "lib", "1").join("manifest.new"), "").expect("not looked at");
+    fs::remove_file(bench.unit("main", "lib", "1").join("manifest")).expect("removed");
+    assert!(bench.differs(&["repo", "verify", "main"]).contains("lib 1: unit: "));
+}
+
+#[test]
+fn who_still_uses_a_withdrawn_unit_is_listed() {
+    let bench = Bench::new();
+    bench.layer("main", "app", "1", &[("usr/bin/app", "one")]);
+    let withdraw = ["layer", "withdraw", "main/app", "1", "--reason", "CVE-2026-1"];
+    assert!(bench.good(&withdraw).ends_with("nothing uses it\n"));
+    bench.good(&["layer", "restore", "main/app", "1"]);
+    let id = bench.generation(&[("app", "1")]);
+    bench.roll_out(&id);
+    bench.report(id);
+    let told = bench.good(&withdraw);
+    for line in ["1 generation: web ", "1 ring: web/everyone", "1 VA that reports it: 52:54"] {
+        assert!(told.contains(line), "{line:?} in {told}");
+    }
+    let json = bench.good(&["layer", "users", "main/app", "1", "--output", "json"]);
+    let json: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+    assert_eq!(json["generations"][id.to_string()], "web");
+    assert_eq!(json["active"][0]["mac"], mac().to_string());
+}
+
+#[test]
+fn a_plain_database_is_read_and_a_damaged_one_is_told() {
+    let bench = Bench::new();
+    bench.layer("main", "app", "1", &[("usr/bin/app", "one")]);
+    let database = bench.path("store/repos/main/database");
+    let compressed = fs::read(&database).expect("there");
+    assert!(compressed.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]), "a zstd frame");
+    let plain = zstd::decode_all(compressed.as_slice()).expect("zstd");
+    fs::write(&database, plain).expect("written");
+    assert!(bench.good(&["layer", "list"]).contains("main/app"));
+    fs::write(&database, &compressed[..compressed.len() - 3]).expect("written");
+    let told = bench.bad(&["layer", "list"]);
+    assert!(told.contains("cannot be decompressed") && told.contains("hint: "), "{told}");
+}
+
+#[test]
+fn file_permissions_decide_who_reads_a_repository() {
+    let bench = Bench::new();
+    bench.layer("main", "app", "1", &[("usr/bin/app", "one")]);
+    bench.layer("secret", "app", "1", &[("usr/bin/app", "two")]);
+    let secret = bench.path("store/repos/secret");
+    fs::set_permissions(&secret, fs::Permissions::from_mode(0o750)).expect("a mode");
+    fs::set_permissions(bench.directory.path(), fs::Permissions::from_mode(0o755)).expect("a mode");
+    // The program itself may lie where nobody else gets to.
+    let program = bench.path("strata");
+    // A copy made by this process could be busy: other tests' children inherit it.
+    let copied = std::process::Command::new("cp")
+        .args([env!("CARGO_BIN_EXE_strata"), crate::support::text(&program)])
+        .status();
+    assert!(copied.expect("cp runs").success());
+    let stranger = |arguments: &[&str]| {
+        std::process::Command::new(&program)
+            .args(arguments)
+            .env("STRATA_STORE", bench.path("store"))
+            .current_dir("/")
+            .uid(65534)
+            .gid(65534)
+            .output()
+            .expect("strata runs")
+    };
+    let refused = stranger(&["layer", "list", "--repo", "secret"]);
+    let told = String::from_utf8(refused.stderr).expect("UTF-8");
+    assert_eq!(refused.status.code(), Some(2), "{told}");
+    assert!(told.contains("no permission to read the repository secret"), "{told}");
+    assert!(told.contains("hint: file permissions decide"), "{told}");
+    assert!(stranger(&["layer", "list", "--repo", "main"]).status.success());
+    let listed = String::from_utf8(stranger(&["repo", "list"]).stdout).expect("UTF-8");
+    assert!(listed.contains("main ") && listed.contains("no permission"), "{listed}");
+    // The next writer keeps the mode that the operator chose.
+    bench.layer("secret", "app", "2", &[("usr/bin/app", "three")]);
+    let mode = fs::metadata(&secret).expect("there").permissions().mode();
+    assert_eq!(mode & 0o777, 0o750);
+}
+
+#[test]
+fn two_layers_of_one_name_are_told_apart_as_the_ldf_says() {
+    let bench = Bench::new();
+    bench.layer("main", "app", "1", &[("usr/bin/app", "main")]);
+    bench.layer("local", "app", "1", &[("usr/bin/app", "local")]);
+    let gitops = bench.path("gitops");
+    fs::create_dir_all(gitops.join("templates")).expect("made");
+    let configuration = "[[repository]]\nname = \"main\"\npriority = 900\n\n[[repository]]\nname = \"local\"\npriority = 100\n";
+    fs::write(gitops.join("strata.toml"), configuration).expect("written");
+    let ldf = gitops.join("templates/web.ldf");
+    let directory = gitops.to_str().expect("UTF-8").to_owned();
+    for repository in ["main", "local"] {
+        fs::write(&ldf, format!("{repository}/app\n")).expect("written");
+        bench.good(&["resolve", &directory]);
+        let resolved = fs::read_to_string(&ldf).expect("readable");
+        assert_eq!(resolved, format!("{repository}/app 1\n"));
+        bench.good(&["check", &directory]);
+    }
+}
+
+#[test]
+fn a_filter_is_told_where_something_cannot_be_resolved() {
+    let bench = Bench::new();
+    bench.layer("main", "app", "1", &[("usr/bin/app", "one")]);
+    bench.layer("main", "app", "2", &[("usr/bin/app", "two")]);
+    let gitops = bench.path("gitops");
+    fs::create_dir_all(gitops.join("templates")).expect("made");
+    let directory = gitops.to_str().expect("UTF-8").to_owned();
+    let rules = |rules: &str| {
+        let text = format!("[[repository]]\nname = \"main\"\n{rules}");
+        fs::write(gitops.join("strata.toml"), text).expect("written");
+        fs::write(gitops.join("templates/web.ldf"), "main/app\n").expect("written");
+    };
+    rules("[[repository.deny]]\nname = \"app\"\nversion = \">= 2\"\nreason = \"not yet\"\n");
+    bench.good(&["resolve", &directory]);
+    let resolved = fs::read_to_string(gitops.join("templates/web.ldf")).expect("readable");
+    assert_eq!(resolved, "main/app 1\n", "the newest that is allowed");
+    fs::write(gitops.join("templates/web.ldf"), "main/app 2\n").expect("written");
+    let told = bench.differs(&["check", &directory]);
+    assert!(told.contains("strata.toml:3 denies name app, version >= 2: not yet"), "{told}");
+    rules("[[repository.deny]]\nname = \"a*\"\n");
+    let told = bench.differs(&["resolve", &directory]);
+    assert!(told.contains("main/app"), "{told}");
+}
