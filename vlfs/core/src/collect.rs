@@ -4,9 +4,8 @@
 //! or that it was in use not long ago. A unit stays while a generation that stays is
 //! made of it, while a VA's private files borrow its data, and while it is young. Of the
 //! others only those are taken that can be had again or that nothing may choose:
-//! configuration layers that come from git, copies out of a mirrored repository,
-//! withdrawn units and, where asked for, old versions. What is not known for sure
-//! keeps: an unreadable report or generation keeps everything it could mean.
+//! configuration layers that come from git, withdrawn units and, where asked for, old
+//! versions. What is not known for sure keeps: an unreadable report or generation keeps everything it could mean.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -106,8 +105,6 @@ pub struct Policy {
 pub enum Garbage {
     /// A configuration layer that the reconciler seals again from git.
     FromGit,
-    /// A copy of what a mirrored repository has.
-    Mirrored,
     Withdrawn,
     /// Enough newer versions are there.
     Superseded,
@@ -316,7 +313,7 @@ mod tests {
         assert_eq!(taken(&collect(&observed, &POLICY)), ["3"]);
         let one = Policy { versions: Some(1), ..POLICY };
         assert_eq!(taken(&collect(&observed, &one)), ["1", "3"], "2 is the newest to choose");
-        observed.units[1].recoverable = Some(Garbage::Mirrored);
+        observed.units[1].recoverable = Some(Garbage::FromGit);
         assert_eq!(taken(&collect(&observed, &POLICY)), ["2", "3"]);
     }
 }

@@ -1,6 +1,6 @@
 //! Packages changed at random: each is converted or refused with a reason, nothing
-//! outside the layer's directory is touched, and nothing panics. `ci/fuzz archives`
-//! searches longer, by STRATA_ARCHIVE_CASES.
+//! outside the layer's directory is touched, and nothing panics. With a larger
+//! STRATA_ARCHIVE_CASES it searches longer.
 
 use std::fs::File;
 use std::io::Write as _;

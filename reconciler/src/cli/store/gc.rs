@@ -17,8 +17,7 @@ use crate::repositories::collect;
 /// A generation stays while a ring, a VA's link or a VA's report names it, and while it
 /// was in use not long ago; a unit stays while such a generation has it, while private
 /// files of a VA still have their data from it, and while it is young. Of the other units, those
-/// go that were withdrawn, that come from git or from a mirrored repository, and
-/// with --versions old ones. Without --apply nothing is removed.
+/// go that were withdrawn or come from git, and with --versions old ones. Without --apply nothing is removed.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Examples:\n  strata store gc                       # what would be removed\n  strata store gc --apply\n  strata store gc --versions 3 --apply  # of each layer, only the three newest versions\n\nA report that cannot be read keeps every generation. A revert to a commit whose units are gone is\nrefused until they are imported again."
@@ -87,7 +86,6 @@ fn text(args: &GcArgs, collection: &Collection, content_bytes: u64, pool: Swept)
     for TakenUnit { key, why, .. } in &collection.units {
         let why = match why {
             Garbage::FromGit => "sealed again from git when needed",
-            Garbage::Mirrored => "fetched again when needed",
             Garbage::Withdrawn => "withdrawn",
             Garbage::Superseded => "newer versions are there",
         };
