@@ -92,6 +92,8 @@ impl Rollouts {
         let mut stepped = Stepped::default();
         let mut file = self.file.clone();
         let requests = self.orders(&mut file, now_ms, &mut stepped)?;
+        // A process that has just started knows nothing yet of what is waited for.
+        self.want(taken)?;
         self.watcher.tick(whole, checks)?;
         let rings = self.store.rings()?;
         let mut moves = Vec::new();

@@ -309,3 +309,20 @@ fn a_pin_holds_a_va_until_it_expires() {
     assert_eq!(world.store.va_target(mac(3)).expect("readable"), Some(ring));
     assert!(matches!(pins::unpin(&world.store, mac(3)), Err(pins::PinError::NotPinned)));
 }
+
+/// Without a daemon each pass is a process of its own: what rings wait for is looked at
+/// by the pass itself.
+#[test]
+fn passes_of_their_own_go_on_from_ring_to_ring() {
+    let world = gated("");
+    bump(&world, 2);
+    world.once();
+    let second = world.ring("web", "canary");
+    assert_ne!(world.ring("web", "everyone"), second);
+    obey(&world);
+    world.once();
+    assert_eq!(world.ring("web", "everyone"), second);
+    obey(&world);
+    world.once();
+    assert_eq!(phase(&world), "done");
+}
