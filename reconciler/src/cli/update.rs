@@ -15,6 +15,7 @@ use strata_core::{Diagnostic, LayerName, Severity};
 
 use super::inventory::ProductionArgs;
 use super::plan::render;
+use super::resolve::show_change;
 use super::{Failure, Outcome, OutputArgs, OutputFormat, print_bytes, print_json, quantity};
 use crate::production::Production;
 use crate::revision::WorkRepository;
@@ -221,16 +222,7 @@ fn message(step: &Step, preview: &Preview) -> String {
 }
 
 fn change_lines(changes: &[Change]) -> String {
-    let mut text = String::new();
-    for change in changes {
-        let _infallible = match (&change.before, &change.after) {
-            (None, Some(after)) => writeln!(text, "  + {after}"),
-            (Some(before), None) => writeln!(text, "  - {before}"),
-            (Some(before), Some(after)) => writeln!(text, "  {before} → {after}"),
-            (None, None) => Ok(()),
-        };
-    }
-    text
+    changes.iter().map(|change| format!("  {}\n", show_change(change))).collect()
 }
 
 fn text(report: &Report<'_>) -> String {

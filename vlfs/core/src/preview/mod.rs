@@ -80,7 +80,8 @@ pub struct CompositionPreview {
     /// Layers that the head holds although a newer unit is there.
     pub held: Vec<Held>,
     pub paths: PathChanges,
-    /// In the order of the layer set.
+    /// Those of units that go, then those of units that come, each in the order of the
+    /// layer set; the order of the swap itself is [`crate::scripts`]'s.
     pub scripts: Vec<ScriptRun>,
     /// Sizes of the files of units that come in.
     pub bytes_added: u64,
