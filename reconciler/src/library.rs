@@ -12,11 +12,12 @@ use strata_core::filter::Filter;
 use strata_core::generation::LayerSetEntry;
 use strata_core::manifest::Manifest;
 use strata_core::shared_paths::ManifestSource;
+use strata_core::signed::Role;
 use strata_core::universe::Universe;
 use strata_core::{Diagnostic, Digest, RepositoryName};
 use strata_store::{DatabaseStamp, Store, StoreError};
 
-use crate::repositories::load_universe;
+use crate::repositories::{Loaded, load, now};
 
 /// Which databases were looked at, in which state.
 pub type Stamps = BTreeMap<RepositoryName, Stamp>;
@@ -25,9 +26,11 @@ pub type Stamps = BTreeMap<RepositoryName, Stamp>;
 pub struct Stamp {
     priority: u32,
     filter: Filter,
+    trust: Option<Role>,
     /// Where the repository is declared.
     line: u32,
     database: Option<DatabaseStamp>,
+    snapshot: Option<DatabaseStamp>,
 }
 
 #[derive(Debug, Default)]
@@ -39,6 +42,8 @@ pub struct Library {
     /// What is wrong with the databases; placed where the repositories are
     /// declared, which is why the line is part of [`Stamps`].
     faults: Vec<Diagnostic>,
+    /// When a signature expires and all must be looked at again, in seconds since 1970.
+    expires: Option<i64>,
     manifests: RefCell<HashMap<Digest, Held>>,
 }
 
@@ -61,12 +66,21 @@ impl Library {
     ) -> Result<(Stamps, Vec<Diagnostic>), StoreError> {
         let stamps = stamps(store, configuration)?;
         let preferences = (configuration.architecture.clone(), configuration.pins.clone());
-        if stamps != self.stamps || preferences != self.preferences {
-            (self.universe, self.faults) = load_universe(store, configuration);
+        let now = now();
+        let has_changed = stamps != self.stamps || preferences != self.preferences;
+        if has_changed || self.is_expired(now) {
+            let Loaded { universe, faults, expires } = load(store, configuration, now);
+            (self.universe, self.faults) = (universe, faults);
+            self.expires = expires;
             self.stamps = stamps.clone();
             self.preferences = preferences;
         }
         Ok((stamps, self.faults.clone()))
+    }
+
+    /// Whether a signature that was good has expired since. `now` in seconds since 1970.
+    pub fn is_expired(&self, now: i64) -> bool {
+        self.expires.is_some_and(|expires| expires <= now)
     }
 
     pub fn universe(&self) -> &Universe {
@@ -91,9 +105,13 @@ impl Library {
 pub fn stamps(store: &Store, configuration: &Configuration) -> Result<Stamps, StoreError> {
     let mut stamps = Stamps::new();
     for repository in &configuration.repositories {
-        let RepositoryConfiguration { name, priority, filter, line } = repository.clone();
+        let RepositoryConfiguration { name, priority, filter, trust, line } = repository.clone();
         let database = store.database_stamp(&name)?;
-        stamps.insert(name, Stamp { priority, filter, line, database });
+        let snapshot = match trust {
+            Some(_) => store.snapshot_stamp(&name)?,
+            None => None,
+        };
+        stamps.insert(name, Stamp { priority, filter, trust, line, database, snapshot });
     }
     Ok(stamps)
 }

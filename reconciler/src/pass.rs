@@ -30,6 +30,7 @@ use crate::commit_tree::{self, ReadError};
 use crate::library::{self, Library, Stamps};
 use crate::mirror::{Advance, Mirror, MirrorError};
 use crate::probe::{CheckList, Prober};
+use crate::repositories;
 use crate::rollout::{RolloutError, RolloutFileError, Rollouts, Stepped, Taken};
 use crate::source::Source;
 use crate::state::{Found, ReconcileState, RefusalReason, StateError};
@@ -466,6 +467,7 @@ impl Reconciler {
     fn check(&mut self, commit: Oid, cancelled: &AtomicBool) -> Result<(), PassError> {
         if let Some(checked) = &self.checked
             && checked.commit == commit
+            && !self.library.is_expired(repositories::now())
             && library::stamps(&self.store, &checked.configuration)? == checked.stamps
         {
             return Ok(());

@@ -2,14 +2,19 @@
 //! to compose from, and manifests to compare.
 
 pub mod collect;
+pub mod high_water;
+pub mod local;
 pub mod sharing;
+pub mod signed;
+pub mod signing;
 pub mod users;
 pub mod verify;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
 
-use strata_core::configuration::{CONFIGURATION_FILE, Configuration};
+use strata_core::configuration::{CONFIGURATION_FILE, Configuration, RepositoryConfiguration};
 use strata_core::database::Database;
 use strata_core::generation::LayerSetEntry;
 use strata_core::inventory::Inventory;
@@ -19,39 +24,83 @@ use strata_core::universe::Universe;
 use strata_core::{Diagnostic, Digest};
 use strata_store::{Store, StoreError};
 
-/// Loads the databases of all configured repositories. One that cannot be read
-/// is reported at its line and is empty in the universe.
+use local::LoadError;
+
+/// The databases of all configured repositories, and what is wrong with them.
+#[derive(Debug, Default)]
+pub struct Loaded {
+    pub universe: Universe,
+    pub faults: Vec<Diagnostic>,
+    /// When the first signature expires, in seconds since 1970.
+    pub expires: Option<i64>,
+}
+
+/// As [`load`], without when it expires.
 pub fn load_universe(store: &Store, configuration: &Configuration) -> (Universe, Vec<Diagnostic>) {
+    let Loaded { universe, faults, .. } = load(store, configuration, now());
+    (universe, faults)
+}
+
+/// Seconds since 1970.
+pub fn now() -> i64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
+}
+
+/// Loads the databases of all configured repositories, those with keys after their
+/// signatures were checked. One that cannot be read or trusted is reported at its line and
+/// is empty in the universe. `now` is in seconds since 1970.
+pub fn load(store: &Store, configuration: &Configuration, now: i64) -> Loaded {
     let mut databases = Vec::new();
-    let mut diagnostics = Vec::new();
+    let mut loaded = Loaded::default();
     for repository in &configuration.repositories {
-        match store.database_text(&repository.name) {
-            Ok(database) => {
-                databases.push((repository.name.clone(), repository.priority, database));
-            }
-            Err(error) => {
-                let missing = matches!(error, StoreError::NoRepository(_));
-                let fault = Diagnostic::error(
-                    CONFIGURATION_FILE,
-                    repository.line,
-                    if missing { "no-repository" } else { "repository" },
-                    error.to_string(),
-                );
-                diagnostics.push(if missing {
-                    fault.hint(format!(
-                        "import layers into it: strata layer import --repo {} FILE.deb …",
-                        repository.name
+        let name = &repository.name;
+        let database = match &repository.trust {
+            None => store.database_text(name).map_err(LoadError::from),
+            Some(pinned) => local::load(store, name, pinned, now).map(|signed| {
+                let expires = signed.accepted.expires();
+                let first = loaded.expires.map_or(expires, |first| first.min(expires));
+                loaded.expires = Some(first);
+                loaded.faults.extend(signed.has_changed.then(|| {
+                    let message = format!("the repository {name} was changed since it was signed");
+                    let at = (CONFIGURATION_FILE, repository.line);
+                    Diagnostic::error(at.0, at.1, "not-signed-yet", message).warning().hint(format!(
+                        "what was signed is used; sign the change: strata repo sign {name} --key FILE"
                     ))
-                } else {
-                    fault.hint(format!("run `strata repo index {}`", repository.name))
-                });
-            }
+                }));
+                signed.database
+            }),
+        };
+        match database {
+            Ok(database) => databases.push((name.clone(), repository.priority, database)),
+            Err(error) => loaded.faults.push(load_fault(repository, &error)),
         }
     }
-    let mut universe = Universe::from_texts(databases);
-    universe.configure(configuration);
-    filter(&mut universe, configuration);
-    (universe, diagnostics)
+    loaded.universe = Universe::from_texts(databases);
+    loaded.universe.configure(configuration);
+    filter(&mut loaded.universe, configuration);
+    loaded
+}
+
+fn load_fault(repository: &RepositoryConfiguration, error: &LoadError) -> Diagnostic {
+    let name = &repository.name;
+    let (code, hint) = match error {
+        LoadError::Store(StoreError::NoRepository(_)) => (
+            "no-repository",
+            format!("import layers into it: strata layer import --repo {name} FILE.deb …"),
+        ),
+        LoadError::Store(_) => ("repository", format!("run `strata repo index {name}`")),
+        LoadError::Trust(error) => ("untrusted", error.hint(name)),
+        LoadError::HighWater(_) => (
+            "high-water-mark",
+            "restore it; removed, an older state of the repository would be taken once".to_owned(),
+        ),
+    };
+    let message = match error {
+        LoadError::Trust(error) => format!("the repository {name} is refused: {error}"),
+        other => other.to_string(),
+    };
+    Diagnostic::error(CONFIGURATION_FILE, repository.line, code, message).hint(hint)
 }
 
 /// Leaves out what the repositories' rules do not want.

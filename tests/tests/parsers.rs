@@ -9,7 +9,7 @@ mod properties;
 type Property = fn(&[u8]);
 
 /// A property, and an input that its parser accepts.
-const TARGETS: [(Property, &[u8]); 17] = [
+const TARGETS: [(Property, &[u8]); 19] = [
     (properties::ldf, include_bytes!("../../vlfs/core/golden/figure-2.ldf")),
     (properties::ldf, b"# web\n@base\n=main/apache2 1 # held\n\n  main/a 1   # why\n# tail"),
     (properties::deb822, include_bytes!("../../vlfs/core/golden/database")),
@@ -26,6 +26,8 @@ const TARGETS: [(Property, &[u8]); 17] = [
     (properties::data, include_bytes!("../../examples/repo-layout/templates/sql-server.data")),
     (properties::data, include_bytes!("../../vlfs/core/golden/generation-data")),
     (properties::script_policy, include_bytes!("../../vlfs/core/golden/generation-scripts")),
+    (properties::signed, include_bytes!("../../vlfs/core/golden/signed-root")),
+    (properties::signed, include_bytes!("../../vlfs/core/golden/signed-snapshot")),
     (properties::version, b"1:2.3~rc1-4\n1:2.3-4"),
 ];
 

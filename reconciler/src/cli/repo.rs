@@ -1,5 +1,6 @@
 //! `strata repo`: whole repositories of layers.
 
+mod key;
 mod verify;
 
 use serde::Serialize;
@@ -30,6 +31,9 @@ enum RepoCommand {
     #[command(after_help = "Example:\n  strata repo index main --store /srv/strata")]
     Index(IndexArgs),
     Verify(verify::VerifyArgs),
+    Key(key::KeyArgs),
+    Sign(key::SignArgs),
+    Cosign(key::CosignArgs),
 }
 
 #[derive(Debug, clap::Args)]
@@ -74,6 +78,9 @@ pub fn run(args: &RepoArgs) -> Result<Outcome, Failure> {
         RepoCommand::List(args) => list(args),
         RepoCommand::Index(args) => index(args),
         RepoCommand::Verify(args) => verify::run(args),
+        RepoCommand::Key(args) => key::run(args),
+        RepoCommand::Sign(args) => key::sign(args),
+        RepoCommand::Cosign(args) => key::cosign(args),
     }
 }
 

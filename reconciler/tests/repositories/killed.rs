@@ -10,7 +10,7 @@ use crate::support::{Bench, text};
 const MOMENTS_MS: [u64; 8] = [1, 2, 4, 8, 16, 32, 64, 128];
 
 /// Runs a command and kills it after a while, if it still runs.
-fn killed(mut command: Command, after_ms: u64) {
+pub fn killed(mut command: Command, after_ms: u64) {
     let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn();
     let mut child = child.expect("strata runs");
     // The moment is what is tried here; nothing is waited for.

@@ -5,4 +5,5 @@ mod collection;
 mod killed;
 mod local;
 mod sharing;
+mod signed;
 mod support;

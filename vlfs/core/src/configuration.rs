@@ -16,6 +16,7 @@ use crate::names::{
 };
 use crate::rollout::policy::{RolloutPolicy, assign_rings};
 use crate::scripts::policy::{LONGEST_TIME_LIMIT_S, OnFailure, ScriptPolicy};
+use crate::signed::{PublicKeyText, Role, RoleName};
 pub use crate::toml_reader::Placed;
 use crate::toml_reader::{TableReader, TomlFile};
 
@@ -36,6 +37,9 @@ pub struct RepositoryConfiguration {
     pub priority: u32,
     /// Which of its units may be chosen.
     pub filter: Filter,
+    /// Whose signatures its first root must have; where there is none, the repository is
+    /// trusted as the files of the store are.
+    pub trust: Option<Role>,
     pub line: u32,
 }
 
@@ -181,6 +185,7 @@ impl Configuration {
         let name = reader.required::<RepositoryName>(file, "name");
         let priority = reader.number(file, "priority", 100_000).unwrap_or(DEFAULT_PRIORITY);
         let filter = Filter::read(file, &mut reader);
+        let trust = read_trust(file, &mut reader, at);
         reader.finish(file);
         let Some(Placed { value: name, line }) = name else { return };
         let refuse =
@@ -194,7 +199,7 @@ impl Configuration {
             let message = format!("the repository {name} stands on line {} already", first.line);
             file.diagnostics.push(refuse(message));
         } else {
-            self.repositories.push(RepositoryConfiguration { name, priority, filter, line });
+            self.repositories.push(RepositoryConfiguration { name, priority, filter, trust, line });
         }
     }
 
@@ -269,6 +274,29 @@ impl Configuration {
     pub fn default_ring(&self) -> &RingName {
         self.rings.last().expect("the constructor leaves at least one ring")
     }
+}
+
+/// The keys that a repository's first root must be signed by.
+fn read_trust(
+    file: &mut TomlFile<'_>,
+    reader: &mut TableReader<'_, '_>,
+    at: usize,
+) -> Option<Role> {
+    let keys = reader.parsed_list::<PublicKeyText>(file, "keys");
+    let threshold = reader.number(file, "threshold", limits::ROLE_KEYS as u32);
+    let Some(keys) = keys else {
+        if threshold.is_some() {
+            let message = "`threshold` says how many of `keys` must sign, and there are none";
+            file.report(at, "keys", message.to_owned(), None);
+        }
+        return None;
+    };
+    let keys = keys.into_iter().map(|placed| placed.value).collect();
+    let role = Role { threshold: threshold.unwrap_or(1), keys };
+    if let Err(error) = role.check(RoleName::Root) {
+        file.report(at, "keys", format!("the repository's keys: {error}"), None);
+    }
+    Some(role)
 }
 
 /// A declared VA.

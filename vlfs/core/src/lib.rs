@@ -46,6 +46,7 @@ pub mod resolver;
 pub mod rollout;
 pub mod scripts;
 pub mod shared_paths;
+pub mod signed;
 pub mod source;
 pub mod status;
 pub mod template_tree;

@@ -57,3 +57,15 @@ pub const CONTROL_BYTES: u64 = 64 << 20;
 pub const TAR_EXTENSION_BYTES: u64 = 1 << 20;
 /// Segments of one sparse file in a tar archive.
 pub const SPARSE_SEGMENTS: usize = 1 << 16;
+/// Bytes of a repository's root or snapshot with its signatures.
+pub const SIGNED_BYTES: usize = 256 << 10;
+/// Signatures of one such document.
+pub const SIGNATURES: usize = 16;
+/// Keys of one role.
+pub const ROLE_KEYS: usize = 16;
+/// Bytes of one public key with its comment (an RSA key of 16,384 bits has 2,800).
+pub const PUBLIC_KEY_BYTES: usize = 8 << 10;
+/// The highest version of such a document.
+pub const SIGNED_VERSION: u32 = 1 << 30;
+/// Changes of keys that are followed from the pinned keys to those of today.
+pub const ROOT_CHANGES: u32 = 1024;

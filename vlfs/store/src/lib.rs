@@ -3,6 +3,7 @@
 //! ```text
 //! format                                  "strata-store 1"
 //! repos/<repo>/database                   the units of a repository (§5.4), compressed
+//! repos/<repo>/root-<n>.toml, snapshot.toml  what the holders of its keys signed
 //! repos/<repo>/<unit>/metadata            Layer, Version, Depends … (Figure 5)
 //! repos/<repo>/<unit>/manifest            every path with all its metadata
 //! repos/<repo>/<unit>/filesystem/         the files
@@ -44,7 +45,8 @@ pub use pool::{Shared, Swept};
 pub use read::read_limited;
 pub use reports::{ObservedReport, write_report};
 pub use repository::{
-    DatabaseStamp, OpenedUnit, Published, RepositoryWriter, StagedUnit, refuse_reserved,
+    DatabaseStamp, OpenedUnit, Published, RepositoryWriter, SignedFile, StagedUnit,
+    refuse_reserved, signed_database_name,
 };
 pub use seal::Sealed;
 pub use store::{Store, StoreLock};

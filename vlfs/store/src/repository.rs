@@ -1,8 +1,10 @@
 //! Repositories of layer units (§5.4): staged aside, published whole.
 
 mod remove;
+mod signing;
 
 pub(crate) use remove::{aside_of, discard};
+pub use signing::{SignedFile, signed_database_name};
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -162,13 +164,7 @@ impl Store {
         &self,
         repository: &RepositoryName,
     ) -> Result<Option<DatabaseStamp>, StoreError> {
-        let path = self.repository_path(repository).join("database");
-        let metadata = optional(fs::metadata(&path).at("stat", &path))?;
-        Ok(metadata.map(|metadata| DatabaseStamp {
-            inode: metadata.ino(),
-            changed: (metadata.ctime(), metadata.ctime_nsec()),
-            bytes: metadata.len(),
-        }))
+        stamp(&self.repository_path(repository).join("database"))
     }
 
     /// The database of a repository.
@@ -320,6 +316,15 @@ impl Store {
             }
         }
     }
+}
+
+fn stamp(path: &Path) -> Result<Option<DatabaseStamp>, StoreError> {
+    let metadata = optional(fs::metadata(path).at("stat", path))?;
+    Ok(metadata.map(|metadata| DatabaseStamp {
+        inode: metadata.ino(),
+        changed: (metadata.ctime(), metadata.ctime_nsec()),
+        bytes: metadata.len(),
+    }))
 }
 
 /// Makes and locks a directory for a unit; `None` where a sweep took it in the

@@ -14,7 +14,7 @@ const DIRECTORIES: [&str; 7] =
     ["repos", "generations", "rings", "va", "reports", "machines", "state"];
 
 /// Directories of files below `state/`.
-const STATE_DIRECTORIES: [&str; 2] = ["requests", "pins"];
+const STATE_DIRECTORIES: [&str; 3] = ["requests", "pins", "trust"];
 
 /// A store. Cheap to open; holds no lock and no cache.
 #[derive(Debug)]
@@ -155,6 +155,14 @@ impl Store {
     /// [`StoreError::Locked`] where another process holds it.
     pub fn try_lock(&self, name: &str) -> Result<StoreLock, StoreError> {
         lock(&self.state(&format!("{name}.lock")), FlockOperation::NonBlockingLockExclusive)
+    }
+
+    /// Takes the lock `name`, waiting for whoever holds it.
+    ///
+    /// # Errors
+    /// The lock cannot be opened.
+    pub fn wait_lock(&self, name: &str) -> Result<StoreLock, StoreError> {
+        lock(&self.state(&format!("{name}.lock")), FlockOperation::LockExclusive)
     }
 
     /// Removes what crashed writers left behind. Returns how many names.

@@ -16,6 +16,7 @@ use strata_core::modes;
 use strata_core::names::{LayerName, MacAddr, unit_directory};
 use strata_core::relation::{parse_dependencies, parse_relations, print_list};
 use strata_core::report::Report;
+use strata_core::signed::{Envelope, Root, Snapshot};
 use strata_core::version::LayerVersion;
 
 /// Lossless, and an edit of an accepted file is accepted and read back the same.
@@ -169,6 +170,18 @@ pub fn data(text: &[u8]) {
     }
     if let Ok(paths) = DataPaths::parse(text) {
         assert_eq!(paths.print().as_bytes(), text);
+    }
+}
+
+/// A root or a snapshot with its signatures: taken apart without loss.
+pub fn signed(text: &[u8]) {
+    let Ok(envelope) = Envelope::parse(text) else { return };
+    assert_eq!(envelope.print().as_bytes(), text);
+    if let Ok(root) = Root::parse(&envelope.text) {
+        assert_eq!(Root::parse(&root.print()), Ok(root));
+    }
+    if let Ok(snapshot) = Snapshot::parse(&envelope.text) {
+        assert_eq!(Snapshot::parse(&snapshot.print()), Ok(snapshot));
     }
 }
 
