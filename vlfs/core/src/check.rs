@@ -19,6 +19,7 @@ use crate::names::CompositionName;
 use crate::shared_paths::{ManifestSource, may_obscure, shared_paths, stacking_order};
 use crate::source::SourceTree;
 use crate::universe::{UnitId, Universe};
+use crate::views::Views;
 
 /// What the check found.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,7 +62,8 @@ pub fn check_desired(
     let DesiredState { configuration, definitions, .. } = &desired;
     let (order, faults) = composition::reference_order(definitions, configuration);
     diagnostics.extend(faults);
-    let rules = Rules::new(configuration, universe);
+    let views = Views::new(configuration, definitions, universe);
+    let common = Rules::new(configuration, universe);
     let mut paths = PathCheck { universe, manifests, passed: HashSet::new() };
     let mut flats: BTreeMap<CompositionName, FlatComposition> = BTreeMap::new();
     let mut compositions = BTreeMap::new();
@@ -69,18 +71,21 @@ pub fn check_desired(
     let mut faulty_compositions = BTreeMap::new();
     let ordered: HashSet<_> = order.order.iter().collect();
     for definition in definitions.values().filter(|d| !ordered.contains(&d.name)) {
+        let universe = views.of(&definition.name);
         diagnostics.extend(composition::place_layers(definition, configuration, universe).1);
     }
     for name in &order.order {
         let definition = &definitions[name];
-        let (own, faults) = composition::place_layers(definition, configuration, universe);
+        let own_rules = views.is_narrowed(name).then(|| Rules::new(configuration, views.of(name)));
+        let rules = own_rules.as_ref().unwrap_or(&common);
+        let (own, faults) = composition::place_layers(definition, configuration, rules.universe);
         let mut sound = faults.is_empty();
         diagnostics.extend(faults);
         let (mut flat, faults) =
             composition::flatten(definition, &own, configuration, definitions, &flats);
         diagnostics.extend(faults);
         flat.whole &= !order.broken.contains(name);
-        let mut faults = consistency(definition, &flat, &rules);
+        let mut faults = consistency(definition, &flat, rules);
         faults.extend(paths.check(&flat));
         faults.extend(paths.check_data(&flat, definitions));
         sound &= faults.iter().all(|fault| fault.severity == Severity::Warning);

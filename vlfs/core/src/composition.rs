@@ -20,6 +20,7 @@ use crate::metadata::LayerKind;
 use crate::names::{CompositionName, LayerName, TEMPLATES_REPOSITORY};
 use crate::shared_paths::stacking_order;
 use crate::universe::{Barred, UnitId, Universe};
+use crate::views::Views;
 
 /// A layer line at its place.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -297,10 +298,11 @@ pub fn flatten_all(
     universe: &Universe,
 ) -> BTreeMap<CompositionName, FlatComposition> {
     let (order, _) = reference_order(definitions, configuration);
+    let views = Views::new(configuration, definitions, universe);
     let mut flats = BTreeMap::new();
     for name in order.order.iter().filter(|name| !order.broken.contains(*name)) {
         let definition = &definitions[name];
-        let (own, _) = place_layers(definition, configuration, universe);
+        let (own, _) = place_layers(definition, configuration, views.of(name));
         let (flat, _) = flatten(definition, &own, configuration, definitions, &flats);
         flats.insert(name.clone(), flat);
     }

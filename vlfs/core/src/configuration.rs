@@ -43,6 +43,15 @@ pub struct RepositoryConfiguration {
     pub line: u32,
 }
 
+/// What a template, or a VA's own LDF, may draw on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TemplateConfiguration {
+    pub name: CompositionName,
+    /// Which units may be chosen, of those that the repositories' filters leave.
+    pub filter: Filter,
+    pub line: u32,
+}
+
 /// A layer as `repository/layer`, without a version.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct LayerPath {
@@ -118,6 +127,8 @@ pub struct Configuration {
     pub architecture: Option<String>,
     /// In the order of the file.
     pub pins: Vec<Pin>,
+    /// In the order of the file; whether there are such LDFs, [`crate::desired`] says.
+    pub templates: Vec<TemplateConfiguration>,
 }
 
 impl Default for Configuration {
@@ -133,6 +144,7 @@ impl Default for Configuration {
             scripts: ScriptPolicy::default(),
             architecture: None,
             pins: Vec::new(),
+            templates: Vec::new(),
         }
     }
 }
@@ -156,6 +168,9 @@ impl Configuration {
         configuration.architecture = architecture.map(|name| name.value.to_string());
         for (pin, at) in reader.tables(&mut file, "pin") {
             configuration.read_pin(&mut file, pin, at);
+        }
+        for (template, at) in reader.tables(&mut file, "template") {
+            configuration.read_template(&mut file, template, at);
         }
         if let Some((limits_table, at)) = reader.table(&mut file, "limits") {
             let mut reader = TableReader::new(limits_table, at, "[limits]");
@@ -200,6 +215,27 @@ impl Configuration {
             file.diagnostics.push(refuse(message));
         } else {
             self.repositories.push(RepositoryConfiguration { name, priority, filter, trust, line });
+        }
+    }
+
+    fn read_template(&mut self, file: &mut TomlFile<'_>, table: &toml::de::DeTable<'_>, at: usize) {
+        let mut reader = TableReader::new(table, at, "a [[template]]");
+        let name = reader.required::<CompositionName>(file, "name");
+        let faults = file.diagnostics.len();
+        let filter = Filter::read(file, &mut reader);
+        reader.finish(file);
+        let Some(Placed { value: name, line }) = name else { return };
+        let refuse =
+            |message: String| Diagnostic::error(CONFIGURATION_FILE, line, "template", message);
+        if let Some(first) = self.templates.iter().find(|template| template.name == name) {
+            let message = format!("{name} stands on line {} already", first.line);
+            file.diagnostics.push(refuse(message));
+        } else if filter.is_empty() && file.diagnostics.len() == faults {
+            let message = format!("nothing is said of {name}");
+            let hint = "say what it may draw on: [[template.allow]] or [[template.deny]]";
+            file.diagnostics.push(refuse(message).hint(hint));
+        } else {
+            self.templates.push(TemplateConfiguration { name, filter, line });
         }
     }
 

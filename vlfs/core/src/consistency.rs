@@ -8,7 +8,7 @@ use crate::desired::Definition;
 use crate::diagnostic::Diagnostic;
 use crate::names::{LayerName, RepositoryName};
 use crate::relation::{Dependency, Relation};
-use crate::universe::{UnitId, Universe};
+use crate::universe::{Barred, UnitId, Universe};
 
 /// A composition with its layers indexed by the names they answer to.
 pub(crate) struct Set<'a> {
@@ -114,6 +114,9 @@ pub(crate) fn consistency(
         let hint = format!("raise `layers` in the section [limits] of {CONFIGURATION_FILE}");
         diagnostics.push(Diagnostic::error(&flat.file, 0, "too-many-layers", message).hint(hint));
     }
+    let included = flat.layers.iter().filter(|layer| !layer.own);
+    diagnostics
+        .extend(included.filter_map(|layer| not_admitted(layer, &flat.file, rules.universe)));
     check_dependencies(&set, definition.partial, &mut diagnostics);
     check_conflicts(&set, &mut diagnostics);
     check_order(&set, &mut diagnostics);
@@ -125,6 +128,20 @@ pub(crate) fn consistency(
         check_needed(&set, rules, &roots, &mut diagnostics);
     }
     diagnostics
+}
+
+/// A layer of a reference that the composition itself may not draw on. What nobody may
+/// draw on is told of the reference.
+pub(crate) fn not_admitted(
+    layer: &FlatLayer,
+    file: &str,
+    universe: &Universe,
+) -> Option<Diagnostic> {
+    let unit = layer.placed.unit?;
+    let Barred::Filtered(reason) = universe.bar(unit)? else { return None };
+    let message = format!("{} is filtered: {reason}", universe.show(unit));
+    let hint = format!("it comes from {}:{}", layer.placed.file, layer.placed.number);
+    Some(Diagnostic::error(file, layer.via, "filtered", message).hint(hint))
 }
 
 fn check_dependencies(set: &Set<'_>, partial: bool, diagnostics: &mut Vec<Diagnostic>) {

@@ -96,6 +96,7 @@ impl DesiredState {
             desired.read_definitions(tree, role, &mut diagnostics);
         }
         desired.report_strays(tree, &mut diagnostics);
+        desired.check_templates(&mut diagnostics);
         let appliances = match regular_file(tree, APPLIANCES_FILE, &mut diagnostics) {
             None => Appliances::default(),
             Some(bytes) => {
@@ -146,6 +147,23 @@ impl DesiredState {
             let partial = partial || diagnostics.len() > before;
             let definition = Definition { name, role, file, ldf, partial, tree: own, data, health };
             self.definitions.insert(definition.name.clone(), definition);
+        }
+    }
+
+    /// What is said of an LDF that is not there would be ignored in silence.
+    fn check_templates(&self, diagnostics: &mut Vec<Diagnostic>) {
+        for template in &self.configuration.templates {
+            if !self.definitions.contains_key(&template.name) {
+                let message = format!("there is no LDF of {}", template.name);
+                let fault = Diagnostic::error(
+                    CONFIGURATION_FILE,
+                    template.line,
+                    "unknown-template",
+                    message,
+                );
+                diagnostics
+                    .push(fault.hint(format!("it would be templates/{}.ldf", template.name)));
+            }
         }
     }
 

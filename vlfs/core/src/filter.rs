@@ -1,4 +1,5 @@
-//! Which units of a repository compositions may draw on (`docs/formats.md`, "Filters").
+//! Which units of a repository compositions may draw on, and which one of them may
+//! (`docs/formats.md`, "Filters").
 //!
 //! A rule names units by conditions that must all hold. A unit is left out when a
 //! `deny` rule names it, or when there are `allow` rules and none of them does. Why it was left
@@ -15,7 +16,7 @@ use crate::version::LayerVersion;
 
 /// Bytes of one pattern.
 const PATTERN_BYTES: usize = 256;
-/// Rules of one repository.
+/// Rules of one kind in one filter.
 const RULES: usize = 1000;
 
 /// A pattern of names: `*` stands for any text, `?` for one character.
@@ -129,7 +130,7 @@ impl Rule {
 
     fn read(file: &mut TomlFile<'_>, table: &toml::de::DeTable<'_>, at: usize) -> Option<Self> {
         let faults = file.diagnostics.len();
-        let mut reader = TableReader::new(table, at, "a rule of a repository");
+        let mut reader = TableReader::new(table, at, "a rule of a filter");
         let value = |placed: Placed<Pattern>| placed.value;
         let rule = Rule {
             name: reader.parsed(file, "name").map(value),
@@ -168,7 +169,7 @@ impl fmt::Display for Rule {
     }
 }
 
-/// The rules of one repository.
+/// The rules of one repository, or of one composition.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Filter {
     pub allow: Vec<Rule>,
@@ -189,6 +190,12 @@ impl Filter {
 
     pub fn is_empty(&self) -> bool {
         self.allow.is_empty() && self.deny.is_empty()
+    }
+
+    /// Whether a unit is left out.
+    pub fn leaves_out(&self, unit: &Unit) -> bool {
+        self.deny.iter().any(|rule| rule.matches(unit))
+            || !self.allow.is_empty() && !self.allow.iter().any(|rule| rule.matches(unit))
     }
 
     /// Why a unit is left out, where it is.

@@ -54,6 +54,7 @@ mod toml_reader;
 pub mod universe;
 pub mod update;
 pub mod version;
+pub mod views;
 pub mod whiteouts;
 
 pub use diagnostic::{Diagnostic, Severity};

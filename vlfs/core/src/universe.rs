@@ -5,11 +5,12 @@
 
 use std::cmp::{Ordering, Reverse};
 use std::collections::{BTreeSet, HashMap};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use crate::configuration::{CONFIGURATION_FILE, Configuration};
 use crate::database::{Database, Unit};
 use crate::database_text::{DatabaseText, UnitPlace};
+use crate::filter::Filter;
 use crate::generation::LayerSetEntry;
 use crate::metadata::LayerKind;
 use crate::names::{LayerName, RepositoryName};
@@ -68,25 +69,29 @@ impl std::fmt::Display for Barred {
     }
 }
 
-/// The units of all repositories.
+/// The units of all repositories. A copy shares them with the original.
 #[derive(Debug, Clone, Default)]
 pub struct Universe {
-    repositories: Vec<Repository>,
-    units: Vec<UniverseUnit>,
-    names: HashMap<LayerName, [Option<NameId>; 2]>,
+    repositories: Arc<Vec<Repository>>,
+    units: Arc<Vec<UniverseUnit>>,
+    names: Arc<HashMap<LayerName, [Option<NameId>; 2]>>,
     name_count: u32,
     /// All units by [`NameId`], the best of each name first.
-    candidates: Vec<UnitId>,
+    candidates: Arc<Vec<UnitId>>,
     /// By [`NameId`], where its units start in `candidates`; one more at the end.
-    starts: Vec<u32>,
+    starts: Arc<Vec<u32>>,
     /// Names of which a unit is essential.
-    essential: BTreeSet<NameId>,
+    essential: Arc<BTreeSet<NameId>>,
     /// By virtual name: the providers and the version they provide; best first:
     /// by the repository's priority, then the layer's, then name and version.
-    providers: HashMap<LayerName, Vec<(UnitId, Option<LayerVersion>)>>,
+    providers: Arc<Providers>,
     /// Units that the configuration leaves out, with the reason.
-    filtered: HashMap<UnitId, String>,
+    filtered: Arc<HashMap<UnitId, String>>,
+    /// What leaves out more units of this copy ([`Universe::narrowed`]).
+    narrowed: Arc<Vec<Filter>>,
 }
+
+type Providers = HashMap<LayerName, Vec<(UnitId, Option<LayerVersion>)>>;
 
 fn kind_index(kind: LayerKind) -> usize {
     match kind {
@@ -111,13 +116,14 @@ impl Universe {
     pub fn from_texts(databases: Vec<(RepositoryName, u32, DatabaseText)>) -> Self {
         let mut universe = Universe::default();
         let count = databases.iter().map(|(_, _, database)| database.len()).sum();
-        universe.units.reserve(count);
-        universe.names.reserve(count);
+        Arc::make_mut(&mut universe.units).reserve(count);
+        Arc::make_mut(&mut universe.names).reserve(count);
         for (index, (name, priority, database)) in (0u32..).zip(databases) {
             for place in database.places() {
                 universe.insert(index, &database, *place);
             }
-            universe.repositories.push(Repository { name, priority, database });
+            let repositories = Arc::make_mut(&mut universe.repositories);
+            repositories.push(Repository { name, priority, database });
         }
         universe.rank_candidates();
         universe.rank_providers();
@@ -128,25 +134,27 @@ impl Universe {
         let id = UnitId(u32::try_from(self.units.len()).expect("limits::DATABASE_BYTES bounds it"));
         let name = self.intern(database, &place);
         if place.essential {
-            self.essential.insert(name);
+            Arc::make_mut(&mut self.essential).insert(name);
         }
         for provided in database.provides(&place) {
             let version = provided.constraint.map(|(_, text)| LayerVersion::of_checked(text));
-            match self.providers.get_mut(provided.name) {
+            let all = Arc::make_mut(&mut self.providers);
+            match all.get_mut(provided.name) {
                 Some(providers) => providers.push((id, version)),
                 None => {
                     let name = LayerName::of_checked(provided.name);
-                    self.providers.insert(name, vec![(id, version)]);
+                    all.insert(name, vec![(id, version)]);
                 }
             }
         }
         let (unit, links) = (OnceLock::new(), OnceLock::new());
-        self.units.push(UniverseUnit { repository, name, place, unit, links });
+        Arc::make_mut(&mut self.units).push(UniverseUnit { repository, name, place, unit, links });
     }
 
     fn intern(&mut self, database: &DatabaseText, place: &UnitPlace) -> NameId {
         let layer = LayerName::of_checked(database.layer(place));
-        let name = &mut self.names.entry(layer).or_default()[kind_index(place.kind)];
+        let names = Arc::make_mut(&mut self.names);
+        let name = &mut names.entry(layer).or_default()[kind_index(place.kind)];
         *name.get_or_insert_with(|| {
             self.name_count += 1;
             NameId(self.name_count - 1)
@@ -155,7 +163,7 @@ impl Universe {
 
     fn rank_candidates(&mut self) {
         let mut starts = vec![0u32; self.name_count as usize + 1];
-        for unit in &self.units {
+        for unit in self.units.iter() {
             starts[unit.name.0 as usize + 1] += 1;
         }
         for name in 1..starts.len() {
@@ -163,7 +171,7 @@ impl Universe {
         }
         let mut free = starts.clone();
         let mut candidates = vec![UnitId(0); self.units.len()];
-        for (id, unit) in (0u32..).zip(&self.units) {
+        for (id, unit) in (0u32..).zip(self.units.iter()) {
             let at = &mut free[unit.name.0 as usize];
             candidates[*at as usize] = UnitId(id);
             *at += 1;
@@ -172,11 +180,11 @@ impl Universe {
             let of_name = &mut candidates[name[0] as usize..name[1] as usize];
             of_name.sort_by(|a, b| self.better(*a, *b));
         }
-        (self.candidates, self.starts) = (candidates, starts);
+        (self.candidates, self.starts) = (Arc::new(candidates), Arc::new(starts));
     }
 
     fn rank_providers(&mut self) {
-        let mut all = std::mem::take(&mut self.providers);
+        let mut all = Arc::unwrap_or_clone(std::mem::take(&mut self.providers));
         for providers in all.values_mut().filter(|providers| providers.len() > 1) {
             providers.sort_by(|(a, _), (b, _)| {
                 let priority = |id| self.repository_of(id).priority;
@@ -188,7 +196,7 @@ impl Universe {
                     .then_with(|| self.better(*a, *b))
             });
         }
-        self.providers = all;
+        self.providers = Arc::new(all);
     }
 
     /// Orders two units of one layer, the better first.
@@ -297,7 +305,7 @@ impl Universe {
     /// Names of the layers of a repository whose best unit there is essential.
     pub fn essential(&self, repository: &RepositoryName) -> Vec<&LayerName> {
         let mut names = Vec::new();
-        for name in &self.essential {
+        for name in self.essential.iter() {
             let best = self
                 .candidates(*name)
                 .iter()
@@ -317,7 +325,7 @@ impl Universe {
             if !self.filtered.contains_key(&id)
                 && let Some(reason) = reason(self, id)
             {
-                self.filtered.insert(id, reason);
+                Arc::make_mut(&mut self.filtered).insert(id, reason);
             }
         }
     }
@@ -339,19 +347,30 @@ impl Universe {
         }
         for pin in &configuration.pins {
             let names = self.names.get(&pin.layer).copied().unwrap_or_default();
-            let mut candidates = std::mem::take(&mut self.candidates);
+            let taken = std::mem::take(&mut self.candidates);
+            let mut candidates = Arc::unwrap_or_clone(taken);
             for name in names.into_iter().flatten() {
                 let range = |at: u32| self.starts[at as usize] as usize;
                 candidates[range(name.0)..range(name.0 + 1)]
                     .sort_by_key(|id| !pin.prefers(self.repository(*id), self.version_text(*id)));
             }
-            self.candidates = candidates;
+            self.candidates = Arc::new(candidates);
         }
+    }
+
+    /// A copy in which these filters leave out more units; whether one does is found when
+    /// a unit is asked for.
+    pub fn narrowed(&self, filters: impl IntoIterator<Item = Filter>) -> Universe {
+        let mut all = self.narrowed.as_ref().clone();
+        all.extend(filters);
+        Universe { narrowed: Arc::new(all), ..self.clone() }
     }
 
     /// Whether nothing new may use a unit.
     pub fn barred(&self, id: UnitId) -> bool {
-        self.slot(id).place.withdrawn || self.filtered.contains_key(&id)
+        self.slot(id).place.withdrawn
+            || self.filtered.contains_key(&id)
+            || self.narrowed.iter().any(|filter| filter.leaves_out(self.unit(id)))
     }
 
     /// Why nothing new may use a unit, where that is so.
@@ -359,8 +378,12 @@ impl Universe {
         if let Some(reason) = self.filtered.get(&id) {
             return Some(Barred::Filtered(reason.clone()));
         }
-        let withdrawn = self.slot(id).place.withdrawn;
-        withdrawn.then(|| Barred::Withdrawn(self.unit(id).withdrawn.clone().unwrap_or_default()))
+        if self.slot(id).place.withdrawn {
+            let reason = self.unit(id).withdrawn.clone().unwrap_or_default();
+            return Some(Barred::Withdrawn(reason));
+        }
+        let unit = self.unit(id);
+        self.narrowed.iter().find_map(|filter| filter.reason(unit)).map(Barred::Filtered)
     }
 
     /// The unit as a generation names it.

@@ -30,6 +30,7 @@ use crate::inventory::VaGroup;
 use crate::manifest::Manifest;
 use crate::names::CompositionName;
 use crate::universe::Universe;
+use crate::views::Views;
 
 /// One of the two commits.
 #[derive(Debug, Clone, Copy)]
@@ -150,6 +151,7 @@ pub fn preview(base: Side<'_>, head: Side<'_>, units: &dyn UnitSource, vas: &[Va
     let mut unknown = Vec::new();
     let (before, after) = (&base.checked.desired.definitions, &head.checked.desired.definitions);
     let names: BTreeSet<_> = before.keys().chain(after.keys()).collect();
+    let views = Views::new(&head.checked.desired.configuration, after, head.universe);
     for name in names {
         let from = generation(base.checked, name);
         let to = generation(head.checked, name);
@@ -185,7 +187,7 @@ pub fn preview(base: Side<'_>, head: Side<'_>, units: &dyn UnitSource, vas: &[Va
             change,
             from: from_id,
             to: to_id,
-            held: to.map(|_| layers::held(definition, head.universe)).unwrap_or_default(),
+            held: to.map(|_| layers::held(definition, views.of(name))).unwrap_or_default(),
             paths: paths::changes(&old, &new, &manifests),
             scripts: scripts(&old, &new, units),
             bytes_added: arriving.iter().map(size).sum(),

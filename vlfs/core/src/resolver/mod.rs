@@ -23,12 +23,13 @@ use std::sync::Arc;
 
 use crate::composition::{self, FlatComposition, FlatLayer, PlacedLayer};
 use crate::configuration::CONFIGURATION_FILE;
-use crate::consistency::{Rules, always_in};
+use crate::consistency::{Rules, always_in, not_admitted};
 use crate::desired::{Definition, DesiredState};
 use crate::diagnostic::Diagnostic;
 use crate::ldf::{LayerLine, Ldf};
 use crate::names::{CompositionName, LayerName};
-use crate::universe::{UnitId, Universe};
+use crate::universe::{Barred, UnitId, Universe};
+use crate::views::Views;
 pub use kept_back::KeptBack;
 use solve::{Demand, Limit, Solving};
 pub use why::{Chain, Origin, Step, why};
@@ -133,12 +134,15 @@ pub fn resolve(desired: &DesiredState, universe: &Universe, upgrade: &Upgrade) -
     let mut definitions = desired.definitions.clone();
     let configuration = &desired.configuration;
     let (order, mut diagnostics) = composition::reference_order(&definitions, configuration);
-    let rules = Rules::new(configuration, universe);
+    let views = Views::new(configuration, &desired.definitions, universe);
+    let common = Rules::new(configuration, universe);
     let mut flats: BTreeMap<CompositionName, FlatComposition> = BTreeMap::new();
     let mut resolution = Resolution::default();
     for name in &order.order {
         let definition = &definitions[name];
-        let found = prepare(definition, &definitions, &rules, &flats, upgrade).and_then(|task| {
+        let own_rules = views.is_narrowed(name).then(|| Rules::new(configuration, views.of(name)));
+        let rules = own_rules.as_ref().unwrap_or(&common);
+        let found = prepare(definition, &definitions, rules, &flats, upgrade).and_then(|task| {
             let units = task.run().map_err(|fault| vec![fault])?;
             let kept_back = task.kept_back(&units, upgrade);
             Ok((units, task.included_names(), kept_back))
@@ -155,7 +159,7 @@ pub fn resolve(desired: &DesiredState, universe: &Universe, upgrade: &Upgrade) -
             }
         }
         let definition = &definitions[name];
-        let (own, _) = composition::place_layers(definition, configuration, universe);
+        let (own, _) = composition::place_layers(definition, configuration, rules.universe);
         let (mut flat, _) =
             composition::flatten(definition, &own, configuration, &definitions, &flats);
         flat.whole = resolution.resolved.contains_key(name);
@@ -215,7 +219,11 @@ fn prepare<'a>(
     }
     for layer in included.layers.iter().filter(|layer| !layer.own) {
         // A reference that was resolved brings no withdrawn unit.
-        let _there = task.add_included(layer);
+        if task.add_included(layer).is_err()
+            && let Some(fault) = not_admitted(layer, &definition.file, universe)
+        {
+            return Err(vec![fault]);
+        }
     }
     for base in &rules.configuration.base {
         let units = universe.in_repository(&base.value.repository, &base.value.layer);
@@ -295,9 +303,21 @@ impl Task<'_> {
             self.upgraded.insert(unit);
         }
         self.add_root(units, cause).map_err(|()| {
-            let message =
-                format!("every version of {}/{} is withdrawn", line.repository, line.layer);
-            Diagnostic::error(&layer.file, layer.number, "withdrawn", message)
+            let mut all = self.universe.in_repository(&line.repository, &line.layer);
+            let best = all.find_map(|unit| Some((unit, self.universe.bar(unit)?)));
+            let code = match &best {
+                Some((_, Barred::Filtered(_))) => "filtered",
+                Some((_, Barred::Withdrawn(_))) | None => "withdrawn",
+            };
+            let because =
+                best.map(|(unit, bar)| format!("; {} is {bar}", self.universe.show(unit)));
+            let message = format!(
+                "no version of {}/{} may be used{}",
+                line.repository,
+                line.layer,
+                because.unwrap_or_default()
+            );
+            Diagnostic::error(&layer.file, layer.number, code, message)
                 .hint("remove the line, or publish a version that may be used")
         })
     }
@@ -469,3 +489,6 @@ fn lines_by_layer(ldf: &Ldf) -> BTreeMap<LayerName, String> {
 mod question_tests;
 #[cfg(test)]
 mod tests;
+
+#[cfg(test)]
+mod view_tests;

@@ -12,6 +12,7 @@ use crate::desired::{Definition, DesiredState};
 use crate::diagnostic::Diagnostic;
 use crate::names::CompositionName;
 use crate::universe::{UnitId, Universe};
+use crate::views::Views;
 
 /// The answer for one composition.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -34,12 +35,15 @@ pub fn why_not(
     unit: UnitId,
 ) -> BTreeMap<CompositionName, WhyNot> {
     let DesiredState { configuration, definitions, .. } = desired;
-    let rules = Rules::new(configuration, universe);
+    let views = Views::new(configuration, definitions, universe);
     let mut flats = flatten_all(definitions, configuration, universe);
     for flat in flats.values_mut() {
         flat.whole = true;
     }
-    let answer = |definition: &Definition| answer(definition, definitions, &rules, &flats, unit);
+    let answer = |definition: &Definition| {
+        let rules = Rules::new(configuration, views.of(&definition.name));
+        answer(definition, definitions, &rules, &flats, unit)
+    };
     flats.keys().map(|name| (name.clone(), answer(&definitions[name]))).collect()
 }
 
