@@ -240,6 +240,37 @@ fn scripts_run_once_and_what_they_write_is_a_layer() {
 }
 
 #[test]
+fn own_scripts_of_layers_run_in_appliances_and_not_in_the_build() {
+    let bench = Bench::new("own-scripts");
+    web(&bench);
+    let root =
+        bench.workspace.write("hook", &[("usr/share/hook", "x"), ("var/lib/hook/README", "x")]);
+    let script = "#!/bin/sh\necho \"post-install\" >>/var/lib/hook/calls\n";
+    let scripts = bench.workspace.write("hook-scripts", &[("post-install", script)]);
+    let mut build = bench.workspace.strata();
+    build.args(["layer", "build", "--repo", "main", "--name", "hook", "--version", "1"]);
+    finish(build.arg("--root").arg(&root).arg("--scripts").arg(&scripts)).ok();
+    bench.define("main/tools 1\nmain/web 1\nmain/hook 1\n");
+    let built = bench.built(&["--repo", "main", "--write"]);
+    assert!(bench.layer(&built).join("etc/web.made").exists(), "the package's script ran");
+    assert!(!bench.layer(&built).join("var/lib/hook/calls").exists(), "the layer's own did not");
+    let mut reconcile = bench.workspace.strata();
+    strata_tests::git::init(&bench.git);
+    strata_tests::git::commit_all(&bench.git, "a template");
+    finish(reconcile.args(["reconcile", "--once", "--source"]).arg(&bench.git)).ok();
+    let va = |arguments: &[&str]| finish(bench.workspace.strata().arg("va").args(arguments));
+    va(&["provision", "--template", "web", "hooked"]).ok();
+    for _ in 0..2 {
+        va(&["start", "hooked"]).ok();
+        let seen = va(&["exec", "hooked", "--", "cat", "/var/lib/hook/calls"]);
+        assert_eq!(seen.stdout, "post-install\n", "{seen:?}");
+        va(&["stop", "hooked"]).ok();
+    }
+    va(&["destroy", "--yes", "hooked"]).ok();
+    bench.workspace.finish();
+}
+
+#[test]
 fn the_same_inputs_give_the_same_layer_in_another_store() {
     let digest = |name: &str| {
         let bench = Bench::new(name);

@@ -68,6 +68,8 @@ pub struct StartRequest {
     pub network: Network,
     /// Bytes of memory that its processes may use together; no limit where none is given.
     pub memory_bytes: Option<u64>,
+    /// Whether the layers' own scripts run, as they do in an appliance.
+    pub layer_scripts: bool,
     /// The VLFS must answer and the VA run before that.
     pub deadline: Duration,
 }

@@ -138,7 +138,9 @@ impl<'a> NamespaceVa<'a> {
         command.arg("in-cgroup").arg(self.daemon.path()).arg("--").arg(&programs.vlfs);
         command.arg("mount").arg("--store").arg(self.store);
         command.arg("--va").arg(self.record.mac.to_string()).arg("--private").arg(&private);
-        command.arg("--scripts-in").arg(self.clients.path()).arg("--init").arg(&programs.init);
+        if request.layer_scripts {
+            command.arg("--scripts-in").arg(self.clients.path()).arg("--init").arg(&programs.init);
+        }
         command.arg(&root).stdin(Stdio::null()).stdout(log.try_clone().at("open", &log_path)?);
         let mut child = command.stderr(log).spawn().at("run", &programs.init)?;
         let status = wait::child(&mut child, Instant::now() + request.deadline)

@@ -103,6 +103,8 @@ impl Sandbox {
             command: ["/bin/sh", "-c", "while :; do sleep 3600; done"].map(OsString::from).into(),
             network: Network::Private,
             memory_bytes: Some(options.memory_bytes),
+            // They run in each appliance; what they wrote here would be in all of them before.
+            layer_scripts: false,
             deadline: deadline.saturating_duration_since(Instant::now()),
         };
         let log_path = scratch.path.join("build.log");

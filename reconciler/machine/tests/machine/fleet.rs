@@ -49,7 +49,13 @@ pub fn va(name: &str) -> VaName {
 }
 
 pub fn start_request(command: Vec<OsString>) -> StartRequest {
-    StartRequest { command, network: Network::Host, memory_bytes: None, deadline: DEADLINE }
+    StartRequest {
+        command,
+        network: Network::Host,
+        memory_bytes: None,
+        layer_scripts: true,
+        deadline: DEADLINE,
+    }
 }
 
 pub fn words(words: &[&str]) -> Vec<OsString> {

@@ -53,6 +53,7 @@ pub fn start(args: &StartArgs) -> Result<Outcome, Failure> {
     let request = StartRequest {
         command: args.command.clone(),
         network: args.network.into(),
+        layer_scripts: true,
         memory_bytes: None,
         deadline: Duration::from_secs(args.timeout),
     };
