@@ -3,11 +3,13 @@
 //! The child gets a process group and an environment of its own, a deadline, and
 //! a limit on the size of every file it writes; what it says goes to an anonymous
 //! memory file, so that no pipe can block either side. It is killed with its
-//! group at the deadline, on cancellation, and when this process dies.
+//! group at the deadline, on cancellation, and when this process dies. A child that works
+//! for the user, whatever it takes, is run by [`run_passing_on`].
 #![allow(unsafe_code)]
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
+use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,6 +21,8 @@ use rustix::process::{Pid, PidfdFlags, Resource, Rlimit, Signal};
 
 /// How often a waiting parent looks whether it was cancelled.
 const CANCEL_INTERVAL: Duration = Duration::from_millis(50);
+/// What is cancelled has this time to clean up after itself, where it is asked to end.
+const GRACE: Duration = Duration::from_secs(2);
 /// Bytes of output that are read back; the rest is cut off.
 const OUTPUT_BYTES: u64 = 64 << 10;
 
@@ -85,13 +89,57 @@ fn run_with(command: &mut Command, stdout: Stdio, bounds: Bounds<'_>) -> Result<
         .stdout(stdout)
         .stderr(stderr.try_clone().map_err(start)?)
         .process_group(0);
-    let limit = Rlimit { current: Some(bounds.file_bytes), maximum: Some(bounds.file_bytes) };
+    die_with_parent(command, Some(bounds.file_bytes));
+    let mut child = command.spawn().map_err(start)?;
+    let waited = wait(&child, &program, Some(bounds.deadline), bounds.cancelled);
+    if waited.is_err() {
+        end_group(&child);
+    }
+    let watch = |source: io::Error| ChildError::Watch { program: program.clone(), source };
+    let status = child.wait().map_err(watch)?;
+    waited?;
+    let stderr = read_back(stderr, OUTPUT_BYTES)
+        .map_err(|source| ChildError::Watch { program: program.clone(), source })?;
+    Ok(Ended { status, stderr })
+}
+
+/// Runs a command that works for the user to its end, however long that takes: what it
+/// prints on either output goes to this program's stderr. It reads nothing. When it ended,
+/// or was cancelled, what is left of its process group is ended, too.
+///
+/// # Errors
+/// It cannot be started, or was cancelled.
+pub fn run_passing_on(
+    command: &mut Command,
+    cancelled: &AtomicBool,
+) -> Result<ExitStatus, ChildError> {
+    let program = command.get_program().to_string_lossy().into_owned();
+    let start = |source: io::Error| ChildError::Start { program: program.clone(), source };
+    let stderr = io::stderr().as_fd().try_clone_to_owned().map_err(start)?;
+    command.stdin(Stdio::null()).stdout(stderr).process_group(0);
+    die_with_parent(command, None);
+    let mut child = command.spawn().map_err(start)?;
+    let waited = wait(&child, &program, None, cancelled);
+    if waited.is_err() {
+        ask_to_end(&child);
+    }
+    end_group(&child);
+    let watch = |source: io::Error| ChildError::Watch { program: program.clone(), source };
+    let status = child.wait().map_err(watch)?;
+    waited.map(|()| status)
+}
+
+/// Has the child killed when this process dies, and bounds the files that it writes.
+fn die_with_parent(command: &mut Command, file_bytes: Option<u64>) {
+    let limit = file_bytes.map(|bytes| Rlimit { current: Some(bytes), maximum: Some(bytes) });
     let parent = rustix::process::getpid();
     // SAFETY: between fork and exec only system calls without allocation or locks
     // are made; each is async-signal-safe.
     unsafe {
         command.pre_exec(move || {
-            rustix::process::setrlimit(Resource::Fsize, limit)?;
+            if let Some(limit) = limit {
+                rustix::process::setrlimit(Resource::Fsize, limit)?;
+            }
             rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
             // The parent may have died before the request above was made.
             if rustix::process::getppid() != Some(parent) {
@@ -100,15 +148,6 @@ fn run_with(command: &mut Command, stdout: Stdio, bounds: Bounds<'_>) -> Result<
             Ok(())
         });
     }
-    let mut child = command.spawn().map_err(start)?;
-    let waited = wait(&mut child, &program, bounds);
-    if waited.is_err() {
-        end_group(&mut child);
-    }
-    let status = waited?;
-    let stderr = read_back(stderr, OUTPUT_BYTES)
-        .map_err(|source| ChildError::Watch { program: program.clone(), source })?;
-    Ok(Ended { status, stderr })
 }
 
 fn memory_file() -> io::Result<File> {
@@ -122,41 +161,61 @@ fn read_back(mut file: File, limit: u64) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn wait(child: &mut Child, program: &str, bounds: Bounds<'_>) -> Result<ExitStatus, ChildError> {
+/// Waits until the child has ended. It is not taken off the kernel's list yet: until then
+/// its number, and that of its group, are nobody else's.
+fn wait(
+    child: &Child,
+    program: &str,
+    deadline: Option<Duration>,
+    cancelled: &AtomicBool,
+) -> Result<(), ChildError> {
     let watch = |source: io::Error| ChildError::Watch { program: program.to_owned(), source };
-    let end = Instant::now() + bounds.deadline;
+    let begun = Instant::now();
     let pid = Pid::from_child(child);
     let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty())
         .map_err(|error| watch(error.into()))?;
     loop {
-        if let Some(status) = child.try_wait().map_err(watch)? {
-            return Ok(status);
-        }
-        if bounds.cancelled.load(Ordering::Relaxed) {
+        if cancelled.load(Ordering::Relaxed) {
             return Err(ChildError::Cancelled { program: program.to_owned() });
         }
-        let left = end.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            let deadline = bounds.deadline;
-            return Err(ChildError::Deadline { program: program.to_owned(), deadline });
+        let mut slice = CANCEL_INTERVAL;
+        if let Some(deadline) = deadline {
+            let left = deadline.saturating_sub(begun.elapsed());
+            if left.is_zero() {
+                return Err(ChildError::Deadline { program: program.to_owned(), deadline });
+            }
+            slice = slice.min(left);
         }
-        let slice = left.min(CANCEL_INTERVAL);
         let timeout = Timespec { tv_sec: 0, tv_nsec: i64::from(slice.subsec_nanos()) };
         match poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&timeout)) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Ok(0) | Err(rustix::io::Errno::INTR) => {}
+            Ok(_) => return Ok(()),
             Err(error) => return Err(watch(error.into())),
         }
     }
 }
 
-/// Kills the child and all its descendants that stayed in its group.
-fn end_group(child: &mut Child) {
-    let pid = Pid::from_child(child);
-    if let Err(error) = rustix::process::kill_process_group(pid, Signal::KILL) {
-        tracing::warn!(%error, "a process group could not be killed");
+/// Asks the child and its group to end, and waits a little for the child.
+fn ask_to_end(child: &Child) {
+    let asked = rustix::process::kill_process_group(Pid::from_child(child), Signal::TERM);
+    if let Err(error) = asked {
+        tracing::warn!(%error, "a process group could not be asked to end");
+        return;
     }
-    if let Err(error) = child.wait() {
-        tracing::warn!(%error, "a killed child could not be waited for");
+    let patient = AtomicBool::new(false);
+    if let Err(error) = wait(child, "the command", Some(GRACE), &patient) {
+        tracing::debug!(%error, "it is killed");
+    }
+}
+
+/// Kills the child, which was not waited for, and all its descendants that stayed in its
+/// group.
+fn end_group(child: &Child) {
+    let pid = Pid::from_child(child);
+    match rustix::process::kill_process_group(pid, Signal::KILL) {
+        // Nobody is left in it.
+        Ok(()) | Err(rustix::io::Errno::SRCH) => {}
+        Err(error) => tracing::warn!(%error, "a process group could not be killed"),
     }
 }
 
@@ -196,6 +255,33 @@ mod tests {
         let ended = shell(&script, Duration::from_secs(10), 65_536).expect("runs");
         assert!(!ended.status.success());
         assert!(file.metadata().expect("there").len() <= 65_536);
+    }
+
+    #[test]
+    fn what_works_for_the_user_is_asked_to_end_and_leaves_nobody() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let begun = directory.path().join("begun");
+        let ended = directory.path().join("ended");
+        let script = format!(
+            "trap 'touch {}; exit 0' TERM; sleep 600 & touch {}; wait",
+            ended.display(),
+            begun.display()
+        );
+        let cancelled = AtomicBool::new(false);
+        let result = std::thread::scope(|scope| {
+            let (script, cancelled) = (&script, &cancelled);
+            let run = scope.spawn(move || {
+                run_passing_on(Command::new("/bin/sh").args(["-c", script]), cancelled)
+            });
+            let deadline = Instant::now() + Duration::from_secs(10);
+            while !begun.exists() && Instant::now() < deadline {
+                std::thread::yield_now();
+            }
+            cancelled.store(true, Ordering::Relaxed);
+            run.join().expect("no panic")
+        });
+        assert!(matches!(result, Err(ChildError::Cancelled { .. })), "{result:?}");
+        assert!(ended.exists(), "it was asked to end");
     }
 
     #[test]

@@ -17,6 +17,8 @@ pub mod deb;
 pub mod diverts;
 pub mod dpkg;
 pub mod import;
+pub mod infer;
+pub mod lint;
 pub mod member;
 pub mod placing;
 pub mod rooted;

@@ -52,6 +52,19 @@ impl Rooted {
     /// # Errors
     /// It cannot be read or is larger than `limit` bytes.
     pub fn read(&self, path: &Path, limit: u64) -> Result<Option<Vec<u8>>, RootedError> {
+        let Some(content) = self.read_start(path, limit + 1)? else { return Ok(None) };
+        if content.len() as u64 > limit {
+            return Err(RootedError::TooLarge { path: path.to_owned(), limit });
+        }
+        Ok(Some(content))
+    }
+
+    /// What a regular file begins with, `length` bytes or all it has; `None` where there is
+    /// no such file.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn read_start(&self, path: &Path, length: u64) -> Result<Option<Vec<u8>>, RootedError> {
         let file = match self.resolve(path, OFlags::RDONLY, 0) {
             Err(Errno::NOENT | Errno::NOTDIR) => return Ok(None),
             file => File::from(file.map_err(at("open", path))?),
@@ -61,10 +74,7 @@ impl Rooted {
             return Err(at("read", path)(source));
         }
         let mut content = Vec::new();
-        file.take(limit + 1).read_to_end(&mut content).map_err(at("read", path))?;
-        if content.len() as u64 > limit {
-            return Err(RootedError::TooLarge { path: path.to_owned(), limit });
-        }
+        file.take(length).read_to_end(&mut content).map_err(at("read", path))?;
         Ok(Some(content))
     }
 

@@ -33,7 +33,7 @@ pub fn is_self_link(path: &[u8], target: &[u8]) -> bool {
 }
 
 /// The path that a link's target names, `..` taken textually; `None` above the root.
-fn resolve(path: &[u8], target: &[u8]) -> Option<Vec<u8>> {
+pub fn resolve(path: &[u8], target: &[u8]) -> Option<Vec<u8>> {
     let mut components: Vec<&[u8]> = match target.first() {
         Some(b'/') => Vec::new(),
         _ => path.split(|byte| *byte == b'/').collect(),

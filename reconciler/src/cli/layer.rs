@@ -1,8 +1,11 @@
-//! `strata layer`: making, listing and withdrawing layer units.
+//! `strata layer`: making, judging, listing and withdrawing layer units.
 
 mod from_private;
 mod import;
 mod import_apt;
+mod infer;
+mod installed;
+mod lint;
 mod make;
 mod seal;
 mod show;
@@ -15,7 +18,7 @@ use strata_core::names::{LayerName, RepositoryName};
 
 use super::{Failure, Outcome};
 
-/// Make, list, show and withdraw layers
+/// Make, judge, list, show and withdraw layers
 #[derive(Debug, clap::Args)]
 pub struct LayerArgs {
     #[command(subcommand)]
@@ -27,6 +30,8 @@ enum LayerCommand {
     Build(Box<make::BuildArgs>),
     FromPrivate(Box<from_private::FromPrivateArgs>),
     Import(Box<import::ImportArgs>),
+    Infer(infer::InferArgs),
+    Lint(lint::LintArgs),
     List(show::ListArgs),
     Show(show::ShowArgs),
     Seal(seal::SealArgs),
@@ -40,6 +45,8 @@ pub fn run(args: LayerArgs) -> Result<Outcome, Failure> {
         LayerCommand::Build(args) => make::run(*args),
         LayerCommand::FromPrivate(args) => from_private::run(&args),
         LayerCommand::Import(args) => import::run(*args),
+        LayerCommand::Infer(args) => infer::run(&args),
+        LayerCommand::Lint(args) => lint::run(&args),
         LayerCommand::List(args) => show::list(&args),
         LayerCommand::Show(args) => show::show(&args),
         LayerCommand::Seal(args) => seal::seal(&args),

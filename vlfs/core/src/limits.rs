@@ -55,6 +55,8 @@ pub const LAYER_BYTES: u64 = 64 << 30;
 pub const CONTROL_BYTES: u64 = 64 << 20;
 /// Bytes of one extension header of a tar archive: a long name, PAX records.
 pub const TAR_EXTENSION_BYTES: u64 = 1 << 20;
+/// Bytes of one program or shared library that is looked at for what it needs.
+pub const ELF_BYTES: u64 = 1 << 30;
 /// Segments of one sparse file in a tar archive.
 pub const SPARSE_SEGMENTS: usize = 1 << 16;
 /// Bytes of a repository's root or snapshot with its signatures.

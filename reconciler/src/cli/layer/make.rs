@@ -1,5 +1,6 @@
 //! `strata layer build`.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -8,24 +9,28 @@ use strata_core::names::{LayerName, RepositoryName};
 use strata_core::relation::{self, Dependency, Relation};
 use strata_core::version::LayerVersion;
 use strata_import::build::BuildError;
-use strata_import::{TreeLimits, build};
+use strata_import::{TreeLimits, build, tree};
 use strata_store::{StoreError, refuse_reserved};
 
 use super::import::{Line, Status};
+use super::infer::{self, FromArgs};
+use super::installed::Installed;
 use crate::cli::{Failure, Outcome, OutputArgs, OutputFormat, StoreArgs, print_bytes, print_json};
 
-/// Make a layer from a directory of files
+/// Make a layer from a directory of files, or of what a command installs
 ///
 /// The directory is taken as the layer's root, with owners, modes, times, links,
-/// devices and extended attributes as they are: what `make install DESTDIR=DIR`
-/// leaves. A layer never changes; another content needs another version.
+/// devices and extended attributes as they are. A command after `--` is run with
+/// DESTDIR set to an empty directory, which is taken, and removed whatever happens; what
+/// the command prints goes to stderr. A layer never changes; another content needs another
+/// version.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Example:\n  make install DESTDIR=/tmp/nginx &&\n  strata layer build --repo main --name nginx --version 1.24.0-1 \\\n      --depends 'libc6 (>= 2.36), zlib1g' --root /tmp/nginx"
+    after_help = "Examples:\n  strata layer build --name nginx --version 1.24.0-1 --infer-depends -- make install\n  strata layer build --repo local --name motd --version 1 --root /tmp/motd"
 )]
 pub struct BuildArgs {
     /// The repository; made where it does not exist
-    #[arg(long, value_name = "REPOSITORY")]
+    #[arg(long, value_name = "REPOSITORY", default_value = "main")]
     repo: RepositoryName,
     /// The layer's name
     #[arg(long)]
@@ -34,14 +39,30 @@ pub struct BuildArgs {
     #[arg(long)]
     version: LayerVersion,
     /// The directory that becomes the layer's root
-    #[arg(long, value_name = "DIR")]
-    root: PathBuf,
+    #[arg(
+        long,
+        value_name = "DIR",
+        required_unless_present = "command",
+        conflicts_with = "command"
+    )]
+    root: Option<PathBuf>,
+    /// A command that installs the layer's files below $DESTDIR, as `make install` does
+    #[arg(last = true, value_name = "COMMAND")]
+    command: Vec<OsString>,
     /// Software layers never share a path; configuration layers may obscure others
     #[arg(long, default_value = "software", value_parser = ["software", "configuration"])]
     kind: String,
     /// Layers it needs: `a (>= 1), b | c`
     #[arg(long, value_name = "LAYERS")]
     depends: Vec<Dependencies>,
+    /// Depend on the layers that have the libraries and interpreters that its files need, too
+    #[arg(long)]
+    infer_depends: bool,
+    /// A library or interpreter that may be missing, as in libhpc.so.1; may be given again
+    #[arg(long, value_name = "NAME", requires = "infer_depends")]
+    ignore_missing: Vec<String>,
+    #[command(flatten)]
+    from: FromArgs,
     /// Layers that must be integrated before it
     #[arg(long, value_name = "LAYERS")]
     pre_depends: Vec<Dependencies>,
@@ -112,9 +133,27 @@ pub fn run(args: BuildArgs) -> Result<Outcome, Failure> {
     metadata.architecture = args.architecture.map(named).transpose().map_err(Failure::new)?;
     metadata.description =
         args.description.map(|text| one_line(text, "description")).transpose()?;
+    let installed = match &args.root {
+        Some(_) => None,
+        None => Some(Installed::by(&args.command)?),
+    };
+    let root = match (&args.root, &installed) {
+        (Some(root), _) => root.as_path(),
+        (None, Some(installed)) => installed.root(),
+        (None, None) => return Err(Failure::new("neither --root nor a command was given")),
+    };
     let limits = TreeLimits::default();
+    if args.infer_depends {
+        let manifest = tree::scan(root, limits).map_err(|error| {
+            Failure::new(format!("{}: {error}", root.display()))
+                .hint("name a directory that is there with --root")
+        })?;
+        let own = Some((&args.repo, &metadata.layer));
+        let findings = infer::findings(&store, &args.from, own, root, &manifest)?;
+        infer::add(&mut metadata.depends, &findings, &args.ignore_missing)?;
+    }
     let scripts = args.scripts.as_deref();
-    let built = build(&store, &args.repo, metadata, &args.root, scripts, limits);
+    let built = build(&store, &args.repo, metadata, root, scripts, limits);
     let imported =
         built.map_err(|error| match error {
             BuildError::Store(StoreError::UnitDiffers { .. }) => Failure::new(error)

@@ -110,7 +110,7 @@ pub fn list(args: &ListArgs) -> Result<Outcome, Failure> {
 }
 
 /// The unit that is meant, from the database of its repository.
-fn find(
+pub fn find(
     store: &Store,
     reference: &LayerReference,
     version: Option<&LayerVersion>,

@@ -1,6 +1,11 @@
 //! `strata init`, `strata layer` and `strata repo` as a user runs them. Needs
 //! root (layers keep owners) and `dpkg-deb`.
 
+mod build;
+mod infer;
+mod killed;
+mod lint;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
