@@ -108,7 +108,7 @@ fn check_versions(tree: &SourceTree) -> Vec<String> {
     for (path, text) in tree {
         let member = path.ends_with("Cargo.toml") && path != Path::new("Cargo.toml");
         // The fuzz targets are a workspace of their own.
-        let fuzz = ["vlfs/core/fuzz", "vlfs/fuzz"];
+        let fuzz = ["reconciler/import/fuzz", "vlfs/core/fuzz", "vlfs/fuzz"];
         if !member || fuzz.iter().any(|directory| path.starts_with(directory)) {
             continue;
         }

@@ -4,6 +4,7 @@
 mod faithful;
 mod fuzzed;
 mod hostile;
+mod properties;
 mod repository;
 mod rpm;
 
