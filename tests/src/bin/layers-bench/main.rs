@@ -7,6 +7,7 @@ mod archive;
 mod bench;
 mod compare;
 mod conversion;
+mod dependencies;
 mod ours;
 mod resolutions;
 mod versions;
@@ -27,7 +28,7 @@ struct Arguments {
 
 fn arguments() -> Result<Arguments> {
     let mut given = std::env::args_os().skip(1);
-    let what = given.next().context("what: bench, resolutions or versions?")?;
+    let what = given.next().context("what: bench, dependencies, resolutions or versions?")?;
     let mut arguments = Arguments {
         what: what.to_string_lossy().into_owned(),
         strata: None,
@@ -85,6 +86,12 @@ fn run() -> Result<bool> {
             let count = arguments.count.unwrap_or(200);
             resolutions::compare(&universe, work.path(), count, arguments.seed, json)
         }
+        "dependencies" => {
+            let strata = arguments.strata.context("--strata FILE is missing")?;
+            let packages = arguments.packages.context("--packages DIR is missing")?;
+            let proof = dependencies::Proof { strata, work: work.path(), database, packages };
+            proof.compare(arguments.count.unwrap_or(50), arguments.seed, json)
+        }
         "bench" => {
             let strata = arguments.strata.context("--strata FILE is missing")?;
             let packages = arguments.packages.context("--packages DIR is missing")?;
@@ -92,7 +99,7 @@ fn run() -> Result<bool> {
                 bench::Bench { strata, work: work.path(), store, database, quick: arguments.quick };
             bench.run(&packages, json)
         }
-        other => bail!("{other} is neither bench nor resolutions nor versions"),
+        other => bail!("{other} is none of bench, dependencies, resolutions and versions"),
     }
 }
 
