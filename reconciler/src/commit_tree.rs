@@ -54,6 +54,16 @@ pub fn read(repository: &Repository, id: Oid) -> Result<SourceTree, ReadError> {
     Ok(reader.tree)
 }
 
+/// The author of a commit, as it names itself; short and without control characters.
+pub fn author(repository: &Repository, id: Oid) -> Option<String> {
+    const CHARACTERS: usize = 200;
+    let commit = repository.find_commit(id).ok()?;
+    let author = commit.author();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let whole = format!("{} <{}>", text(author.name_bytes()), text(author.email_bytes()));
+    Some(whole.chars().filter(|c| !c.is_control()).take(CHARACTERS).collect())
+}
+
 struct Reader<'r> {
     repository: &'r Repository,
     database: Odb<'r>,

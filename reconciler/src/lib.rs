@@ -5,6 +5,7 @@
 
 pub mod apply;
 pub mod apt;
+pub mod audit;
 mod child;
 pub mod cli;
 pub mod commit_tree;

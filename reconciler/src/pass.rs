@@ -14,6 +14,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use git2::Oid;
 use serde::Serialize;
+use strata_core::audit::Who;
 use strata_core::check::check_desired;
 use strata_core::desired::DesiredState;
 use strata_core::diagnostic::Diagnostic;
@@ -26,6 +27,7 @@ use strata_machine::Programs;
 use strata_store::{Store, StoreError, StoreLock};
 
 use crate::apply::{self, ApplyError, Materials};
+use crate::audit::{AuditError, AuditLog, passes};
 use crate::commit_tree::{self, ReadError};
 use crate::library::{self, Library, Stamps};
 use crate::mirror::{Advance, Mirror, MirrorError};
@@ -63,6 +65,8 @@ pub enum PassError {
     State(#[from] StateError),
     #[error(transparent)]
     Rollout(#[from] RolloutError),
+    #[error(transparent)]
+    Audit(#[from] AuditError),
 }
 
 impl PassError {
@@ -77,6 +81,7 @@ impl PassError {
             )) => Policy::Fatal,
             PassError::State(StateError::Store(_))
             | PassError::Rollout(_)
+            | PassError::Audit(_)
             | PassError::Store(_)
             | PassError::Mirror(_)
             | PassError::Read { .. }
@@ -246,6 +251,9 @@ pub struct Reconciler {
     recalled: bool,
     rollouts: Rollouts,
     checks: Prober,
+    audit: Arc<AuditLog>,
+    /// Whose commit the pass under way looks at.
+    who: Who,
     state: ReconcileState,
     _lock: StoreLock,
 }
@@ -275,7 +283,8 @@ impl Reconciler {
         let mut state = state.unwrap_or_else(|| ReconcileState::new(name.clone()));
         state.source = name;
         let mirror = Mirror::open(&store, &source)?;
-        let rollouts = Rollouts::open(store.clone())?;
+        let audit = Arc::new(AuditLog::new(store.clone()));
+        let rollouts = Rollouts::open(store.clone(), audit.clone())?;
         let checks = Prober::new(store.clone(), options.programs.clone());
         Ok(Reconciler {
             store,
@@ -288,6 +297,8 @@ impl Reconciler {
             recalled: false,
             rollouts,
             checks,
+            audit,
+            who: Who::default(),
             state,
             _lock: lock,
         })
@@ -299,6 +310,10 @@ impl Reconciler {
 
     pub fn source(&self) -> &Source {
         &self.source
+    }
+
+    pub fn audit(&self) -> &Arc<AuditLog> {
+        &self.audit
     }
 
     /// Runs one pass and notes what it found.
@@ -314,10 +329,11 @@ impl Reconciler {
         let next = self.state.after(&found, now_ms());
         let news = next != self.state;
         if news {
-            let written = next.write(&self.store);
+            let told = self.audit.tell(&self.who, &[passes::ended(&passed, now_ms())]);
+            let written = told.map_err(PassError::from).and_then(|()| Ok(next.write(&self.store)?));
             match (&passed, written) {
                 (_, Ok(())) => self.state = next,
-                (Ok(_), Err(error)) => return Err(error.into()),
+                (Ok(_), Err(error)) => return Err(error),
                 (Err(_), Err(error)) => tracing::error!(%error, "the state cannot be written"),
             }
         }
@@ -328,7 +344,9 @@ impl Reconciler {
         let begun = Instant::now();
         let mut since = begun;
         let before = self.store.writes();
+        self.who = Who::default();
         let commit = self.mirror.fetch(self.options.fetch_deadline, cancelled)?;
+        self.who = self.who(commit)?;
         let mut report = PassReport::new(&self.source, commit.to_string());
         report.timings.fetch_ms = lap(&mut since);
         let _span = tracing::info_span!("pass", %commit).entered();
@@ -379,6 +397,7 @@ impl Reconciler {
         let failed = stepped.failed.take();
         report.actions = seals;
         report.add(stepped);
+        self.audit.tell(&taken.who, &passes::links(&links, now_ms()))?;
         apply::apply(&self.store, &links, materials, &taken.commit)?;
         report.actions.extend(links);
         report.timings.apply_ms = lap(since);
@@ -477,6 +496,12 @@ impl Reconciler {
         Ok(())
     }
 
+    /// On whose account a commit is brought in.
+    fn who(&self, commit: Oid) -> Result<Who, PassError> {
+        let author = commit_tree::author(&self.mirror.repository()?, commit);
+        Ok(Who { commit: Some(commit.to_string()), author, ..Who::default() })
+    }
+
     /// Reads and checks a commit.
     fn judge(&mut self, commit: Oid, cancelled: &AtomicBool) -> Result<Checked, PassError> {
         let tree = match self.read(commit, cancelled) {
@@ -501,7 +526,8 @@ impl Reconciler {
             let (desired, materials) = desired_and_materials(&result);
             let policy = configuration.rollout.clone();
             let checks = Arc::new(check_list(&result.desired));
-            let taken = Taken { commit: commit.to_string(), desired, policy };
+            let who = self.who(commit)?;
+            let taken = Taken { commit: commit.to_string(), who, desired, policy };
             Verdict::Taken(Arc::new(Accepted { taken, materials, checks }))
         } else {
             let error = |found: &&Diagnostic| found.severity == Severity::Error;

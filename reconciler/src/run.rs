@@ -10,6 +10,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use strata_core::audit::Who;
+use strata_core::event::{Event, EventRecord};
 use strata_core::plan::Action;
 use strata_store::Store;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -17,6 +19,7 @@ use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio::task::JoinError;
 use tokio::time::Instant;
 
+use crate::audit::{self, AuditLog};
 use crate::drift::DriftRound;
 use crate::pass::{PassError, PassReport, Policy, Reconciler};
 use crate::verify::Verifier;
@@ -103,10 +106,11 @@ async fn main_loop(
 ) -> Result<(), RunError> {
     let mut signals = Signals::new()?;
     let (rollouts, receiver) = channel(ROLLOUTS);
+    let audit_log = reconciler.audit().clone();
     let verifier = Verifier::new(reconciler.store().clone());
-    let mut verification = tokio::spawn(verify(verifier, receiver));
+    let mut verification = tokio::spawn(verify(verifier, receiver, audit_log.clone()));
     let drift = reconciler.programs().map(|programs| {
-        tokio::spawn(drift_round(reconciler.store().clone(), programs.vlfs.clone()))
+        tokio::spawn(drift_round(reconciler.store().clone(), programs.vlfs.clone(), audit_log))
     });
     // Ends with the loop, not before.
     let _drift = drift.map(AbortOnDrop);
@@ -244,6 +248,7 @@ fn retry(error: PassError, failures: &mut u32) -> Result<Duration, RunError> {
 async fn verify(
     mut verifier: Verifier,
     mut rollouts: Receiver<Vec<Action>>,
+    audit: Arc<AuditLog>,
 ) -> Result<(), RunError> {
     let mut next_tick = Instant::now();
     loop {
@@ -251,9 +256,11 @@ async fn verify(
             moved = rollouts.recv() => moved,
             () = tokio::time::sleep_until(next_tick) => None,
         };
+        let audit = audit.clone();
         let step = tokio::task::spawn_blocking(move || {
             let followed = moved.map_or(Ok(()), |actions| verifier.follow(&actions));
             let events = followed.and_then(|()| verifier.tick());
+            tell(&audit, events.iter().flatten().map(audit::found));
             (verifier, events)
         });
         let (returned, events) = step.await?;
@@ -263,6 +270,16 @@ async fn verify(
             Err(error) => tracing::warn!(%error, "the VAs cannot be verified"),
         }
         next_tick = Instant::now() + verifier.pause();
+    }
+}
+
+/// Writes what was found to the audit log. What was only looked at is no worse for a
+/// log that cannot be written; that is told.
+fn tell(audit: &AuditLog, events: impl Iterator<Item = Event>) {
+    let at_ms = crate::state::milliseconds(std::time::SystemTime::now());
+    let events: Vec<_> = events.map(|event| EventRecord::new(at_ms, event)).collect();
+    if let Err(error) = audit.tell(&Who::default(), &events) {
+        tracing::error!(%error, "what was found is not in the audit log");
     }
 }
 
@@ -276,12 +293,14 @@ impl Drop for AbortOnDrop {
 }
 
 /// Looks at one private layer after the other, for ever, slowly.
-async fn drift_round(store: Arc<Store>, vlfs: std::path::PathBuf) {
+async fn drift_round(store: Arc<Store>, vlfs: std::path::PathBuf, audit: Arc<AuditLog>) {
     let mut round = DriftRound::new(store, vlfs);
     loop {
         tokio::time::sleep(DRIFT_PAUSE).await;
+        let audit = audit.clone();
         let step = tokio::task::spawn_blocking(move || {
             let events = round.step();
+            tell(&audit, events.iter().map(|record| record.event.clone()));
             (round, events)
         });
         let Ok((returned, events)) = step.await else { return };

@@ -51,6 +51,17 @@ pub enum RefusalReason {
     Unreadable,
 }
 
+impl std::fmt::Display for RefusalReason {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            RefusalReason::Invalid => "invalid",
+            RefusalReason::Empty => "empty",
+            RefusalReason::Rewritten => "rewritten",
+            RefusalReason::Unreadable => "unreadable",
+        })
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Refusal {
     pub commit: String,
@@ -106,12 +117,21 @@ pub struct Condition {
     pub status: bool,
     pub reason: String,
     pub message: String,
+    /// The commit that the branch was last seen on.
+    pub observed_commit: Option<String>,
 }
 
 /// Milliseconds since 1970.
 pub fn milliseconds(time: SystemTime) -> u64 {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Milliseconds since 1970 as a time in UTC, to the second.
+pub fn time_text(at_ms: u64) -> String {
+    let at = i64::try_from(at_ms).ok().and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
+    let at = at.map(|at| at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string());
+    at.unwrap_or_else(|| "-".to_owned())
 }
 
 impl ReconcileState {
@@ -184,11 +204,14 @@ impl ReconcileState {
 
     /// The conditions Ready, Reconciling and Stalled.
     pub fn conditions(&self) -> [Condition; 3] {
+        let refused = self.refused.as_ref().map(|refusal| &refusal.commit);
+        let observed = refused.or(self.applied.as_ref().map(|applied| &applied.commit));
         let condition = |kind, status, reason: &str, message: &str| Condition {
             kind,
             status,
             reason: reason.to_owned(),
             message: message.to_owned(),
+            observed_commit: observed.cloned(),
         };
         let (failing, refused) = (self.failing.as_ref(), self.refused.as_ref());
         let ready = match (failing, refused, &self.applied) {

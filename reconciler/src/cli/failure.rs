@@ -27,6 +27,10 @@ impl Failure {
         Failure { message: message.to_string(), hint: None }
     }
 
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());

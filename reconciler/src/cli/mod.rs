@@ -5,12 +5,19 @@
 //! [`main`] turns that into an exit status. A new command is a module here, a
 //! variant of [`Command`] and an arm of [`run`].
 
+mod audit;
+mod audited;
 mod check;
+mod diff;
+mod events;
 mod explain;
 mod failure;
+mod get;
+mod history;
 mod init;
 mod inventory;
 mod layer;
+mod man;
 mod output;
 mod plan;
 mod progress;
@@ -24,11 +31,12 @@ mod store;
 mod template;
 mod update;
 mod va;
+mod view;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
 
-use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use clap_complete::Shell;
 
 pub use failure::{Failure, Outcome};
@@ -48,11 +56,17 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Audit(audit::AuditArgs),
     Check(check::CheckArgs),
     Completions(CompletionsArgs),
+    Diff(diff::DiffArgs),
+    Events(events::EventsArgs),
+    Get(get::GetArgs),
+    History(history::HistoryArgs),
     Init(init::InitArgs),
     Inventory(inventory::InventoryArgs),
     Layer(layer::LayerArgs),
+    Man(man::ManArgs),
     Plan(plan::PlanArgs),
     Reconcile(reconcile::ReconcileArgs),
     Repo(repo::RepoArgs),
@@ -93,7 +107,8 @@ impl StoreArgs {
 /// Parses the arguments, runs the command and gives its exit status: 0 done
 /// or no difference, 1 a difference or a failed check, 2 an error.
 pub fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let matches = Cli::command().get_matches();
+    let cli = match Cli::from_arg_matches(&matches) {
         Ok(cli) => cli,
         Err(error) => error.exit(),
     };
@@ -105,7 +120,7 @@ pub fn main() -> ExitCode {
         failure.print();
         return ExitCode::from(2);
     }
-    match run(cli.command) {
+    match run_told(&matches, cli.command) {
         Ok(Outcome::Done) => ExitCode::SUCCESS,
         Ok(Outcome::Difference) => ExitCode::from(1),
         Err(failure) => {
@@ -115,8 +130,22 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// Runs the command, and tells the audit log where it changes something.
+fn run_told(matches: &clap::ArgMatches, command: Command) -> Result<Outcome, Failure> {
+    let begun = audited::begin(matches)?;
+    let result = run(command);
+    if let Some(begun) = begun
+        && let Err(failure) = begun.end(&result)
+    {
+        // What was done is done; that it began is in the log.
+        failure.print();
+    }
+    result
+}
+
 fn run(command: Command) -> Result<Outcome, Failure> {
     match command {
+        Command::Audit(args) => audit::run(&args),
         Command::Check(args) => check::run(&args),
         Command::Status(args) => status::run(&args),
         Command::Reconcile(args) => reconcile::run(&args),
@@ -126,9 +155,14 @@ fn run(command: Command) -> Result<Outcome, Failure> {
             print_bytes(&script)?;
             Ok(Outcome::Done)
         }
+        Command::Diff(args) => diff::run(&args),
+        Command::Events(args) => events::run(&args),
+        Command::Get(args) => get::run(&args),
+        Command::History(args) => history::run(&args),
         Command::Init(args) => init::run(&args),
         Command::Inventory(args) => inventory::run(&args),
         Command::Layer(args) => layer::run(args),
+        Command::Man(args) => man::run(&args),
         Command::Plan(args) => plan::run(&args),
         Command::Repo(args) => repo::run(&args),
         Command::Resolve(args) => resolve::run(&args),

@@ -38,12 +38,19 @@ pub fn print_json(value: &impl Serialize) -> Result<(), Failure> {
 /// # Errors
 /// See [`print_json`].
 pub fn print_bytes(text: &[u8]) -> Result<(), Failure> {
+    print_live(text).map(|_read| ())
+}
+
+/// As [`print_bytes`]. False where the reader has gone away.
+///
+/// # Errors
+/// See [`print_json`].
+pub fn print_live(text: &[u8]) -> Result<bool, Failure> {
     let mut stdout = io::stdout().lock();
     match stdout.write_all(text).and_then(|()| stdout.flush()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            Err(Failure::new(format!("write to stdout: {error}")))
-        }
-        Ok(()) | Err(_) => Ok(()),
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(Failure::new(format!("write to stdout: {error}"))),
     }
 }
 

@@ -8,8 +8,10 @@ use serde::Serialize;
 use strata_core::rollout::policy::DEFAULT_SILENT_DAYS;
 use strata_core::status::{Age, Summary, SyncState, VaConditionReason, VaStatus};
 use strata_core::{CompositionName, GenerationId, MacAddr, RingName, VaName};
+use strata_store::Store;
 
-use super::{Failure, Outcome, OutputArgs, OutputFormat, StoreArgs, print_bytes, print_json};
+use super::view::{FormatArgs, Table, View, WatchArgs};
+use super::{Failure, Outcome, StoreArgs};
 use crate::fleet::{self, FleetError};
 use crate::rollout::RolloutFile;
 use crate::rollout::conditions::{self, Unfinished};
@@ -25,6 +27,7 @@ const ROWS: usize = 200;
 #[command(after_help = "Examples:
   strata status --store /srv/strata
   strata status --template web-server --output json | jq .summary
+  strata status --watch
 
 Everything is read from the store; no daemon is asked.
 Exit status: 0 all VAs are in sync and no script of theirs failed, 1 otherwise, 2 an error.")]
@@ -42,7 +45,9 @@ pub struct StatusArgs {
     #[arg(long, value_name = "NUMBER")]
     limit: Option<usize>,
     #[command(flatten)]
-    output: OutputArgs,
+    watch: WatchArgs,
+    #[command(flatten)]
+    format: FormatArgs,
 }
 
 /// Specified in `docs/formats.md`, "Status".
@@ -82,22 +87,26 @@ fn silent(vas: &[VaStatus], days: u32) -> Vec<SilentVa> {
 /// The store cannot be read.
 pub fn run(args: &StatusArgs) -> Result<Outcome, Failure> {
     let store = args.store.open()?;
-    let reconciler = ReconcileState::read(&store)?;
-    let fleet::Fleet { mut vas, damage } = fleet::fleet(&store)?;
+    args.format.show(&args.watch, || look(args, &store))
+}
+
+fn look(args: &StatusArgs, store: &Store) -> Result<(Report, Outcome), Failure> {
+    let reconciler = ReconcileState::read(store)?;
+    let fleet::Fleet { mut vas, damage } = fleet::fleet(store)?;
     vas.retain(|va| {
         args.template.as_ref().is_none_or(|template| va.composition == *template)
             && args.ring.as_ref().is_none_or(|ring| va.ring.as_ref() == Some(ring))
     });
     let summary = Summary::of(&vas);
     let calm = vas.iter().all(|va| va.conditions.is_empty());
-    let file = RolloutFile::read(&store)?;
+    let file = RolloutFile::read(store)?;
     let days = file.silent_days.unwrap_or(DEFAULT_SILENT_DAYS);
     let rollouts = conditions::unfinished(&file);
     let silent = silent(&vas, days);
-    let limit = match (args.limit, args.output.output) {
-        (Some(0), _) | (None, OutputFormat::Json) => usize::MAX,
+    let limit = match (args.limit, args.format.is_data()) {
+        (Some(0), _) | (None, true) => usize::MAX,
         (Some(limit), _) => limit,
-        (None, OutputFormat::Text) => ROWS,
+        (None, false) => ROWS,
     };
     let omitted = vas.len().saturating_sub(limit);
     if omitted > 0 {
@@ -118,15 +127,21 @@ pub fn run(args: &StatusArgs) -> Result<Outcome, Failure> {
         vas,
         omitted,
     };
-    match args.output.output {
-        OutputFormat::Json => print_json(&report)?,
-        OutputFormat::Text => print_bytes(text(&report).as_bytes())?,
-    }
     let good = report.summary.all_in_sync() && report.damage.is_empty() && calm;
-    Ok(if good { Outcome::Done } else { Outcome::Difference })
+    Ok((report, if good { Outcome::Done } else { Outcome::Difference }))
 }
 
-fn text(report: &Report) -> String {
+impl View for Report {
+    fn table(&self) -> Table {
+        table(&self.vas)
+    }
+
+    fn page(&self, wide: bool) -> String {
+        text(self, wide)
+    }
+}
+
+fn text(report: &Report, wide: bool) -> String {
     let mut text = reconciler_text(report.reconciler.as_ref());
     for damage in &report.damage {
         let _infallible = writeln!(text, "damaged  {damage}");
@@ -147,7 +162,7 @@ fn text(report: &Report) -> String {
     let _infallible = writeln!(text, "{}", summary_text(&report.summary));
     if !report.vas.is_empty() {
         text.push('\n');
-        text.push_str(&table(&report.vas));
+        text.push_str(&table(&report.vas).text(wide));
     }
     if report.omitted > 0 {
         let _infallible = writeln!(text, "and {} more (--limit 0 shows all)", report.omitted);
@@ -201,14 +216,14 @@ fn summary_text(summary: &Summary) -> String {
     }
 }
 
-fn table(vas: &[VaStatus]) -> String {
+fn table(vas: &[VaStatus]) -> Table {
     let short = |id: Option<GenerationId>| id.map_or_else(|| "-".to_owned(), |id| id.short());
-    let mut rows = vec![
-        ["NAME", "MAC", "TEMPLATE", "RING", "RUNS", "STATE", "DESIRED", "ACTIVE", "WHY"]
-            .map(str::to_owned),
-    ];
-    rows.extend(vas.iter().map(|va| {
-        [
+    let mut table = Table::new(
+        &["NAME", "MAC", "TEMPLATE", "RING", "RUNS", "STATE", "DESIRED", "ACTIVE", "WHY"],
+        &["REPORTED"],
+    );
+    for va in vas {
+        table.sparse_row([
             va.name.as_ref().map_or_else(|| "-".to_owned(), ToString::to_string),
             va.mac.to_string(),
             va.composition.to_string(),
@@ -218,17 +233,10 @@ fn table(vas: &[VaStatus]) -> String {
             short(va.desired),
             short(va.active),
             why(va),
-        ]
-    }));
-    let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or(0);
-    let widths: Vec<_> = (0..9).map(width).collect();
-    let mut text = String::new();
-    for row in &rows {
-        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}"));
-        text.push_str(cells.collect::<Vec<_>>().join("  ").trim_end());
-        text.push('\n');
+            va.report_age_ms.map_or_else(|| "-".to_owned(), |age| format!("{} ago", Age(age))),
+        ]);
     }
-    text
+    table
 }
 
 /// Why a VA is in its state, and what an operator must look at besides.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use strata_core::audit::Who;
 use strata_core::event::{Event, EventRecord};
 use strata_core::plan::{Action, Desired};
 use strata_core::rollout::policy::{RolloutPolicy, base_ring, staged_ring};
@@ -20,6 +21,7 @@ use super::pins;
 use super::prune;
 use super::request::{self, Ask, Request};
 use super::watcher::{Checks, RingKey, Wanted, Watcher};
+use crate::audit::{AuditError, AuditLog};
 
 /// While a ring is waited for, its VAs are looked at this often.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
@@ -34,12 +36,16 @@ pub enum RolloutError {
     Move(#[from] MoveError),
     #[error(transparent)]
     Machine(#[from] MachineError),
+    #[error(transparent)]
+    Audit(#[from] AuditError),
 }
 
 /// What a commit that was accepted wants of rollouts.
 #[derive(Debug)]
 pub struct Taken {
     pub commit: String,
+    /// On whose account all that follows from it happens.
+    pub who: Who,
     pub desired: Desired,
     pub policy: RolloutPolicy,
 }
@@ -63,6 +69,7 @@ pub struct Rollouts {
     store: Arc<Store>,
     file: RolloutFile,
     watcher: Watcher,
+    audit: Arc<AuditLog>,
 }
 
 impl Rollouts {
@@ -70,10 +77,10 @@ impl Rollouts {
     ///
     /// # Errors
     /// The state is damaged.
-    pub fn open(store: Arc<Store>) -> Result<Self, RolloutError> {
+    pub fn open(store: Arc<Store>, audit: Arc<AuditLog>) -> Result<Self, RolloutError> {
         let file = RolloutFile::read(&store)?;
         let watcher = Watcher::new(store.clone());
-        Ok(Rollouts { store, file, watcher })
+        Ok(Rollouts { store, file, watcher, audit })
     }
 
     /// Takes the next step of every rollout: orders, then what the links and the
@@ -127,6 +134,9 @@ impl Rollouts {
         let limit = taken.policy.prune;
         let removals =
             prune::decide(&self.store, &mut file, &taken.desired, &rings, limit, &mut events)?;
+        stepped.events.extend(records(&mut events, now_ms));
+        // What is decided is told before it is done: a crash may tell it twice.
+        self.audit.tell(&taken.who, &stepped.events)?;
         self.keep(file)?;
         for name in &requests {
             request::remove(&self.store, name)?;
@@ -135,7 +145,9 @@ impl Rollouts {
         prune::take(&self.store, removals, &mut events)?;
         let unpin_at_ms = pins::look_after(&self.store, now_ms, &mut events)?;
         stepped.wake_at_ms = stepped.wake_at_ms.into_iter().chain(unpin_at_ms).min();
-        stepped.events.extend(events.into_iter().map(|event| EventRecord::new(now_ms, event)));
+        let done = records(&mut events, now_ms);
+        self.audit.tell(&taken.who, &done)?;
+        stepped.events.extend(done);
         self.want(taken)?;
         if !self.watcher.is_idle() {
             let soon = now_ms.saturating_add(LOOK_AGAIN.as_millis() as u64);
@@ -252,6 +264,10 @@ impl Rollouts {
     }
 }
 
+fn records(events: &mut Vec<Event>, now_ms: u64) -> Vec<EventRecord> {
+    events.drain(..).map(|event| EventRecord::new(now_ms, event)).collect()
+}
+
 fn carry_out(request: &Request, file: &mut RolloutFile, now_ms: u64, stepped: &mut Stepped) {
     let Request { by, reason, .. } = request;
     let why = if reason.is_empty() { format!("by {by}") } else { format!("{reason} (by {by})") };
@@ -265,8 +281,8 @@ fn carry_out(request: &Request, file: &mut RolloutFile, now_ms: u64, stepped: &m
                 match apply_command(name, state, &command, now_ms) {
                     Ok((next, events)) => {
                         *state = next;
-                        let records = events.into_iter();
-                        stepped.events.extend(records.map(|e| EventRecord::new(now_ms, e)));
+                        let record = |event| EventRecord::new(now_ms, event).by(by);
+                        stepped.events.extend(events.into_iter().map(record));
                     }
                     Err(error) if composition.is_some() => {
                         tracing::warn!(%error, by, "an order was refused");

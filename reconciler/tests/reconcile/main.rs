@@ -1,5 +1,6 @@
 //! The reconciler on a real store and real git repositories.
 
+mod audit;
 mod cli;
 mod daemon;
 mod passes;
@@ -11,3 +12,4 @@ mod sequences;
 mod support;
 mod update;
 mod verification;
+mod views;

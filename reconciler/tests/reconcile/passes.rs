@@ -174,7 +174,7 @@ fn an_interrupted_pass_is_finished_by_the_next() {
         if done {
             break;
         }
-        steps += 7;
+        steps += 5;
     }
     assert!(ends.len() > 3, "the stops were spread: {ends:?}");
 }

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::digest::GenerationId;
 use crate::names::{CompositionName, MacAddr, RingName, VaName};
 use crate::rollout::health::UnhealthyVa;
+use crate::status::SyncState;
 
 /// The version of the JSON form.
 pub const VERSION: u32 = 1;
@@ -31,13 +32,23 @@ pub struct EventRecord {
     pub version: u32,
     /// Milliseconds since 1970.
     pub at_ms: u64,
+    /// The operator whose order it comes from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by: Option<String>,
     #[serde(flatten)]
     pub event: Event,
 }
 
 impl EventRecord {
     pub fn new(at_ms: u64, event: Event) -> Self {
-        EventRecord { version: VERSION, at_ms, event }
+        EventRecord { version: VERSION, at_ms, by: None, event }
+    }
+
+    /// The event, as ordered by an operator.
+    #[must_use]
+    pub fn by(mut self, operator: &str) -> Self {
+        self.by = Some(operator.to_owned());
+        self
     }
 }
 
@@ -146,6 +157,100 @@ pub enum Event {
         composition: CompositionName,
         ring: RingName,
     },
+    /// The link of a declared VA is made or moved.
+    VaLinked {
+        name: VaName,
+        mac: MacAddr,
+        /// Where it led, as text.
+        from: Option<String>,
+        to: String,
+    },
+    /// A pass made the store say what a commit says, as far as rollouts are.
+    CommitApplied {
+        commit: String,
+        took_ms: u64,
+    },
+    CommitRefused {
+        commit: String,
+        reason: String,
+        message: String,
+        /// The first problems, with file and line.
+        problems: Vec<String>,
+        took_ms: u64,
+    },
+    /// The source or the store cannot be used; it is tried again.
+    PassFailed {
+        message: String,
+    },
+    /// All VAs of a ring that was moved say that they serve its generation.
+    RingVerified {
+        composition: CompositionName,
+        ring: RingName,
+        generation: GenerationId,
+        vas: u64,
+        /// Since its link was moved.
+        took_ms: u64,
+    },
+    /// VAs of a ring that was moved do not serve its generation although they had the
+    /// time.
+    RingUnverified {
+        composition: CompositionName,
+        ring: RingName,
+        generation: GenerationId,
+        waiting: u64,
+        /// Of those, VAs that are suspended or stopped.
+        idle: u64,
+        of: u64,
+        first: Vec<MacAddr>,
+    },
+    /// A VA was found drifted or failed.
+    VaTroubled {
+        mac: MacAddr,
+        name: Option<VaName>,
+        composition: CompositionName,
+        state: SyncState,
+        reason: Option<String>,
+        desired: Option<GenerationId>,
+        active: Option<GenerationId>,
+    },
+    /// It serves what it should again.
+    VaRecovered {
+        mac: MacAddr,
+        name: Option<VaName>,
+        composition: CompositionName,
+        active: Option<GenerationId>,
+    },
+    /// A VA was not seen for long.
+    VaSilent {
+        mac: MacAddr,
+        days: u64,
+    },
+    /// An operator's command is about to change something.
+    CommandBegun {
+        command: String,
+    },
+    CommandEnded {
+        command: String,
+        /// Its exit status: 0 done, 1 a difference, 2 an error.
+        status: u8,
+        /// Why, of one that failed.
+        message: Option<String>,
+        took_ms: u64,
+    },
+    /// The reconciler began or ended, or took another configuration.
+    Reconciler {
+        change: ReconcilerChange,
+        source: String,
+    },
+}
+
+/// What happened to the reconciler itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ReconcilerChange {
+    Started,
+    Ended,
+    Reloaded,
 }
 
 impl Event {
@@ -170,17 +275,35 @@ impl Event {
             Event::RemovalsWait { .. } => "removals-wait",
             Event::VaRemoved { .. } => "va-removed",
             Event::RingRemoved { .. } => "ring-removed",
+            Event::VaLinked { .. } => "va-linked",
+            Event::CommitApplied { .. } => "commit-applied",
+            Event::CommitRefused { .. } => "commit-refused",
+            Event::PassFailed { .. } => "pass-failed",
+            Event::RingVerified { .. } => "ring-verified",
+            Event::RingUnverified { .. } => "ring-unverified",
+            Event::VaTroubled { .. } => "va-troubled",
+            Event::VaRecovered { .. } => "va-recovered",
+            Event::VaSilent { .. } => "va-silent",
+            Event::CommandBegun { .. } => "command-begun",
+            Event::CommandEnded { .. } => "command-ended",
+            Event::Reconciler { .. } => "reconciler",
         }
     }
 
     pub fn importance(&self) -> Importance {
         match self {
-            Event::RolloutHalted { .. } | Event::RolledBack { .. } | Event::RemovalsWait { .. } => {
-                Importance::Error
-            }
+            Event::RolloutHalted { .. }
+            | Event::RolledBack { .. }
+            | Event::RemovalsWait { .. }
+            | Event::CommitRefused { .. } => Importance::Error,
             Event::LinkDrifted { .. }
             | Event::PrivateDrift { .. }
-            | Event::WindowOverridden { .. } => Importance::Warning,
+            | Event::WindowOverridden { .. }
+            | Event::PassFailed { .. }
+            | Event::RingUnverified { .. }
+            | Event::VaTroubled { .. }
+            | Event::VaSilent { .. } => Importance::Warning,
+            Event::CommandEnded { status: 2.., .. } => Importance::Warning,
             Event::RolloutStarted { .. }
             | Event::RingMoved { .. }
             | Event::BatchMoved { .. }
@@ -192,7 +315,85 @@ impl Event {
             | Event::VaPinned { .. }
             | Event::VaUnpinned { .. }
             | Event::VaRemoved { .. }
-            | Event::RingRemoved { .. } => Importance::Info,
+            | Event::RingRemoved { .. }
+            | Event::VaLinked { .. }
+            | Event::CommitApplied { .. }
+            | Event::RingVerified { .. }
+            | Event::VaRecovered { .. }
+            | Event::CommandBegun { .. }
+            | Event::CommandEnded { .. }
+            | Event::Reconciler { .. } => Importance::Info,
+        }
+    }
+
+    /// The template it is about.
+    pub fn composition(&self) -> Option<&CompositionName> {
+        match self {
+            Event::RolloutStarted { composition, .. }
+            | Event::RingMoved { composition, .. }
+            | Event::BatchMoved { composition, .. }
+            | Event::RingPassed { composition, .. }
+            | Event::RolloutDone { composition, .. }
+            | Event::RolloutHalted { composition, .. }
+            | Event::RolledBack { composition, .. }
+            | Event::Paused { composition, .. }
+            | Event::Resumed { composition, .. }
+            | Event::Promoted { composition, .. }
+            | Event::WindowOverridden { composition, .. }
+            | Event::LinkDrifted { composition, .. }
+            | Event::RingRemoved { composition, .. }
+            | Event::RingVerified { composition, .. }
+            | Event::RingUnverified { composition, .. }
+            | Event::VaTroubled { composition, .. }
+            | Event::VaRecovered { composition, .. } => Some(composition),
+            Event::PrivateDrift { .. }
+            | Event::VaPinned { .. }
+            | Event::VaUnpinned { .. }
+            | Event::RemovalsWait { .. }
+            | Event::VaRemoved { .. }
+            | Event::VaLinked { .. }
+            | Event::CommitApplied { .. }
+            | Event::CommitRefused { .. }
+            | Event::PassFailed { .. }
+            | Event::VaSilent { .. }
+            | Event::CommandBegun { .. }
+            | Event::CommandEnded { .. }
+            | Event::Reconciler { .. } => None,
+        }
+    }
+
+    /// The ring it is about.
+    pub fn ring(&self) -> Option<&RingName> {
+        match self {
+            Event::RingMoved { ring, .. }
+            | Event::BatchMoved { ring, .. }
+            | Event::RingPassed { ring, .. }
+            | Event::RolloutHalted { ring, .. }
+            | Event::LinkDrifted { ring, .. }
+            | Event::RingRemoved { ring, .. }
+            | Event::RingVerified { ring, .. }
+            | Event::RingUnverified { ring, .. } => Some(ring),
+            _ => None,
+        }
+    }
+
+    /// Whether it is about this VA itself, not about its ring as a whole.
+    pub fn names_va(&self, wanted: MacAddr) -> bool {
+        match self {
+            Event::BatchMoved { vas, .. } => vas.contains(&wanted),
+            Event::RolloutHalted { unhealthy, .. } | Event::RolledBack { unhealthy, .. } => {
+                unhealthy.iter().any(|va| va.mac == wanted)
+            }
+            Event::RingUnverified { first, .. } => first.contains(&wanted),
+            Event::PrivateDrift { mac, .. }
+            | Event::VaPinned { mac, .. }
+            | Event::VaUnpinned { mac, .. }
+            | Event::VaRemoved { mac, .. }
+            | Event::VaLinked { mac, .. }
+            | Event::VaTroubled { mac, .. }
+            | Event::VaRecovered { mac, .. }
+            | Event::VaSilent { mac, .. } => *mac == wanted,
+            _ => false,
         }
     }
 }
@@ -262,8 +463,54 @@ impl fmt::Display for Event {
             Event::RingRemoved { composition, ring } => {
                 write!(f, "{composition}: the link of {ring} is gone, as git no longer has it")
             }
+            Event::VaLinked { name, to, .. } => write!(f, "{name} follows {to}"),
+            Event::CommitApplied { commit, took_ms } => {
+                write!(f, "{} applied in {took_ms} ms", short(commit))
+            }
+            Event::CommitRefused { commit, message, .. } => {
+                write!(f, "{} refused: {message}", short(commit))
+            }
+            Event::PassFailed { message } => write!(f, "a pass failed: {message}"),
+            Event::RingVerified { composition, ring, generation, vas, took_ms } => write!(
+                f,
+                "{composition}: all {vas} VAs of {ring} serve {} after {took_ms} ms",
+                generation.short()
+            ),
+            Event::RingUnverified { composition, ring, generation, waiting, idle, of, .. } => {
+                write!(
+                    f,
+                    "{composition}: {waiting} of {of} VAs of {ring} do not serve {} yet",
+                    generation.short()
+                )?;
+                if *idle > 0 { write!(f, ", {idle} of them do not run") } else { Ok(()) }
+            }
+            Event::VaTroubled { mac, name, state, reason, .. } => {
+                let reason = reason.as_deref().unwrap_or("no reason is known");
+                write!(f, "{} is {state}: {reason}", va(name.as_ref(), *mac))
+            }
+            Event::VaRecovered { mac, name, .. } => {
+                write!(f, "{} is in sync again", va(name.as_ref(), *mac))
+            }
+            Event::VaSilent { mac, days } => write!(f, "{mac} was not seen for {days} days"),
+            Event::CommandBegun { command } => write!(f, "runs: {command}"),
+            Event::CommandEnded { command, status, message, took_ms } => {
+                write!(f, "ran in {took_ms} ms, exit status {status}: {command}")?;
+                message.as_ref().map_or(Ok(()), |message| write!(f, ": {message}"))
+            }
+            Event::Reconciler { change, source } => match change {
+                ReconcilerChange::Started => write!(f, "the reconciler of {source} starts"),
+                ReconcilerChange::Ended => write!(f, "the reconciler of {source} ends"),
+                ReconcilerChange::Reloaded => {
+                    write!(f, "the reconciler of {source} took its new configuration")
+                }
+            },
         }
     }
+}
+
+/// A VA by name where it has one.
+fn va(name: Option<&VaName>, mac: MacAddr) -> String {
+    name.map_or_else(|| mac.to_string(), VaName::to_string)
 }
 
 /// The beginning of a commit's id.

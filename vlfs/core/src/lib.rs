@@ -8,6 +8,7 @@
 //! its section, enforces the size limits of [`limits`], reports positions as
 //! line and column, and never panics on any input (see `fuzz/`).
 
+pub mod audit;
 pub mod check;
 pub mod collect;
 pub mod composition;
@@ -26,6 +27,7 @@ pub mod event;
 pub mod filter;
 pub mod generation;
 pub mod health_checks;
+pub mod history;
 pub mod inventory;
 pub mod ldf;
 pub mod limits;

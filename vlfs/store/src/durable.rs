@@ -110,6 +110,39 @@ impl Disk {
         self.rename(temporary, path, RenameFlags::empty())
     }
 
+    /// Adds to the end of a file that has `length` bytes, and waits until that is on
+    /// disk. After a crash a part of `content` may stand there.
+    ///
+    /// # Errors
+    /// The file is not there or has another length, or a step failed: then it is cut
+    /// back to its length, where that can be done.
+    pub fn append(&self, path: &Path, length: u64, content: &[u8]) -> Result<(), StoreError> {
+        let flags = OFlags::WRONLY | OFlags::APPEND | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let file = rustix::fs::open(path, flags, Mode::empty()).at("open", path)?;
+        let mut file = File::from(file);
+        if file.metadata().at("stat", path)?.len() != length {
+            let error = io::Error::other("another process has written to it");
+            return Err(error).at("append to", path);
+        }
+        let (first, second) = content.split_at(content.len() / 2);
+        // Two steps, so that a test can stop in the middle.
+        let written = [first, second].into_iter().try_for_each(|part| {
+            self.step()?;
+            file.write_all(part)
+        });
+        let done = written.and_then(|()| {
+            self.step()?;
+            file.sync_data()
+        });
+        if done.is_err()
+            && self.fail_at.is_none()
+            && let Err(error) = file.set_len(length)
+        {
+            tracing::warn!(path = %path.display(), %error, "a part of a line stays");
+        }
+        done.at("append to", path)
+    }
+
     /// Puts a symbolic link in place, instead of what stands there.
     ///
     /// # Errors

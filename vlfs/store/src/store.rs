@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, Mode, OFlags};
 
@@ -14,7 +15,9 @@ const DIRECTORIES: [&str; 7] =
     ["repos", "generations", "rings", "va", "reports", "machines", "state"];
 
 /// Directories of files below `state/`.
-const STATE_DIRECTORIES: [&str; 3] = ["requests", "pins", "trust"];
+const STATE_DIRECTORIES: [&str; 5] = ["requests", "pins", "trust", "audit", "telling"];
+/// Between two looks at a lock that somebody else holds.
+const LOOK: Duration = Duration::from_millis(2);
 
 /// A store. Cheap to open; holds no lock and no cache.
 #[derive(Debug)]
@@ -163,6 +166,20 @@ impl Store {
     /// The lock cannot be opened.
     pub fn wait_lock(&self, name: &str) -> Result<StoreLock, StoreError> {
         lock(&self.state(&format!("{name}.lock")), FlockOperation::LockExclusive)
+    }
+
+    /// Takes the lock `name`. Waits at most `patience` for who holds it.
+    ///
+    /// # Errors
+    /// [`StoreError::Locked`] where it is still held.
+    pub fn lock_within(&self, name: &str, patience: Duration) -> Result<StoreLock, StoreError> {
+        let until = Instant::now() + patience;
+        loop {
+            match self.try_lock(name) {
+                Err(StoreError::Locked(_)) if Instant::now() < until => std::thread::sleep(LOOK),
+                other => return other,
+            }
+        }
     }
 
     /// Removes what crashed writers left behind. Returns how many names.

@@ -1,14 +1,18 @@
 //! `strata va pin` and `strata va unpin`.
 
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use clap::Args;
+use strata_core::audit::Who;
+use strata_core::event::Event;
 use strata_core::rollout::policy::Span;
 use strata_core::{GenerationId, VaName};
 use strata_machine::Machines;
 use strata_store::Store;
 
 use super::machine_failure;
+use crate::audit::AuditLog;
 use crate::cli::rollout::caller;
 use crate::cli::{Failure, Outcome, StoreArgs, print_bytes};
 use crate::rollout::pins::{self, PinError};
@@ -58,6 +62,8 @@ pub fn pin(args: &PinArgs) -> Result<Outcome, Failure> {
     let expires = args.expires.map(|span| now_ms.saturating_add(span.ms));
     let told = (args.reason.clone(), caller(), now_ms);
     let pin = pins::pin(&store, mac, generation, expires, told)?;
+    let (reason, expires_at_ms) = (args.reason.clone(), expires);
+    tell(store, Event::VaPinned { mac, generation, reason, expires_at_ms })?;
     let text = format!("{} pinned to {}\n", args.name, pin.generation.short());
     print_bytes(text.as_bytes())?;
     Ok(Outcome::Done)
@@ -67,8 +73,15 @@ pub fn unpin(args: &UnpinArgs) -> Result<Outcome, Failure> {
     let store = args.store.open()?;
     let mac = address(&store, &args.name)?;
     let pin = pins::unpin(&store, mac)?;
+    tell(store, Event::VaUnpinned { mac, expired: false })?;
     print_bytes(format!("{} follows {} again\n", args.name, pin.ring).as_bytes())?;
     Ok(Outcome::Done)
+}
+
+/// Says in the audit log what came of the command.
+fn tell(store: Store, event: Event) -> Result<(), Failure> {
+    let who = Who { operator: Some(caller()), ..Who::default() };
+    Ok(AuditLog::new(Arc::new(store)).note(&who, event)?)
 }
 
 fn address(store: &Store, name: &VaName) -> Result<strata_core::MacAddr, Failure> {

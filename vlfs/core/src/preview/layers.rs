@@ -51,7 +51,7 @@ fn by_layer(entries: &[LayerSetEntry]) -> BTreeMap<Key<'_>, &LayerSetEntry> {
 }
 
 /// The changes from one layer set to another, by layer.
-pub(super) fn changes(old: &[LayerSetEntry], new: &[LayerSetEntry]) -> Vec<LayerChange> {
+pub fn changes(old: &[LayerSetEntry], new: &[LayerSetEntry]) -> Vec<LayerChange> {
     let (before, after) = (by_layer(old), by_layer(new));
     let mut keys: Vec<_> = before.keys().chain(after.keys()).copied().collect();
     keys.sort_unstable();

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use serde::Serialize;
 
 pub use appliances::ApplianceChange;
-pub use layers::{Held, LayerChange, LayerChangeKind};
+pub use layers::{Held, LayerChange, LayerChangeKind, changes as layer_changes};
 pub use paths::{ConfigurationFile, FileChange, HandedPath, PathChanges, ShadowedPath};
 pub use units::{KnownUnits, UnitSource};
 

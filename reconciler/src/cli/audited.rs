@@ -1,0 +1,194 @@
+//! Operators' commands in the audit log: before they change anything, and how they ended.
+//!
+//! Every command is in one of two lists; a test makes sure that a new one is put into
+//! the right one. The reconciler tells what it does by itself.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use clap::ArgMatches;
+use strata_core::audit::Who;
+use strata_core::event::Event;
+use strata_store::Store;
+
+use super::rollout::caller;
+use super::{Failure, Outcome};
+use crate::audit::{AuditError, AuditLog};
+
+/// Commands that change a store.
+const CHANGES: [&str; 27] = [
+    "layer build",
+    "layer from-private",
+    "layer import",
+    "layer restore",
+    "layer seal",
+    "layer withdraw",
+    "repo cosign",
+    "repo index",
+    "repo key set",
+    "repo sign",
+    "rollout abort",
+    "rollout confirm",
+    "rollout pause",
+    "rollout promote",
+    "rollout resume",
+    "store dedup",
+    "store gc",
+    "template build",
+    "va destroy",
+    "va exec",
+    "va pin",
+    "va provision",
+    "va resume",
+    "va start",
+    "va stop",
+    "va suspend",
+    "va unpin",
+];
+/// Commands that change no store, or tell what they change by themselves.
+#[cfg(test)]
+const OTHERS: [&str; 30] = [
+    "audit list",
+    "audit verify",
+    "check",
+    "completions",
+    "diff",
+    "events",
+    "get",
+    "history",
+    "init",
+    "inventory export",
+    "layer infer",
+    "layer lint",
+    "layer list",
+    "layer show",
+    "layer users",
+    "man",
+    "plan",
+    "reconcile",
+    "repo key list",
+    "repo list",
+    "repo verify",
+    "resolve",
+    "rollout status",
+    "status",
+    "store stats",
+    "update",
+    "va drift",
+    "va explain",
+    "va list",
+    "va status",
+];
+
+/// Bytes of a command that are kept.
+const COMMAND_BYTES: usize = 4 << 10;
+
+/// A command that is in the log as begun.
+pub struct Begun {
+    log: AuditLog,
+    who: Who,
+    command: String,
+    at: Instant,
+}
+
+/// Notes a command that changes something, where it has a store.
+///
+/// # Errors
+/// The log cannot be written: then nothing is to be done.
+pub fn begin(matches: &ArgMatches) -> Result<Option<Begun>, Failure> {
+    let mut name = Vec::new();
+    let mut inner = matches;
+    while let Some((sub, below)) = inner.subcommand() {
+        name.push(sub);
+        inner = below;
+    }
+    if !CHANGES.contains(&name.join(" ").as_str()) {
+        return Ok(None);
+    }
+    let Ok(Some(store)) = inner.try_get_one::<PathBuf>("store") else { return Ok(None) };
+    // The command itself says what is wrong with it.
+    let Ok(store) = Store::open(store) else { return Ok(None) };
+    let log = AuditLog::new(Arc::new(store));
+    let who = Who { operator: Some(caller()), ..Who::default() };
+    let command = command_line(std::env::args_os().skip(1));
+    log.note(&who, Event::CommandBegun { command: command.clone() })?;
+    Ok(Some(Begun { log, who, command, at: Instant::now() }))
+}
+
+impl Begun {
+    /// Notes how it ended.
+    ///
+    /// # Errors
+    /// The log cannot be written.
+    pub fn end(self, result: &Result<Outcome, Failure>) -> Result<(), Failure> {
+        let (status, message) = match result {
+            Ok(Outcome::Done) => (0, None),
+            Ok(Outcome::Difference) => (1, None),
+            Err(failure) => (2, Some(failure.message().to_owned())),
+        };
+        let took_ms = u64::try_from(self.at.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let event = Event::CommandEnded { command: self.command, status, message, took_ms };
+        Ok(self.log.note(&self.who, event)?)
+    }
+}
+
+/// The arguments as text, without credentials in URLs.
+fn command_line(arguments: impl Iterator<Item = std::ffi::OsString>) -> String {
+    let words: Vec<_> =
+        arguments.map(|word| without_credentials(&word.to_string_lossy())).collect();
+    let text = words.join(" ");
+    text.chars().filter(|c| !c.is_control()).take(COMMAND_BYTES).collect()
+}
+
+fn without_credentials(word: &str) -> String {
+    let Some((scheme, rest)) = word.split_once("://") else { return word.to_owned() };
+    let host = rest.split('/').next().unwrap_or(rest);
+    match host.rsplit_once('@') {
+        Some((credentials, _)) => format!("{scheme}://{}", &rest[credentials.len() + 1..]),
+        None => word.to_owned(),
+    }
+}
+
+impl From<AuditError> for Failure {
+    fn from(error: AuditError) -> Self {
+        Failure::new(&error).hint(
+            "nothing is changed that cannot be told: make state/audit of the store writable, or free space",
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    /// The names of all commands that have none below them.
+    fn leaves(command: &clap::Command, above: &str, found: &mut Vec<String>) {
+        for below in command.get_subcommands().filter(|below| below.get_name() != "help") {
+            let name = format!("{above} {}", below.get_name()).trim().to_owned();
+            match below.get_subcommands().any(|below| below.get_name() != "help") {
+                true => leaves(below, &name, found),
+                false => found.push(name),
+            }
+        }
+    }
+
+    #[test]
+    fn every_command_is_told_or_known_to_change_nothing() {
+        let mut found = Vec::new();
+        leaves(&crate::cli::Cli::command(), "", &mut found);
+        found.sort();
+        let mut known: Vec<_> = CHANGES.iter().chain(&OTHERS).map(ToString::to_string).collect();
+        known.sort();
+        assert_eq!(found, known, "put a new command into one of the lists");
+    }
+
+    #[test]
+    fn no_credential_reaches_the_log() {
+        let words = ["layer", "import", "https://ann:secret@example.org/a@b", "a@b", "x\ny"];
+        let line = command_line(words.iter().map(Into::into));
+        assert_eq!(line, "layer import https://example.org/a@b a@b xy");
+    }
+}
