@@ -19,6 +19,7 @@ pub mod pass;
 pub mod private_view;
 pub mod probe;
 pub mod production;
+pub mod report_watch;
 pub mod repositories;
 pub mod revision;
 pub mod rollout;

@@ -6,10 +6,12 @@
 //! message, so that reading reports never delays a pass. SIGTERM and SIGINT let
 //! the step under way end; a fetch is killed.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use strata_core::MacAddr;
 use strata_core::audit::Who;
 use strata_core::event::{Event, EventRecord};
 use strata_core::plan::Action;
@@ -22,6 +24,7 @@ use tokio::time::Instant;
 use crate::audit::{self, AuditLog};
 use crate::drift::DriftRound;
 use crate::pass::{PassError, PassReport, Policy, Reconciler};
+use crate::report_watch::ReportWatch;
 use crate::verify::Verifier;
 use crate::watch::RefWatch;
 
@@ -36,6 +39,8 @@ const DRIFT_PAUSE: Duration = Duration::from_secs(20);
 const ASK_AGAIN: Duration = Duration::from_millis(500);
 /// The wait after a step of the rollouts that failed.
 const STEP_RETRY: Duration = Duration::from_secs(5);
+/// Reports that are written within this time are looked at together.
+const GATHER: Duration = Duration::from_millis(50);
 /// Rollouts that may wait for the verifier.
 const ROLLOUTS: usize = 64;
 
@@ -54,7 +59,7 @@ pub enum RunError {
 pub struct Schedule {
     /// The source is looked at this often at least.
     pub poll: Duration,
-    /// Whether file events of a local source are used.
+    /// Whether file events of a local source and of reports are used.
     pub events: bool,
 }
 
@@ -108,7 +113,8 @@ async fn main_loop(
     let (rollouts, receiver) = channel(ROLLOUTS);
     let audit_log = reconciler.audit().clone();
     let verifier = Verifier::new(reconciler.store().clone());
-    let mut verification = tokio::spawn(verify(verifier, receiver, audit_log.clone()));
+    let reports = watch_reports(&reconciler, schedule);
+    let mut verification = tokio::spawn(verify(verifier, receiver, reports, audit_log.clone()));
     let drift = reconciler.programs().map(|programs| {
         tokio::spawn(drift_round(reconciler.store().clone(), programs.vlfs.clone(), audit_log))
     });
@@ -244,22 +250,35 @@ fn retry(error: PassError, failures: &mut u32) -> Result<Duration, RunError> {
     Ok(wait)
 }
 
+/// What the verifier has to do.
+enum Look {
+    Follow(Vec<Action>),
+    Written(BTreeSet<MacAddr>),
+    Tick,
+}
+
 /// Follows rollouts for ever, one blocking step at a time.
 async fn verify(
     mut verifier: Verifier,
     mut rollouts: Receiver<Vec<Action>>,
+    reports: Option<ReportWatch>,
     audit: Arc<AuditLog>,
 ) -> Result<(), RunError> {
     let mut next_tick = Instant::now();
     loop {
-        let moved = tokio::select! {
-            moved = rollouts.recv() => moved,
-            () = tokio::time::sleep_until(next_tick) => None,
+        let look = tokio::select! {
+            moved = rollouts.recv() => moved.map_or(Look::Tick, Look::Follow),
+            written = written(&reports) => Look::Written(written),
+            () = tokio::time::sleep_until(next_tick) => Look::Tick,
         };
+        let ticks = !matches!(look, Look::Written(_));
         let audit = audit.clone();
         let step = tokio::task::spawn_blocking(move || {
-            let followed = moved.map_or(Ok(()), |actions| verifier.follow(&actions));
-            let events = followed.and_then(|()| verifier.tick());
+            let events = match look {
+                Look::Written(macs) => verifier.look(&macs),
+                Look::Follow(actions) => verifier.follow(&actions).and_then(|()| verifier.tick()),
+                Look::Tick => verifier.tick(),
+            };
             tell(&audit, events.iter().flatten().map(audit::found));
             (verifier, events)
         });
@@ -269,7 +288,9 @@ async fn verify(
             Ok(events) => events.iter().for_each(|event| event.log()),
             Err(error) => tracing::warn!(%error, "the VAs cannot be verified"),
         }
-        next_tick = Instant::now() + verifier.pause();
+        if ticks {
+            next_tick = Instant::now() + verifier.pause();
+        }
     }
 }
 
@@ -281,6 +302,14 @@ fn tell(audit: &AuditLog, events: impl Iterator<Item = Event>) {
     if let Err(error) = audit.tell(&Who::default(), &events) {
         tracing::error!(%error, "what was found is not in the audit log");
     }
+}
+
+/// Waits for reports to be written, and a moment for more.
+async fn written(reports: &Option<ReportWatch>) -> BTreeSet<MacAddr> {
+    let Some(reports) = reports else { return std::future::pending().await };
+    reports.hint().await;
+    tokio::time::sleep(GATHER).await;
+    reports.take()
 }
 
 /// A task that ends with its owner.
@@ -317,6 +346,20 @@ fn watch(reconciler: &Reconciler, schedule: Schedule) -> Option<RefWatch> {
         Ok(watch) => Some(watch),
         Err(error) => {
             tracing::warn!(%error, poll_s = schedule.poll.as_secs(), "no file events; polling only");
+            None
+        }
+    }
+}
+
+/// Starts to watch the reports. Without events their turn comes, which is enough.
+fn watch_reports(reconciler: &Reconciler, schedule: Schedule) -> Option<ReportWatch> {
+    if !schedule.events {
+        return None;
+    }
+    match ReportWatch::start(&reconciler.store().reports()) {
+        Ok(watch) => Some(watch),
+        Err(error) => {
+            tracing::warn!(%error, "no file events of reports; VAs are verified in turn");
             None
         }
     }

@@ -1,27 +1,30 @@
 //! Verification: do the VAs serve what their rings name?
 //!
 //! Moving a link proves nothing. After a rollout the VAs of each moved ring are
-//! looked at until their own reports say that they serve the new generation;
-//! besides, a slow round over the whole fleet finds VAs that drifted or failed
-//! since. Each tick reads a bounded number of reports, so that the cost is the
-//! same for ten VAs and for a hundred thousand. Nothing here writes.
+//! looked at until their own reports say that they serve the new generation: when a
+//! report is written ([`crate::report_watch`]), and in turn, as events can be
+//! lost. Besides, a slow round over the whole fleet finds VAs that drifted or failed
+//! since. Each tick reads a bounded share of the reports. Nothing here writes.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::ops::Bound;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use strata_core::links::VaTarget;
 use strata_core::plan::Action;
 use strata_core::rollout::policy::{DEFAULT_SILENT_DAYS, base_ring};
-use strata_core::status::{ObservedVa, RunState, SWAP_GRACE_MS, SyncState, VaStatus, va_status};
+use strata_core::status::{RunState, SWAP_GRACE_MS, SyncState, VaStatus, va_status};
 use strata_core::{CompositionName, GenerationId, MacAddr, RingName};
 use strata_store::{Store, StoreError};
 
 use crate::fleet::{self, MachineView, Observer};
 use crate::rollout::RolloutFile;
 
-/// Reports that one tick reads, for rollouts and for the round each.
+/// Reports that one tick reads, for each rollout and for the round.
 const REPORTS: usize = 2_000;
+/// Of a larger ring, a tick reads this share, so that so many ticks see all of it.
+const TICKS: usize = 10;
 /// VAs that are named in one event.
 const NAMED: usize = 10;
 /// The pause between two rounds over the whole fleet.
@@ -67,9 +70,51 @@ struct Rollout {
     generation: GenerationId,
     begun: Instant,
     vas: usize,
-    waiting: Vec<MacAddr>,
+    waiting: BTreeSet<MacAddr>,
+    /// Where the next tick goes on.
+    after: Option<MacAddr>,
     /// How many were waiting when that was last told.
     told: Option<usize>,
+}
+
+impl Rollout {
+    /// Those whose turn it is.
+    fn turn(&mut self) -> Vec<MacAddr> {
+        let count = REPORTS.max(self.waiting.len().div_ceil(TICKS)).min(self.waiting.len());
+        let from = self.after.map_or(Bound::Unbounded, Bound::Excluded);
+        let rest = self.waiting.range((from, Bound::Unbounded));
+        let turn: Vec<_> = rest.chain(&self.waiting).take(count).copied().collect();
+        self.after = turn.last().copied();
+        turn
+    }
+
+    /// Looks at some of those who are waiting; who arrived or left the ring waits
+    /// no longer.
+    fn look(
+        &mut self,
+        composition: &CompositionName,
+        ring: &RingName,
+        macs: &[MacAddr],
+        observer: &mut Observer<'_>,
+        store: &Store,
+    ) -> Result<(), StoreError> {
+        for mac in macs {
+            let target = va_target(store, *mac)?.filter(|target| {
+                matches!(target, VaTarget::Ring { composition: c, ring: r } if c == composition && r == ring)
+            });
+            let waits = match target {
+                None => false,
+                Some(target) => {
+                    let status = va_status(&observer.observe(*mac, target, None)?);
+                    status.active != Some(self.generation) || status.state != SyncState::InSync
+                }
+            };
+            if !waits {
+                self.waiting.remove(mac);
+            }
+        }
+        Ok(())
+    }
 }
 
 /// The round over the whole fleet.
@@ -113,10 +158,10 @@ impl Verifier {
         if moved.is_empty() {
             return Ok(());
         }
-        let mut members: BTreeMap<_, Vec<MacAddr>> = BTreeMap::new();
+        let mut members: BTreeMap<_, BTreeSet<MacAddr>> = BTreeMap::new();
         for (mac, target) in self.store.va_links()?.targets {
             if let VaTarget::Ring { composition, ring } = target {
-                members.entry((composition, base_ring(&ring).0)).or_default().push(mac);
+                members.entry((composition, base_ring(&ring).0)).or_default().insert(mac);
             }
         }
         let begun = Instant::now();
@@ -126,9 +171,10 @@ impl Verifier {
             let vas = waiting.len();
             match vas {
                 0 => self.rollouts.remove(&key),
-                _ => self
-                    .rollouts
-                    .insert(key, Rollout { generation, begun, vas, waiting, told: None }),
+                _ => self.rollouts.insert(
+                    key,
+                    Rollout { generation, begun, vas, waiting, after: None, told: None },
+                ),
             };
         }
         Ok(())
@@ -157,47 +203,69 @@ impl Verifier {
         Ok(events)
     }
 
+    /// Looks at VAs whose reports were just written, as far as they are waited for or
+    /// in trouble.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub fn look(&mut self, written: &BTreeSet<MacAddr>) -> Result<Vec<Event>, StoreError> {
+        let mut events = Vec::new();
+        let store = self.store.clone();
+        let mut observer = Observer::new(&store);
+        for ((composition, ring), rollout) in &mut self.rollouts {
+            let macs: Vec<_> = rollout.waiting.intersection(written).copied().collect();
+            rollout.look(composition, ring, &macs, &mut observer, &store)?;
+        }
+        self.settle(&mut events);
+        let troubled = written.iter().filter(|mac| self.round.troubled.contains_key(mac));
+        for mac in troubled.copied().collect::<Vec<_>>() {
+            self.round.look(mac, &mut observer, &store, &mut events)?;
+        }
+        Ok(events)
+    }
+
     fn tick_rollouts(&mut self, events: &mut Vec<Event>) -> Result<(), StoreError> {
         let store = self.store.clone();
         let mut observer = Observer::new(&store);
-        let mut budget = REPORTS;
         for ((composition, ring), rollout) in &mut self.rollouts {
-            let count = budget.min(rollout.waiting.len());
-            budget -= count;
-            // Those looked at go to the end, so that all have their turn.
-            for mac in rollout.waiting.drain(..count).collect::<Vec<_>>() {
-                let still = va_target(&store, mac)?.filter(|target| {
-                    matches!(target, VaTarget::Ring { composition: c, ring: r } if c == composition && r == ring)
-                });
-                let Some(target) = still else { continue };
-                let status = va_status(&observer.observe(mac, target, None)?);
-                let arrived =
-                    status.active == Some(rollout.generation) && status.state == SyncState::InSync;
-                if !arrived {
-                    rollout.waiting.push(mac);
-                }
-            }
-            let generation = rollout.generation;
-            let (composition, ring) = (composition.clone(), ring.clone());
-            let grace = rollout.begun.elapsed() > Duration::from_millis(SWAP_GRACE_MS);
+            let turn = rollout.turn();
+            rollout.look(composition, ring, &turn, &mut observer, &store)?;
             let waiting = rollout.waiting.len();
-            if waiting == 0 {
-                let (vas, after) = (rollout.vas, rollout.begun.elapsed());
-                events.push(Event::RingInSync { composition, ring, generation, vas, after });
-            } else if grace && rollout.told.is_none_or(|told| told != waiting) {
+            let grace = rollout.begun.elapsed() > Duration::from_millis(SWAP_GRACE_MS);
+            if waiting > 0 && grace && rollout.told.is_none_or(|told| told != waiting) {
                 rollout.told = Some(waiting);
                 let idle = idle(&store);
                 let (idle, active): (Vec<_>, Vec<_>) =
                     rollout.waiting.iter().partition(|mac| idle.contains(mac));
-                let first = active.iter().chain(&idle).copied().take(NAMED).collect();
-                let (idle, of) = (idle.len(), rollout.vas);
-                let event =
-                    Event::RingWaiting { composition, ring, generation, waiting, idle, of, first };
-                events.push(event);
+                events.push(Event::RingWaiting {
+                    composition: composition.clone(),
+                    ring: ring.clone(),
+                    generation: rollout.generation,
+                    waiting,
+                    idle: idle.len(),
+                    of: rollout.vas,
+                    first: active.iter().chain(&idle).copied().take(NAMED).collect(),
+                });
             }
         }
-        self.rollouts.retain(|_, rollout| !rollout.waiting.is_empty());
+        self.settle(events);
         Ok(())
+    }
+
+    /// Tells the rollouts that nobody is waiting for any more, and forgets them.
+    fn settle(&mut self, events: &mut Vec<Event>) {
+        self.rollouts.retain(|(composition, ring), rollout| {
+            if rollout.waiting.is_empty() {
+                events.push(Event::RingInSync {
+                    composition: composition.clone(),
+                    ring: ring.clone(),
+                    generation: rollout.generation,
+                    vas: rollout.vas,
+                    after: rollout.begun.elapsed(),
+                });
+            }
+            !rollout.waiting.is_empty()
+        });
     }
 
     fn tick_round(&mut self, events: &mut Vec<Event>) -> Result<(), StoreError> {
@@ -213,12 +281,7 @@ impl Verifier {
         let mut observer = Observer::new(&store);
         let from = self.round.left.len().saturating_sub(REPORTS);
         for mac in self.round.left.split_off(from) {
-            let Some(target) = va_target(&store, mac)? else {
-                self.round.troubled.remove(&mac);
-                continue;
-            };
-            let observed: ObservedVa = observer.observe(mac, target, None)?;
-            self.round.note(va_status(&observed), events);
+            self.round.look(mac, &mut observer, &store, events)?;
         }
         Ok(())
     }
@@ -256,6 +319,22 @@ fn silent_days(store: &Store) -> u32 {
 }
 
 impl Round {
+    fn look(
+        &mut self,
+        mac: MacAddr,
+        observer: &mut Observer<'_>,
+        store: &Store,
+        events: &mut Vec<Event>,
+    ) -> Result<(), StoreError> {
+        match va_target(store, mac)? {
+            Some(target) => self.note(va_status(&observer.observe(mac, target, None)?), events),
+            None => {
+                self.troubled.remove(&mac);
+            }
+        }
+        Ok(())
+    }
+
     /// Tells a VA that came to drift or fail, and one that no longer does.
     fn note(&mut self, status: VaStatus, events: &mut Vec<Event>) {
         let days = status.report_age_ms.unwrap_or(0) / DAY_MS;
@@ -311,10 +390,82 @@ impl Event {
 
 #[cfg(test)]
 mod tests {
+    use std::time::SystemTime;
+
     use strata_core::generation::Generation;
+    use strata_core::report::Report;
     use strata_machine::{Machines, ProvisionRequest};
 
     use super::*;
+
+    fn name(text: &str) -> (CompositionName, RingName) {
+        let (composition, ring) = text.split_once('/').expect("composition/ring");
+        (composition.parse().expect("valid"), ring.parse().expect("valid"))
+    }
+
+    fn mac(number: u64) -> MacAddr {
+        format!("52:54:00:00:{:02x}:{:02x}", number / 256, number % 256).parse().expect("valid")
+    }
+
+    /// A store with a ring of so many VAs that has just moved, and its generation.
+    fn moved(vas: u64) -> (tempfile::TempDir, Verifier, GenerationId) {
+        let directory = tempfile::tempdir().expect("a directory");
+        let store = Arc::new(Store::init(directory.path()).expect("a store"));
+        let (composition, ring) = name("web/everyone");
+        let empty = Generation::new(composition.clone(), Vec::new(), String::new());
+        let (to, _) = store.seal_generation(&empty.expect("empty"), "test").expect("sealed");
+        store.move_ring(&composition, &ring, &to).expect("moved");
+        let target = VaTarget::Ring { composition: composition.clone(), ring: ring.clone() };
+        (0..vas).for_each(|number| store.claim_va(mac(number), &target).expect("claimed"));
+        let mut verifier = Verifier::new(store);
+        let moved = Action::MoveRing { composition, ring, from: None, to };
+        verifier.follow(&[moved]).expect("followed");
+        (directory, verifier, to)
+    }
+
+    fn serve(verifier: &Verifier, mac: MacAddr, generation: GenerationId) {
+        let golden = include_str!("../../vlfs/core/golden/report");
+        let now_ms = crate::state::milliseconds(SystemTime::now());
+        let mut report: Report = serde_json::from_str(golden).expect("the golden file");
+        report.mac = mac;
+        (report.generation, report.desired) = (Some(generation), Some(generation));
+        report.error = None;
+        (report.started_at_ms, report.written_at_ms) = (now_ms, now_ms);
+        strata_store::write_report(&verifier.store.reports(), &report).expect("written");
+    }
+
+    /// Nobody waits for a turn whose report was just written.
+    #[test]
+    fn a_ring_is_in_sync_with_its_last_report() {
+        let (_directory, mut verifier, generation) = moved(3);
+        for number in 0..3 {
+            serve(&verifier, mac(number), generation);
+            let events = verifier.look(&BTreeSet::from([mac(number), mac(99)])).expect("looked");
+            match (number, events.as_slice()) {
+                (0 | 1, []) => {}
+                (2, [Event::RingInSync { vas: 3, .. }]) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+        assert!(verifier.rollouts.is_empty());
+    }
+
+    /// Where no event comes, every VA of a large ring has its turn in so many ticks.
+    #[test]
+    fn a_large_ring_is_seen_in_ten_turns() {
+        let (_directory, mut verifier, _) = moved(1);
+        let rollout = verifier.rollouts.values_mut().next().expect("one");
+        rollout.waiting = (0..50_000).map(mac).collect();
+        let mut seen = BTreeSet::new();
+        for _ in 0..TICKS {
+            let turn = rollout.turn();
+            assert_eq!(turn.len(), 5_000);
+            seen.extend(turn);
+        }
+        assert_eq!(seen, rollout.waiting);
+        rollout.waiting = (0..10).map(mac).collect();
+        assert_eq!(rollout.turn().len(), 10, "a small one in one");
+    }
 
     /// A VA that does not run cannot swap: those who wait for it should know.
     #[test]
