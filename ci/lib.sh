@@ -18,6 +18,7 @@ tools="$target/tools"
 
 # The tools that cargo installs, pinned so that a run today is a run tomorrow.
 cargo_deny_version=0.20.2
+s3s_fs_version=0.14.1
 cargo_fuzz_version=0.13.2
 
 # say TEXT: progress, on stderr.
@@ -87,16 +88,16 @@ need_kernel() {
             "mkdir -p /sys/fs/cgroup/unified && mount -t cgroup2 none /sys/fs/cgroup/unified"
 }
 
-# need_cargo_tool NAME VERSION: a tool of cargo's, installed once into target/tools.
+# need_cargo_tool NAME VERSION [FEATURES]: a tool of cargo's, installed once into target/tools.
 need_cargo_tool() {
-    local name=$1 version=$2
+    local name=$1 version=$2 features=${3:-}
     PATH="$PWD/$tools/bin:$PATH"
     case "$tools" in /*) PATH="$tools/bin:$PATH" ;; esac
     [ "$("$name" --version 2>/dev/null)" = "$name $version" ] && return
     say "installing: $name $version (cargo)"
     mkdir -p "$ci_log"
     if ! CARGO_TARGET_DIR="$tools/build" cargo install --quiet --locked --force --profile dev \
-        --no-default-features --root "$tools" --version "$version" "$name" \
+        --no-default-features --features "$features" --root "$tools" --version "$version" "$name" \
         >"$ci_log/$name.log" 2>&1 </dev/null; then
         tail -n 30 "$ci_log/$name.log" >&2
         fail "cargo could not install $name $version" "cargo install --locked $name"

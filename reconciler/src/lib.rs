@@ -27,5 +27,6 @@ pub mod run;
 pub mod source;
 pub mod state;
 pub mod template;
+pub mod transfer;
 pub mod verify;
 pub mod watch;

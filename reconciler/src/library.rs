@@ -105,7 +105,8 @@ impl Library {
 pub fn stamps(store: &Store, configuration: &Configuration) -> Result<Stamps, StoreError> {
     let mut stamps = Stamps::new();
     for repository in &configuration.repositories {
-        let RepositoryConfiguration { name, priority, filter, trust, line } = repository.clone();
+        let RepositoryConfiguration { name, priority, filter, trust, line, .. } =
+            repository.clone();
         let database = store.database_stamp(&name)?;
         let snapshot = match trust {
             Some(_) => store.snapshot_stamp(&name)?,

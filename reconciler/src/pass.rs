@@ -32,7 +32,7 @@ use crate::commit_tree::{self, ReadError};
 use crate::library::{self, Library, Stamps};
 use crate::mirror::{Advance, Mirror, MirrorError};
 use crate::probe::{CheckList, Prober};
-use crate::repositories;
+use crate::repositories::{self, mirrors};
 use crate::rollout::{RolloutError, RolloutFileError, Rollouts, Stepped, Taken};
 use crate::source::Source;
 use crate::state::{Found, ReconcileState, RefusalReason, StateError};
@@ -244,6 +244,7 @@ pub struct Reconciler {
     options: Options,
     mirror: Mirror,
     library: Library,
+    mirrors: mirrors::Mirrors,
     checked: Option<Checked>,
     /// The last commit that was taken.
     accepted: Option<Arc<Accepted>>,
@@ -292,6 +293,7 @@ impl Reconciler {
             options,
             mirror,
             library: Library::default(),
+            mirrors: mirrors::Mirrors::default(),
             checked: None,
             accepted: None,
             recalled: false,
@@ -487,6 +489,7 @@ impl Reconciler {
         if let Some(checked) = &self.checked
             && checked.commit == commit
             && !self.library.is_expired(repositories::now())
+            && !self.mirrors.is_due(&checked.configuration)
             && library::stamps(&self.store, &checked.configuration)? == checked.stamps
         {
             return Ok(());
@@ -512,6 +515,11 @@ impl Reconciler {
         let (desired, mut diagnostics) = DesiredState::read(&tree);
         drop(tree);
         let configuration = desired.configuration.clone();
+        let wanted = mirrors::wanted(&desired);
+        let unmirrored = self.mirrors.bring(&self.store, &configuration, &wanted, cancelled)?;
+        let not_mirrored = unmirrored.iter().find(|fault| fault.severity == Severity::Error);
+        let not_mirrored = not_mirrored.map(|fault| fault.message.clone());
+        diagnostics.extend(unmirrored);
         let (stamps, faults) = self.library.refresh(&self.store, &configuration)?;
         diagnostics.extend(faults);
         let empty = desired.definitions.is_empty();
@@ -529,6 +537,8 @@ impl Reconciler {
             let who = self.who(commit)?;
             let taken = Taken { commit: commit.to_string(), who, desired, policy };
             Verdict::Taken(Arc::new(Accepted { taken, materials, checks }))
+        } else if let Some(message) = not_mirrored {
+            Verdict::Refused { reason: RefusalReason::Mirror, message }
         } else {
             let error = |found: &&Diagnostic| found.severity == Severity::Error;
             let count = result.diagnostics.iter().filter(error).count();

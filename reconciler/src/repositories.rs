@@ -4,6 +4,10 @@
 pub mod collect;
 pub mod high_water;
 pub mod local;
+pub mod mirrors;
+pub mod publish;
+pub mod remote;
+pub mod serve;
 pub mod sharing;
 pub mod signed;
 pub mod signing;
@@ -85,6 +89,9 @@ pub fn load(store: &Store, configuration: &Configuration, now: i64) -> Loaded {
 fn load_fault(repository: &RepositoryConfiguration, error: &LoadError) -> Diagnostic {
     let name = &repository.name;
     let (code, hint) = match error {
+        LoadError::Store(StoreError::NoRepository(_)) if repository.remote.is_some() => {
+            ("no-repository", "fetch what it holds: strata repo sync DIR".to_owned())
+        }
         LoadError::Store(StoreError::NoRepository(_)) => (
             "no-repository",
             format!("import layers into it: strata layer import --repo {name} FILE.deb …"),

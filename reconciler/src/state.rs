@@ -49,6 +49,8 @@ pub enum RefusalReason {
     Rewritten,
     /// Something in the commit cannot be read or is beyond a limit.
     Unreadable,
+    /// Layers that it names could not be mirrored yet; tried again.
+    Mirror,
 }
 
 impl std::fmt::Display for RefusalReason {
@@ -220,9 +222,14 @@ impl ReconcileState {
             (None, None, Some(applied)) => (true, "Applied", applied.commit.as_str()),
             (None, None, None) => (false, "NoCommit", "no commit was applied yet"),
         };
-        let reconciling = match failing {
-            Some(failing) => (true, "Retrying", failing.message.as_str()),
-            None => (false, "Idle", ""),
+        let (waiting, refused) = match refused {
+            Some(refused) if refused.reason == RefusalReason::Mirror => (Some(refused), None),
+            refused => (None, refused),
+        };
+        let reconciling = match (failing, waiting) {
+            (Some(failing), _) => (true, "Retrying", failing.message.as_str()),
+            (None, Some(waiting)) => (true, "Mirroring", waiting.message.as_str()),
+            (None, None) => (false, "Idle", ""),
         };
         let stalled = match refused {
             Some(refused) => (true, "Refused", refused.message.as_str()),
@@ -273,6 +280,15 @@ mod tests {
         let cut_off = bad.after(&failed(), 3);
         assert_eq!(ready(&cut_off), [false, true, true]);
         assert_eq!(cut_off.after(&applied("c"), 4).refused, None);
+    }
+
+    #[test]
+    fn what_cannot_be_mirrored_yet_is_no_standstill() {
+        let message = "main could not be mirrored".to_owned();
+        let (commit, reason, problems) = ("b".to_owned(), RefusalReason::Mirror, Vec::new());
+        let found = Found::Refused { commit, reason, message, problems };
+        let state = ReconcileState::new(String::new()).after(&applied("a"), 1).after(&found, 2);
+        assert_eq!(ready(&state), [false, true, false]);
     }
 
     #[test]

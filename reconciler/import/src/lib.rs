@@ -10,6 +10,7 @@
 
 pub mod apt;
 pub mod ar;
+pub mod archive;
 pub mod build;
 pub mod compression;
 pub mod control;

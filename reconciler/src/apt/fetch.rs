@@ -5,25 +5,19 @@
 //! signed index names. What has come so far waits beside it, in `….part`.
 
 use std::fs::File;
-use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use reqwest::header::{CONTENT_RANGE, RANGE};
 use reqwest::{StatusCode, Url};
-use rustix::fs::FlockOperation;
 use strata_import::apt::Sha256;
 use strata_import::apt::release::IndexFile;
-use tokio::sync::{Mutex, Semaphore};
-use tokio::time::Instant;
+use tokio::sync::Semaphore;
 
 use super::Configuration;
+use crate::transfer::{ATTEMPTS, FIRST_PAUSE, Observer, Pace, PartialFile};
 
-/// Attempts without progress after which a file is given up.
-const ATTEMPTS: u32 = 5;
-/// The pause after the first failure; it doubles with each.
-const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long a server may say nothing.
 const READ_TIMEOUT: Duration = Duration::from_secs(60);
@@ -101,17 +95,13 @@ impl FetchError {
     }
 }
 
-/// Called with the number of bytes that came.
-pub type Observer = Arc<dyn Fn(u64) + Send + Sync>;
-
 /// Fetches files. Clones share connections and limits.
 #[derive(Clone)]
 pub struct Fetcher {
     client: reqwest::Client,
     limits: FetchLimits,
     slots: Arc<Semaphore>,
-    /// When the next bytes may be taken, where the rate is limited.
-    pace: Arc<Mutex<Instant>>,
+    pace: Pace,
     observer: Observer,
 }
 
@@ -136,7 +126,7 @@ impl Fetcher {
         }
         let client = builder.build().map_err(|error| FetchError::Client(error.to_string()))?;
         let slots = Arc::new(Semaphore::new(limits.connections.max(1)));
-        let pace = Arc::new(Mutex::new(Instant::now()));
+        let pace = Pace::new(limits.rate);
         Ok(Fetcher { client, limits, slots, pace, observer })
     }
 
@@ -159,15 +149,15 @@ impl Fetcher {
             (self.observer)(expected.bytes);
             return Ok(());
         }
-        let mut part = Part::open(&order.to)?;
+        let mut part = PartialFile::open(&order.to).map_err(|source| disk(&order.to, source))?;
         let mut failures = 0;
         loop {
-            let before = part.length;
+            let before = part.length();
             let error = match self.attempt(order, &mut part).await {
                 Ok(()) => return Ok(()),
                 Err(error) => error,
             };
-            failures = if part.length > before { 1 } else { failures + 1 };
+            failures = if part.length() > before { 1 } else { failures + 1 };
             if !error.passes() || failures >= ATTEMPTS {
                 return Err(error);
             }
@@ -177,20 +167,20 @@ impl Fetcher {
         }
     }
 
-    async fn attempt(&self, order: &Order, part: &mut Part) -> Result<(), FetchError> {
+    async fn attempt(&self, order: &Order, part: &mut PartialFile) -> Result<(), FetchError> {
         let resumed = match order.expected {
-            Some(expected) if part.length <= expected.bytes => part.length > 0,
+            Some(expected) if part.length() <= expected.bytes => part.length() > 0,
             _ => {
-                part.cut()?;
+                part.cut().map_err(|source| disk(part.path(), source))?;
                 false
             }
         };
         match order.url.scheme() {
             "http" | "https" => self.download(order, part).await?,
             "file" | "copy" => {
-                part.cut()?;
+                part.cut().map_err(|source| disk(part.path(), source))?;
                 copy(order, part).await?;
-                (self.observer)(part.length);
+                (self.observer)(part.length());
             }
             other => {
                 let scheme = other.to_owned();
@@ -198,29 +188,29 @@ impl Fetcher {
             }
         }
         if let Some(expected) = order.expected {
-            if part.length != expected.bytes {
+            if part.length() != expected.bytes {
                 let url = shown(&order.url);
-                let found = part.length;
+                let found = part.length();
                 return Err(FetchError::Length { url, expected: expected.bytes, found });
             }
-            let found = examine(&part.path).await?.map(|found| found.sha256);
+            let found = examine(part.path()).await?.map(|found| found.sha256);
             if let Some(found) = found.filter(|found| *found != expected.sha256) {
-                part.cut()?;
+                part.cut().map_err(|source| disk(part.path(), source))?;
                 let (url, expected) = (shown(&order.url), expected.sha256);
                 return Err(FetchError::Digest { url, expected, found, resumed });
             }
         }
-        std::fs::rename(&part.path, &order.to).map_err(|source| disk(&order.to, source))
+        std::fs::rename(part.path(), &order.to).map_err(|source| disk(&order.to, source))
     }
 
-    async fn download(&self, order: &Order, part: &mut Part) -> Result<(), FetchError> {
+    async fn download(&self, order: &Order, part: &mut PartialFile) -> Result<(), FetchError> {
         let url = || shown(&order.url);
-        if order.expected.is_some_and(|expected| expected.bytes == part.length) {
+        if order.expected.is_some_and(|expected| expected.bytes == part.length()) {
             return Ok(());
         }
         let mut request = self.client.get(order.url.clone());
-        if part.length > 0 {
-            request = request.header(RANGE, format!("bytes={}-", part.length));
+        if part.length() > 0 {
+            request = request.header(RANGE, format!("bytes={}-", part.length()));
         }
         let network =
             |error: reqwest::Error| FetchError::Network { url: url(), reason: why(error) };
@@ -228,106 +218,47 @@ impl Fetcher {
         match response.status() {
             StatusCode::PARTIAL_CONTENT => {
                 let starts = response.headers().get(CONTENT_RANGE).and_then(|v| v.to_str().ok());
-                let wanted = format!("bytes {}-", part.length);
+                let wanted = format!("bytes {}-", part.length());
                 if !starts.is_some_and(|range| range.starts_with(&wanted)) {
-                    part.cut()?;
+                    part.cut().map_err(|source| disk(part.path(), source))?;
                     let reason = "the server sent another range than asked for".to_owned();
                     return Err(FetchError::Network { url: url(), reason });
                 }
             }
-            StatusCode::OK => part.cut()?,
+            StatusCode::OK => part.cut().map_err(|source| disk(part.path(), source))?,
             StatusCode::NOT_FOUND | StatusCode::GONE => {
                 return Err(FetchError::NotFound { url: url() });
             }
             status => {
                 if status == StatusCode::RANGE_NOT_SATISFIABLE {
-                    part.cut()?;
+                    part.cut().map_err(|source| disk(part.path(), source))?;
                 }
                 return Err(FetchError::Status { url: url(), status });
             }
         }
         let limit = order.expected.map_or(order.max_bytes, |expected| expected.bytes);
         while let Some(chunk) = response.chunk().await.map_err(network)? {
-            if part.length + chunk.len() as u64 > limit {
-                part.cut()?;
+            if part.length() + chunk.len() as u64 > limit {
+                part.cut().map_err(|source| disk(part.path(), source))?;
                 return Err(FetchError::TooLarge { url: url(), limit });
             }
             // Into the page cache: as short as any other step of this task.
-            part.append(&chunk)?;
+            part.append(&chunk).map_err(|source| disk(part.path(), source))?;
             (self.observer)(chunk.len() as u64);
-            self.keep_pace(chunk.len() as u64).await;
+            self.pace.keep(chunk.len() as u64).await;
         }
-        Ok(())
-    }
-
-    async fn keep_pace(&self, bytes: u64) {
-        let Some(rate) = self.limits.rate else { return };
-        let mut next = self.pace.lock().await;
-        let begin = (*next).max(Instant::now());
-        *next = begin + Duration::from_secs_f64(bytes as f64 / rate.max(1) as f64);
-        let until = *next;
-        drop(next);
-        tokio::time::sleep_until(until).await;
-    }
-}
-
-/// What has come of a file.
-struct Part {
-    path: PathBuf,
-    file: File,
-    length: u64,
-}
-
-impl Part {
-    /// What an earlier run left is taken up, unless another process writes it.
-    fn open(to: &Path) -> Result<Self, FetchError> {
-        let beside = |suffix: &str| {
-            let mut name = to.file_name().unwrap_or_default().to_owned();
-            name.push(suffix);
-            to.with_file_name(name)
-        };
-        let mut path = beside(".part");
-        let open = |path: &Path| {
-            File::options()
-                .create(true)
-                .append(true)
-                .read(true)
-                .open(path)
-                .map_err(|source| disk(path, source))
-        };
-        let mut file = open(&path)?;
-        if rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
-            path = beside(&format!(".part-{}", std::process::id()));
-            file = open(&path)?;
-        }
-        let length = file.metadata().map_err(|source| disk(&path, source))?.len();
-        Ok(Part { path, file, length })
-    }
-
-    fn append(&mut self, bytes: &[u8]) -> Result<(), FetchError> {
-        self.file.write_all(bytes).map_err(|source| disk(&self.path, source))?;
-        self.length += bytes.len() as u64;
-        Ok(())
-    }
-
-    fn cut(&mut self) -> Result<(), FetchError> {
-        self.file
-            .set_len(0)
-            .and_then(|()| self.file.seek(SeekFrom::Start(0)))
-            .map_err(|source| disk(&self.path, source))?;
-        self.length = 0;
         Ok(())
     }
 }
 
 /// Copies a local file of at most the size that is allowed.
-async fn copy(order: &Order, part: &mut Part) -> Result<(), FetchError> {
+async fn copy(order: &Order, part: &mut PartialFile) -> Result<(), FetchError> {
     let url = shown(&order.url);
     let local = Url::parse(&format!("file:{}", order.url.path()))
         .ok()
         .and_then(|url| url.to_file_path().ok())
         .ok_or_else(|| FetchError::NotFound { url: url.clone() })?;
-    let mut file = part.file.try_clone().map_err(|source| disk(&part.path, source))?;
+    let mut file = part.handle().map_err(|source| disk(part.path(), source))?;
     let limit = order.expected.map_or(order.max_bytes, |expected| expected.bytes);
     let copied = tokio::task::spawn_blocking(move || {
         let mut from = std::io::Read::take(File::open(&local)?, limit + 1);
@@ -336,13 +267,13 @@ async fn copy(order: &Order, part: &mut Part) -> Result<(), FetchError> {
     match copied.await {
         Ok(Ok(bytes)) if bytes > limit => Err(FetchError::TooLarge { url, limit }),
         Ok(Ok(bytes)) => {
-            part.length = bytes;
+            part.written(bytes);
             Ok(())
         }
         Ok(Err(error)) if error.kind() == std::io::ErrorKind::NotFound => {
             Err(FetchError::NotFound { url })
         }
-        Ok(Err(source)) => Err(disk(&part.path, source)),
+        Ok(Err(source)) => Err(disk(part.path(), source)),
         Err(_) => Err(FetchError::Client("a copy did not end".to_owned())),
     }
 }

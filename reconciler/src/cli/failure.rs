@@ -71,6 +71,9 @@ impl From<StoreError> for Failure {
             StoreError::Compression { .. } => {
                 Some("restore the file, or move it away and run `strata repo index`".to_owned())
             }
+            StoreError::NoMirror(name) => Some(format!(
+                "give one of the two another name in strata.toml, or move repos/{name} away"
+            )),
             StoreError::ReservedRepository => Some("choose another repository name".to_owned()),
             _ => None,
         };

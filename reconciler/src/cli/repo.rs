@@ -1,6 +1,8 @@
 //! `strata repo`: whole repositories of layers.
 
 mod key;
+mod mirror;
+mod serve;
 mod verify;
 
 use serde::Serialize;
@@ -34,6 +36,10 @@ enum RepoCommand {
     Key(key::KeyArgs),
     Sign(key::SignArgs),
     Cosign(key::CosignArgs),
+    Sync(mirror::SyncArgs),
+    Mirror(mirror::MirrorArgs),
+    Publish(serve::PublishArgs),
+    Serve(serve::ServeArgs),
 }
 
 #[derive(Debug, clap::Args)]
@@ -81,6 +87,10 @@ pub fn run(args: &RepoArgs) -> Result<Outcome, Failure> {
         RepoCommand::Key(args) => key::run(args),
         RepoCommand::Sign(args) => key::sign(args),
         RepoCommand::Cosign(args) => key::cosign(args),
+        RepoCommand::Sync(args) => mirror::sync(args),
+        RepoCommand::Mirror(args) => mirror::mirror(args),
+        RepoCommand::Publish(args) => serve::publish(args),
+        RepoCommand::Serve(args) => serve::serve(args),
     }
 }
 

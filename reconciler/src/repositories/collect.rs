@@ -121,6 +121,10 @@ fn observe_repository(
     now: SystemTime,
     observed: &mut Observed,
 ) -> Result<(), StoreError> {
+    // A mirror's units stay: its database is not ours to change.
+    if store.is_mirror(repository)? {
+        return Ok(());
+    }
     let recoverable = (repository.as_str() == TEMPLATES_REPOSITORY).then_some(Garbage::FromGit);
     for unit in store.database(repository)?.into_units() {
         let (layer, version) = (unit.metadata.layer, unit.metadata.version);

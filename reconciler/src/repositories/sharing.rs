@@ -71,7 +71,7 @@ fn all_units(
     let mut all = Vec::new();
     for repository in store.repositories()? {
         if only.is_none_or(|only| *only == repository) {
-            let units: Vec<_> = store.database(&repository)?.into_units().collect();
+            let units = store.units_here(&repository)?;
             let bytes = units.iter().map(|unit| unit.content_bytes).sum();
             progress.total_bytes.fetch_add(bytes, Ordering::Relaxed);
             all.push((repository, units));

@@ -106,7 +106,7 @@ pub fn verify(
 ) -> Result<Outcome, StoreError> {
     let database = store.database(repository)?;
     let mut differences = strangers(store, repository, database.units())?;
-    let units: Vec<Unit> = database.into_units().collect();
+    let units = store.units_here(repository)?;
     let picked = pick(&units, options);
     let total = picked.iter().map(|unit| unit.content_bytes).sum();
     progress.total_bytes.store(total, Ordering::Relaxed);

@@ -161,7 +161,10 @@ impl PathCheck<'_> {
                     let message =
                         format!("the manifest of {} cannot be read", self.universe.show(id));
                     let (file, line) = (&layer.placed.file, layer.placed.number);
-                    let hint = format!("run `strata repo index {}`", self.universe.repository(id));
+                    let hint = format!(
+                        "mirror the layer with `strata repo mirror`, or run `strata repo index {}`",
+                        self.universe.repository(id)
+                    );
                     diagnostics
                         .push(Diagnostic::error(file, line, "no-manifest", message).hint(hint));
                 }

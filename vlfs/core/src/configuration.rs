@@ -14,6 +14,7 @@ use crate::names::{
     CompositionName, LayerName, MacAddr, NameError, RepositoryName, RingName, TEMPLATES_REPOSITORY,
     VaName,
 };
+use crate::remote::{Credentials, Location, Remote, Scheme};
 use crate::rollout::policy::{RolloutPolicy, assign_rings};
 use crate::scripts::policy::{LONGEST_TIME_LIMIT_S, OnFailure, ScriptPolicy};
 use crate::signed::{PublicKeyText, Role, RoleName};
@@ -40,6 +41,8 @@ pub struct RepositoryConfiguration {
     /// Whose signatures its first root must have; where there is none, the repository is
     /// trusted as the files of the store are.
     pub trust: Option<Role>,
+    /// Where it is mirrored from; without one it is the store's own.
+    pub remote: Option<Remote>,
     pub line: u32,
 }
 
@@ -200,7 +203,22 @@ impl Configuration {
         let name = reader.required::<RepositoryName>(file, "name");
         let priority = reader.number(file, "priority", 100_000).unwrap_or(DEFAULT_PRIORITY);
         let filter = Filter::read(file, &mut reader);
+        let faults = file.diagnostics.len();
         let trust = read_trust(file, &mut reader, at);
+        let mut remote = read_remote(file, &mut reader, at);
+        let is_unsigned = reader.flag(file, "unsigned").unwrap_or(false);
+        if is_unsigned && trust.is_some() {
+            let message = "it has `keys`, and `unsigned = true` says that nobody signs it";
+            file.report(at, "unsigned", message.to_owned(), None);
+        } else if remote.is_some() && trust.is_none() && !is_unsigned {
+            let message = "a repository with a `url` needs the `keys` that sign it";
+            let hint = "`strata repo key list` prints them where it is signed; `unsigned = true` takes whatever the network brings";
+            file.report(at, "unsigned", message.to_owned(), Some(hint.to_owned()));
+        }
+        if file.diagnostics.len() > faults {
+            // Nothing is fetched on the word of a configuration that is at fault.
+            remote = None;
+        }
         reader.finish(file);
         let Some(Placed { value: name, line }) = name else { return };
         let refuse =
@@ -214,7 +232,14 @@ impl Configuration {
             let message = format!("the repository {name} stands on line {} already", first.line);
             file.diagnostics.push(refuse(message));
         } else {
-            self.repositories.push(RepositoryConfiguration { name, priority, filter, trust, line });
+            self.repositories.push(RepositoryConfiguration {
+                name,
+                priority,
+                filter,
+                trust,
+                remote,
+                line,
+            });
         }
     }
 
@@ -333,6 +358,42 @@ fn read_trust(
         file.report(at, "keys", format!("the repository's keys: {error}"), None);
     }
     Some(role)
+}
+
+/// Where a repository comes from.
+fn read_remote(
+    file: &mut TomlFile<'_>,
+    reader: &mut TableReader<'_, '_>,
+    at: usize,
+) -> Option<Remote> {
+    let location = reader.parsed::<Location>(file, "url");
+    let credentials = reader.parsed::<Credentials>(file, "credentials");
+    let endpoint = reader.parsed::<Location>(file, "endpoint");
+    let region = reader.parsed::<String>(file, "region");
+    let Some(Placed { value: location, .. }) = location else {
+        if credentials.is_some() || endpoint.is_some() || region.is_some() {
+            let message = "`credentials`, `endpoint` and `region` belong to a `url`";
+            file.report(at, "remote", message.to_owned(), None);
+        }
+        return None;
+    };
+    if location.scheme() != Scheme::S3 && (endpoint.is_some() || region.is_some()) {
+        let message = "`endpoint` and `region` belong to a `url` that begins with s3://";
+        file.report(at, "remote", message.to_owned(), None);
+    }
+    let is_http = |endpoint: &Placed<Location>| {
+        matches!(endpoint.value.scheme(), Scheme::Http | Scheme::Https)
+    };
+    if endpoint.as_ref().is_some_and(|endpoint| !is_http(endpoint)) {
+        let message = "`endpoint` must begin with https:// or http://";
+        file.report(at, "remote", message.to_owned(), None);
+    }
+    Some(Remote {
+        location,
+        credentials: credentials.map(|placed| placed.value),
+        endpoint: endpoint.map(|placed| placed.value),
+        region: region.map(|placed| placed.value),
+    })
 }
 
 /// A declared VA.
@@ -461,69 +522,4 @@ impl FromStr for LdfReference {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const GOOD: &str = "base = [\"main/base\"]\nrings = [\"canary\", \"everyone\"]\n\n[[repository]]\nname = \"main\"\npriority = 900\n\n[[repository]]\nname = \"local\"\n\n[limits]\nlayers = 300\n\n[scripts]\non-failure = \"swap-back\"\ntime-limit-s = 60\n";
-
-    #[test]
-    fn a_whole_configuration() {
-        let (configuration, faults) = Configuration::read(GOOD.as_bytes());
-        assert_eq!(faults, []);
-        let priorities: Vec<_> = configuration.repositories.iter().map(|r| r.priority).collect();
-        assert_eq!(priorities, [900, DEFAULT_PRIORITY]);
-        assert_eq!(configuration.base[0].value.to_string(), "main/base");
-        assert_eq!(configuration.default_ring().as_str(), "everyone");
-        assert_eq!(configuration.max_layers, 300);
-        let scripts = ScriptPolicy { on_failure: OnFailure::SwapBack, time_limit_s: 60 };
-        assert_eq!(configuration.scripts, scripts);
-    }
-
-    #[test]
-    fn every_fault_has_its_line() {
-        let text = "base = [\"nobody/base\", \"x\"]\nrings = [\"a\", \"a\"]\ncolour = 1\n[[repository]]\nname = \"templates\"\n[[repository]]\nprioritaet = 1\n[limits]\nlayers = -1\n[scripts]\non-failure = \"maybe\"\ntime-limit-s = 0\nretries = 1\n";
-        let (_, faults) = Configuration::read(text.as_bytes());
-        let mut lines: Vec<_> = faults.iter().map(|f| (f.line, f.code)).collect();
-        lines.sort_unstable();
-        assert_eq!(
-            lines,
-            [
-                (1, "unknown-repository"),
-                (1, "value"),
-                (2, "ring"),
-                (3, "unknown-key"),
-                (5, "repository"),
-                (6, "missing-key"),
-                (7, "unknown-key"),
-                (9, "value"),
-                (10, "value"),
-                (11, "value"),
-                (13, "unknown-key"),
-            ]
-        );
-    }
-
-    #[test]
-    fn appliances() {
-        let (configuration, _) = Configuration::read(GOOD.as_bytes());
-        let text = "[[appliance]]\nname = \"web-01\"\nmac = \"52:54:00:00:00:01\"\nldf = \"templates/web\"\nring = \"canary\"\nlabels = { site = \"vienna\" }\n\n[[appliance]]\nname = \"web-02\"\nmac = \"52:54:00:00:00:01\"\nldf = \"web\"\nring = \"nobody\"\n\n[[appliance]]\nname = \"web-01\"\nmac = \"x\"\nldf = \"web\"\n";
-        let (appliances, faults) = read_appliances(text.as_bytes(), &configuration);
-        assert_eq!((appliances.by_name.len(), appliances.named.len()), (2, 3));
-        let first = appliances.by_name.values().next().expect("one");
-        assert_eq!(first.labels["site"], "vienna");
-        assert_eq!(first.ring.as_str(), "canary");
-        let lines: Vec<_> = faults.iter().map(|f| (f.line, f.code)).collect();
-        assert_eq!(lines, [(12, "unknown-ring"), (10, "duplicate-mac"), (16, "value")]);
-    }
-
-    proptest::proptest! {
-        #[test]
-        fn never_panics(bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..200), at in 0..GOOD.len(), byte: u8) {
-            let _checked = Configuration::read(&bytes);
-            let mut text = GOOD.as_bytes().to_vec();
-            text[at] = byte;
-            let (configuration, _) = Configuration::read(&text);
-            let _checked = read_appliances(&text, &configuration);
-        }
-    }
-}
+mod tests;

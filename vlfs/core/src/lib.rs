@@ -43,6 +43,7 @@ pub mod position;
 pub mod preview;
 
 pub mod relation;
+pub mod remote;
 pub mod report;
 pub mod resolver;
 pub mod rollout;

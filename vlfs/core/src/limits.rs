@@ -71,3 +71,7 @@ pub const PUBLIC_KEY_BYTES: usize = 8 << 10;
 pub const SIGNED_VERSION: u32 = 1 << 30;
 /// Changes of keys that are followed from the pinned keys to those of today.
 pub const ROOT_CHANGES: u32 = 1024;
+/// Bytes of a repository's URL.
+pub const LOCATION_BYTES: usize = 2 << 10;
+/// Bytes of the credentials for a repository.
+pub const CREDENTIALS_BYTES: usize = 16 << 10;

@@ -164,6 +164,16 @@ impl<'t, 'a> TableReader<'t, 'a> {
         number
     }
 
+    /// `true` or `false`.
+    pub(crate) fn flag(&mut self, file: &mut TomlFile<'_>, key: &'static str) -> Option<bool> {
+        let value = self.take(key)?;
+        let flag = value.get_ref().as_bool();
+        if flag.is_none() {
+            wrong_type(file, key, value, "true or false");
+        }
+        flag
+    }
+
     /// A table below this one, with its offset.
     pub(crate) fn table(
         &mut self,

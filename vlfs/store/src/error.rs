@@ -35,6 +35,10 @@ pub enum StoreError {
     Compression { path: PathBuf, source: io::Error },
     #[error("the repository name `templates` is reserved for layers that come from git")]
     ReservedRepository,
+    #[error("the repository {0} is a mirror: what it holds is changed where it comes from")]
+    Mirror(RepositoryName),
+    #[error("the repository {0} is the store's own, and is not overwritten by a mirror of another")]
+    NoMirror(RepositoryName),
     #[error("the repository {repository} has no unit {layer} {version}")]
     NoUnit { repository: RepositoryName, layer: LayerName, version: LayerVersion },
     #[error("{path}:{located}")]

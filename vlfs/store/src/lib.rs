@@ -4,6 +4,7 @@
 //! format                                  "strata-store 1"
 //! repos/<repo>/database                   the units of a repository (§5.4), compressed
 //! repos/<repo>/root-<n>.toml, snapshot.toml  what the holders of its keys signed
+//! repos/<repo>/mirror                     its units come from elsewhere, when they are wanted
 //! repos/<repo>/<unit>/metadata            Layer, Version, Depends … (Figure 5)
 //! repos/<repo>/<unit>/manifest            every path with all its metadata
 //! repos/<repo>/<unit>/filesystem/         the files

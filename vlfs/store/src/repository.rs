@@ -1,5 +1,6 @@
 //! Repositories of layer units (§5.4): staged aside, published whole.
 
+mod mirror;
 mod remove;
 mod signing;
 
@@ -8,7 +9,6 @@ pub use signing::{SignedFile, signed_database_name};
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -164,7 +164,7 @@ impl Store {
         &self,
         repository: &RepositoryName,
     ) -> Result<Option<DatabaseStamp>, StoreError> {
-        stamp(&self.repository_path(repository).join("database"))
+        signing::stamp(&self.repository_path(repository).join("database"))
     }
 
     /// The database of a repository.
@@ -277,15 +277,23 @@ impl Store {
     /// half-made is removed.
     ///
     /// # Errors
-    /// The repository cannot be made or read.
+    /// It is a mirror, which only [`Store::write_mirror`] opens, or it cannot be made or read.
     pub fn write_repository(
         &self,
         repository: &RepositoryName,
     ) -> Result<RepositoryWriter<'_>, StoreError> {
+        if self.is_mirror(repository)? {
+            return Err(StoreError::Mirror(repository.clone()));
+        }
+        self.disk.create_directory(&self.repository_path(repository))?;
+        self.open_writer(repository)
+    }
+
+    fn open_writer(&self, repository: &RepositoryName) -> Result<RepositoryWriter<'_>, StoreError> {
         let path = self.repository_path(repository);
-        self.disk.create_directory(&path)?;
         let lock = lock(&path.join(".lock"), FlockOperation::LockExclusive)?;
         sweep_staging(&path)?;
+        crate::durable::sweep(&path)?;
         let database = self.database(repository)?;
         remove::finish_interrupted(self, &path, &database)?;
         let repository = repository.clone();
@@ -316,15 +324,6 @@ impl Store {
             }
         }
     }
-}
-
-fn stamp(path: &Path) -> Result<Option<DatabaseStamp>, StoreError> {
-    let metadata = optional(fs::metadata(path).at("stat", path))?;
-    Ok(metadata.map(|metadata| DatabaseStamp {
-        inode: metadata.ino(),
-        changed: (metadata.ctime(), metadata.ctime_nsec()),
-        bytes: metadata.len(),
-    }))
 }
 
 /// Makes and locks a directory for a unit; `None` where a sweep took it in the

@@ -5,12 +5,14 @@
 //! whatever is published meanwhile.
 
 use std::fs;
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
 
+use strata_core::database::Database;
 use strata_core::database_text::DatabaseText;
 use strata_core::{Digest, RepositoryName, limits};
 
-use super::{DatabaseStamp, RepositoryWriter, stamp};
+use super::{DatabaseStamp, RepositoryWriter};
 use crate::database_file;
 use crate::error::{Context, StoreError};
 use crate::read::{names_in, optional, read_limited};
@@ -105,6 +107,20 @@ impl Store {
         DatabaseText::parse(text).map_err(|located| StoreError::Database { path, located })
     }
 
+    /// As [`Store::database`], of bytes that were read before.
+    ///
+    /// # Errors
+    /// The database is damaged.
+    pub fn parse_whole_database(
+        &self,
+        repository: &RepositoryName,
+        bytes: Vec<u8>,
+    ) -> Result<Database, StoreError> {
+        let path = self.repository_path(repository).join("database");
+        let text = database_file::decode(&path, bytes)?;
+        Database::parse(&text).map_err(|located| StoreError::Database { path, located })
+    }
+
     fn repository_file(
         &self,
         repository: &RepositoryName,
@@ -165,4 +181,14 @@ impl RepositoryWriter<'_> {
     fn file(&self, name: &str) -> PathBuf {
         self.store.repository_path(&self.repository).join(name)
     }
+}
+
+/// What tells one state of a file from another.
+pub(super) fn stamp(path: &Path) -> Result<Option<DatabaseStamp>, StoreError> {
+    let metadata = optional(fs::metadata(path).at("stat", path))?;
+    Ok(metadata.map(|metadata| DatabaseStamp {
+        inode: metadata.ino(),
+        changed: (metadata.ctime(), metadata.ctime_nsec()),
+        bytes: metadata.len(),
+    }))
 }

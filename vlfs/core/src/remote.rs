@@ -1,0 +1,220 @@
+//! Where a repository is mirrored from (`docs/formats.md`, "Remote repositories"): its
+//! location and where its credentials are, as `strata.toml` has them. Credentials themselves
+//! never stand in git.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use crate::limits;
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum LocationError {
+    #[error("it has {0} bytes, the limit is {max}", max = limits::LOCATION_BYTES)]
+    TooLong(usize),
+    #[error("it has white space or control characters")]
+    Characters,
+    #[error(
+        "it must begin with https://, http://, ftp://, ftps://, s3:// or / (a directory), as in https://layers.example.org/main"
+    )]
+    Scheme,
+    #[error("a name or password stands in it; say with `credentials` where they are")]
+    Credentials,
+    #[error("there is no host, or no bucket, in it")]
+    Host,
+    #[error("`?` and `#` have no meaning here")]
+    Query,
+    #[error("`.` and `..` are no parts of it")]
+    Dots,
+}
+
+/// How a repository is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Scheme {
+    Http,
+    Https,
+    Ftp,
+    Ftps,
+    S3,
+    Directory,
+}
+
+const SCHEMES: [(&str, Scheme); 5] = [
+    ("http://", Scheme::Http),
+    ("https://", Scheme::Https),
+    ("ftp://", Scheme::Ftp),
+    ("ftps://", Scheme::Ftps),
+    ("s3://", Scheme::S3),
+];
+
+/// A URL or the absolute path of a directory.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Location {
+    scheme: Scheme,
+    /// Host and port, or the bucket; empty for a directory.
+    authority: String,
+    /// Without slashes at its ends.
+    path: String,
+}
+
+impl Location {
+    pub fn scheme(&self) -> Scheme {
+        self.scheme
+    }
+
+    /// Host and port, or the bucket; empty for a directory.
+    pub fn authority(&self) -> &str {
+        &self.authority
+    }
+
+    /// Below the host, the bucket or the root directory; no slashes at its ends.
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+}
+
+impl FromStr for Location {
+    type Err = LocationError;
+
+    fn from_str(text: &str) -> Result<Self, LocationError> {
+        if text.len() > limits::LOCATION_BYTES {
+            return Err(LocationError::TooLong(text.len()));
+        }
+        if text.chars().any(|c| c.is_whitespace() || c.is_control()) {
+            return Err(LocationError::Characters);
+        }
+        let known = SCHEMES
+            .iter()
+            .find_map(|(prefix, scheme)| text.strip_prefix(prefix).map(|rest| (*scheme, rest)));
+        let (scheme, authority, path) = match known {
+            Some((scheme, rest)) => {
+                let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
+                (scheme, authority, path)
+            }
+            None if text.starts_with('/') => (Scheme::Directory, "", text),
+            None => return Err(LocationError::Scheme),
+        };
+        if authority.contains('@') {
+            return Err(LocationError::Credentials);
+        }
+        if scheme != Scheme::Directory {
+            if authority.is_empty() || authority.starts_with(':') {
+                return Err(LocationError::Host);
+            }
+            if text.contains(['?', '#']) {
+                return Err(LocationError::Query);
+            }
+        }
+        let path = path.trim_matches('/');
+        if path.split('/').any(|part| matches!(part, "." | "..")) {
+            return Err(LocationError::Dots);
+        }
+        Ok(Location { scheme, authority: authority.to_owned(), path: path.to_owned() })
+    }
+}
+
+impl fmt::Display for Location {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let prefix = SCHEMES.iter().find(|(_, scheme)| *scheme == self.scheme);
+        let prefix = prefix.map_or("", |(prefix, _)| prefix);
+        let slash = if self.path.is_empty() && self.scheme != Scheme::Directory { "" } else { "/" };
+        write!(f, "{prefix}{}{slash}{}", self.authority, self.path)
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("write `file:/absolute/path` or `env:NAME`: where the credentials are, not what they are")]
+pub struct CredentialsError;
+
+/// Where the credentials for a repository are.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Credentials {
+    File(PathBuf),
+    Environment(String),
+}
+
+impl FromStr for Credentials {
+    type Err = CredentialsError;
+
+    fn from_str(text: &str) -> Result<Self, CredentialsError> {
+        if let Some(path) = text.strip_prefix("file:").filter(|path| path.starts_with('/')) {
+            return Ok(Credentials::File(PathBuf::from(path)));
+        }
+        let name = text.strip_prefix("env:").ok_or(CredentialsError)?;
+        let is_name = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
+        if name.is_empty() || !name.bytes().all(is_name) {
+            return Err(CredentialsError);
+        }
+        Ok(Credentials::Environment(name.to_owned()))
+    }
+}
+
+impl fmt::Display for Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Credentials::File(path) => write!(f, "file:{}", path.display()),
+            Credentials::Environment(name) => write!(f, "env:{name}"),
+        }
+    }
+}
+
+/// Where a repository comes from.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Remote {
+    pub location: Location,
+    pub credentials: Option<Credentials>,
+    /// Of an S3 service: its URL and its region.
+    pub endpoint: Option<Location>,
+    pub region: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn locations_are_read_and_printed() {
+        for text in [
+            "https://layers.example.org/main",
+            "http://[::1]:8080",
+            "ftp://mirror/pub/strata",
+            "ftps://mirror:990/strata",
+            "s3://bucket/a/b",
+            "/srv/layers/main",
+            "/",
+        ] {
+            let location: Location = text.parse().expect("valid");
+            assert_eq!(location.to_string(), text);
+        }
+        let slashes: Location = "https://host//a/b//".parse().expect("valid");
+        assert_eq!(slashes.path(), "a/b");
+    }
+
+    #[test]
+    fn what_is_no_location_is_refused() {
+        let cases = [
+            ("layers.example.org", LocationError::Scheme),
+            ("gopher://host", LocationError::Scheme),
+            ("https://alice:secret@host/a", LocationError::Credentials),
+            ("https:///a", LocationError::Host),
+            ("s3://", LocationError::Host),
+            ("https://host/a?b=c", LocationError::Query),
+            ("https://host/a/../b", LocationError::Dots),
+            ("/srv/../etc", LocationError::Dots),
+            ("https://ho st/a", LocationError::Characters),
+        ];
+        for (text, error) in cases {
+            assert_eq!(text.parse::<Location>(), Err(error), "{text}");
+        }
+    }
+
+    #[test]
+    fn credentials_are_a_place() {
+        for text in ["file:/run/secrets/layers", "env:LAYERS_TOKEN"] {
+            assert_eq!(text.parse::<Credentials>().expect("valid").to_string(), text);
+        }
+        for text in ["secret", "file:relative", "env:", "env:A=B", "alice:secret"] {
+            assert_eq!(text.parse::<Credentials>(), Err(CredentialsError), "{text}");
+        }
+    }
+}
