@@ -60,6 +60,7 @@ impl std::fmt::Display for RefusalReason {
             RefusalReason::Empty => "empty",
             RefusalReason::Rewritten => "rewritten",
             RefusalReason::Unreadable => "unreadable",
+            RefusalReason::Mirror => "mirror",
         })
     }
 }
