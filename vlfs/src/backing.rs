@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat};
@@ -31,16 +31,29 @@ pub fn open_beneath(
     flags: OFlags,
     mode: Mode,
 ) -> Result<OwnedFd, Errno> {
-    if path.len() > LONGEST_WALK {
+    let mut above: Option<OwnedFd> = None;
+    let mut path = path;
+    while path.len() > LONGEST_WALK {
         let cut =
             path[..LONGEST_WALK].iter().rposition(|b| *b == b'/').ok_or(Errno::NAMETOOLONG)?;
-        let above = open_directory(directory, &path[..cut])?;
-        return open_beneath(above, &path[cut + 1..], flags, mode);
+        let from = above.as_ref().map_or(directory.as_fd(), AsFd::as_fd);
+        above = Some(open_within(from, &path[..cut], WALK, Mode::empty())?);
+        path = &path[cut + 1..];
     }
+    let from = above.as_ref().map_or(directory.as_fd(), AsFd::as_fd);
+    open_within(from, path, flags, mode)
+}
+
+fn open_within(
+    directory: BorrowedFd<'_>,
+    path: &[u8],
+    flags: OFlags,
+    mode: Mode,
+) -> Result<OwnedFd, Errno> {
     let path = if path.is_empty() { b"." } else { path };
     let flags = flags | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     loop {
-        match rustix::fs::openat2(&directory, OsStr::from_bytes(path), flags, mode, BENEATH) {
+        match rustix::fs::openat2(directory, OsStr::from_bytes(path), flags, mode, BENEATH) {
             // A rename elsewhere raced with the check of `..`; the kernel asks to retry.
             Err(Errno::AGAIN) => {}
             other => return other,
@@ -48,9 +61,12 @@ pub fn open_beneath(
     }
 }
 
+/// How a directory is opened for walking, not for reading.
+const WALK: OFlags = OFlags::PATH.union(OFlags::DIRECTORY);
+
 /// Opens a directory for walking, not for reading.
 pub fn open_directory(directory: impl AsFd, path: &[u8]) -> Result<OwnedFd, Errno> {
-    open_beneath(directory, path, OFlags::PATH | OFlags::DIRECTORY, Mode::empty())
+    open_beneath(directory, path, WALK, Mode::empty())
 }
 
 /// Describes `name` in a directory, itself if it is a link.
@@ -59,6 +75,7 @@ pub fn stat_at(directory: impl AsFd, name: &[u8]) -> Result<Stat, Errno> {
 }
 
 /// One name of a directory.
+#[derive(Debug)]
 pub struct Name {
     pub name: Box<[u8]>,
     pub kind: FileType,

@@ -12,6 +12,7 @@ use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::backing;
+use crate::descent::Descent;
 use crate::index::Index;
 use crate::index::pack::{Packed, Packer, View};
 use crate::private::origin::Origin;
@@ -195,7 +196,8 @@ impl Scan<'_> {
         let packed = pack_xattrs(&xattrs);
         let attributes = Attributes { xattrs: Xattrs(&packed), ..attributes(&stat) };
         scan.packer.push(b"", &Kind::Directory, &attributes, &Content::None);
-        scan.directory(root, &mut path)?;
+        let top = backing::open_directory(root, b"").map_err(|errno| scan.error(&path, errno))?;
+        scan.tree(top, &mut path)?;
         Ok((scan.packer.finish(), scan.borrows))
     }
 
@@ -204,10 +206,15 @@ impl Scan<'_> {
         LayerError::Scan { layer: self.layer.to_owned(), path, errno }
     }
 
-    fn directory(&mut self, directory: &OwnedFd, path: &mut Vec<u8>) -> Result<(), LayerError> {
-        let mut names = backing::list(directory).map_err(|errno| self.error(path, errno))?;
-        names.sort_by(|a, b| a.name.cmp(&b.name));
-        for name in names {
+    fn tree(&mut self, top: OwnedFd, path: &mut Vec<u8>) -> Result<(), LayerError> {
+        let mut walk = Descent::new(top).map_err(|errno| self.error(path, errno))?;
+        loop {
+            let Some(name) = walk.next_name() else {
+                let left = walk.leave().map_err(|errno| self.error(path, errno))?;
+                let Some(left) = left else { return Ok(()) };
+                path.truncate(path.len().saturating_sub(left.len() + 1));
+                continue;
+            };
             let length = path.len();
             if !path.is_empty() {
                 path.push(b'/');
@@ -218,16 +225,14 @@ impl Scan<'_> {
                 return Err(LayerError::PathTooLong { layer: self.layer.to_owned(), path });
             }
             let is_directory = self
-                .object(directory, &name.name, path)
+                .object(walk.here(), &name.name, path)
                 .map_err(|errno| self.error(path, errno))?;
             if is_directory {
-                let below = backing::open_directory(directory, &name.name)
-                    .map_err(|errno| self.error(path, errno))?;
-                self.directory(&below, path)?;
+                walk.enter(&name.name).map_err(|errno| self.error(path, errno))?;
+            } else {
+                path.truncate(length);
             }
-            path.truncate(length);
         }
-        Ok(())
     }
 
     /// Adds one object. Returns whether it is a directory.

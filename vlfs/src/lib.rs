@@ -4,6 +4,7 @@
 //! ```text
 //! tree, whiteout, index, union pure: a layer's objects, hidden paths, the merged index, a VA's view
 //! layer, private, backing      what is on disk: layers read, the private layer written
+//! descent                      a walk through a tree of any depth
 //! vfs                          the file system: every operation, with an errno; no FUSE
 //! fuse, notify                 the kernel's protocol over it
 //! set, follow                  layer sets opened, the VA's link followed
@@ -21,6 +22,7 @@ pub mod backing;
 pub mod control;
 pub mod daemon;
 pub mod data;
+pub mod descent;
 pub mod diff;
 pub mod follow;
 pub mod fuse;

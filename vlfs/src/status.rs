@@ -58,8 +58,8 @@ pub struct Gauges {
     pub backing_files: usize,
     /// How many of them are kept open for the next open, at most.
     pub kept_files_limit: usize,
-    /// Descriptors, and their limit: the bound of open files and private directories.
-    pub descriptors: usize,
+    /// Descriptors, where they can be counted, and their limit: the bound of open files.
+    pub descriptors: Option<usize>,
     pub descriptors_limit: Option<u64>,
     /// -1000: the kernel never ends it to get memory.
     pub oom_score_adj: Option<i32>,
@@ -165,7 +165,7 @@ impl StatusSource {
     }
 
     fn gauges(&self) -> Gauges {
-        let count = |directory| std::fs::read_dir(directory).map_or(0, Iterator::count);
+        let count = |directory| std::fs::read_dir(directory).ok().map(Iterator::count);
         let oom = std::fs::read_to_string(proc::own("oom_score_adj"));
         Gauges {
             memory: Memory::now(),

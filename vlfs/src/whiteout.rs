@@ -2,19 +2,40 @@
 //! last changed in each directory.
 //!
 //! A hidden directory hides all below it, so a marked node has no children.
-//! No I/O; `private/markers.rs` keeps the trees on disk.
+//! No I/O; `private/markers.rs` keeps the trees on disk. Who rules a private directory
+//! makes them as deep as he likes: nothing here recurses, and a copy shares what it
+//! does not change.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use strata_core::manifest::Timestamp;
 
 /// A set of hidden paths, as a trie over names.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Clone, Default)]
 pub struct WhiteoutTree {
     hidden: bool,
     /// Of a directory with hidden names: when one of them came or went.
     changed: Option<Timestamp>,
-    children: BTreeMap<Box<[u8]>, WhiteoutTree>,
+    children: BTreeMap<Box<[u8]>, Arc<WhiteoutTree>>,
+}
+
+impl std::fmt::Debug for WhiteoutTree {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let shown = |path: Vec<u8>| String::from_utf8_lossy(&path).into_owned();
+        f.debug_set().entries(self.paths().into_iter().map(shown)).finish()
+    }
+}
+
+impl Drop for WhiteoutTree {
+    fn drop(&mut self) {
+        let mut pending: Vec<_> = std::mem::take(&mut self.children).into_values().collect();
+        while let Some(child) = pending.pop() {
+            if let Some(mut child) = Arc::into_inner(child) {
+                pending.extend(std::mem::take(&mut child.children).into_values());
+            }
+        }
+    }
 }
 
 impl WhiteoutTree {
@@ -25,28 +46,39 @@ impl WhiteoutTree {
             if at.hidden {
                 return;
             }
-            at = at.children.entry(name.into()).or_default();
+            at = Arc::make_mut(at.children.entry(name.into()).or_default());
         }
         at.hidden = true;
         at.changed = None;
         at.children.clear();
     }
 
-    /// Shows `path` again. Returns whether it was hidden itself.
+    /// Shows `path` again. Returns whether it was hidden itself; else nothing changes.
     pub fn show(&mut self, path: &[u8]) -> bool {
-        let (name, rest) = match path.iter().position(|b| *b == b'/') {
-            Some(slash) => (&path[..slash], Some(&path[slash + 1..])),
-            None => (path, None),
-        };
-        let Some(child) = self.children.get_mut(name) else { return false };
-        let shown = match rest {
-            Some(rest) => child.show(rest),
-            None => child.hidden,
-        };
-        if rest.is_none() || (child.children.is_empty() && !child.hidden) {
-            self.children.remove(name);
+        let names: Vec<&[u8]> = path.split(|b| *b == b'/').collect();
+        // The last directory on the way that leads elsewhere, too: it loses a name.
+        let (mut stays, mut at) = (0, &*self);
+        for (depth, name) in names.iter().enumerate() {
+            if at.children.len() > 1 {
+                stays = depth;
+            }
+            match at.child(name) {
+                Some(child) => at = child,
+                None => return false,
+            }
         }
-        shown
+        if !at.hidden {
+            return false;
+        }
+        let mut at = self;
+        for name in &names[..stays] {
+            match at.children.get_mut(*name) {
+                Some(child) => at = Arc::make_mut(child),
+                None => return false,
+            }
+        }
+        at.children.remove(names[stays]);
+        true
     }
 
     /// Notes when names came or went below a directory that has hidden ones.
@@ -54,7 +86,7 @@ impl WhiteoutTree {
         let mut at = self;
         for name in directory.split(|b| *b == b'/').filter(|name| !name.is_empty()) {
             match at.children.get_mut(name) {
-                Some(child) => at = child,
+                Some(child) => at = Arc::make_mut(child),
                 None => return,
             }
         }
@@ -82,12 +114,12 @@ impl WhiteoutTree {
     }
 
     pub fn child(&self, name: &[u8]) -> Option<&WhiteoutTree> {
-        self.children.get(name)
+        self.children.get(name).map(|child| &**child)
     }
 
     /// What is hidden below, by name.
     pub fn children(&self) -> impl Iterator<Item = (&[u8], &WhiteoutTree)> {
-        self.children.iter().map(|(name, tree)| (&**name, tree))
+        self.children.iter().map(|(name, tree)| (&**name, &**tree))
     }
 
     /// Adds all paths of `other`.
@@ -99,20 +131,26 @@ impl WhiteoutTree {
 
     /// All hidden paths, in order of their names.
     pub fn paths(&self) -> Vec<Vec<u8>> {
-        let mut paths = Vec::new();
-        let mut pending = vec![(Vec::new(), self)];
-        while let Some((path, tree)) = pending.pop() {
-            if tree.hidden {
-                paths.push(path);
+        if self.hidden {
+            return vec![Vec::new()];
+        }
+        let (mut paths, mut path) = (Vec::new(), Vec::new());
+        // The directories on the way, with the lengths of their paths.
+        let mut levels = vec![(self.children(), 0)];
+        while let Some((children, length)) = levels.last_mut() {
+            path.truncate(*length);
+            let Some((name, child)) = children.next() else {
+                levels.pop();
                 continue;
+            };
+            if !path.is_empty() {
+                path.push(b'/');
             }
-            for (name, child) in tree.children.iter().rev() {
-                let mut below = path.clone();
-                if !below.is_empty() {
-                    below.push(b'/');
-                }
-                below.extend_from_slice(name);
-                pending.push((below, child));
+            path.extend_from_slice(name);
+            if child.hidden {
+                paths.push(path.clone());
+            } else {
+                levels.push((child.children(), path.len()));
             }
         }
         paths
@@ -161,9 +199,28 @@ mod tests {
         let mut tree = WhiteoutTree::default();
         tree.hide(b"a/b/c");
         assert!(!tree.show(b"a/b"));
-        tree.hide(b"a/b/c");
+        assert_eq!(tree.paths(), [b"a/b/c"], "what is hidden below stays so");
         assert!(tree.show(b"a/b/c"));
         assert!(tree.is_empty());
         assert!(!tree.show(b"a/b/c"));
+        for path in [&b"a/b/c"[..], b"a/d/e/f", b"a/d/g"] {
+            tree.hide(path);
+        }
+        let before = tree.clone();
+        assert!(tree.show(b"a/d/e/f"));
+        assert_eq!(tree.paths(), [&b"a/b/c"[..], b"a/d/g"]);
+        assert_eq!(before.paths(), [&b"a/b/c"[..], b"a/d/e/f", b"a/d/g"]);
+    }
+
+    #[test]
+    fn a_tree_may_be_deeper_than_a_stack() {
+        let mut tree = WhiteoutTree::default();
+        let path = [&b"d/".repeat(200_000)[..], b"gone"].concat();
+        tree.hide(&path);
+        let mut copy = tree.clone();
+        copy.hide(b"d/d/other");
+        assert!(tree.show(&path));
+        assert!(tree.is_empty());
+        assert_eq!(copy.paths().len(), 2);
     }
 }

@@ -26,6 +26,7 @@ use rustix::io::Errno;
 use super::copy_up::copy_data;
 use super::origin::Origin;
 use super::{BORROWED, DATA_XATTR, KEPT_XATTR, ORIGIN_XATTR, Private, UnitKey, markers};
+use crate::descent::Descent;
 use crate::{backing, proc};
 
 /// Removed by the kernel whenever data is written.
@@ -345,7 +346,7 @@ impl Private {
         }
         // Files that never came to be seen, or were just removed; or the private
         // directory was copied without its hard links.
-        self.register_all(&backing::open_directory(&self.upper, b"")?)?;
+        self.register_all(backing::open_directory(&self.upper, b"")?)?;
         for (unit, name) in lost {
             self.disk.unlink(self.loans_of(&unit)?, &name)?;
         }
@@ -394,32 +395,42 @@ impl Private {
     }
 
     /// Registers every marked file below a directory that is not registered.
-    fn register_all(&self, directory: &OwnedFd) -> Result<(), Errno> {
-        for entry in backing::list(directory)? {
-            if entry.kind == FileType::Directory {
-                self.register_all(&backing::open_directory(directory, &entry.name)?)?;
-                continue;
+    fn register_all(&self, top: OwnedFd) -> Result<(), Errno> {
+        let mut walk = Descent::new(top)?;
+        loop {
+            if let Some(entry) = walk.next_name() {
+                match entry.kind {
+                    FileType::Directory => walk.enter(&entry.name)?,
+                    FileType::RegularFile => self.register_marked(walk.here(), &entry)?,
+                    _ => {}
+                }
+            } else if walk.leave()?.is_none() {
+                return Ok(());
             }
-            if entry.kind != FileType::RegularFile || self.loans.find(entry.inode).is_some() {
-                continue;
-            }
-            let path = backing::path_of(directory, &entry.name);
-            let mark = match backing::xattr(&path, DATA_XATTR) {
-                Err(Errno::NODATA) => continue,
-                other => other?,
-            };
-            let origin = Origin::parse(&backing::xattr(&path, ORIGIN_XATTR)?).ok_or(Errno::IO)?;
-            let unit = origin.unit_key().ok_or(Errno::IO)?;
-            let name = self.register((directory, &entry.name), &unit, entry.inode)?;
-            let loan = Loan {
-                unit,
-                name: Mutex::new(name),
-                blocks: parse_mark(&mark).unwrap_or(0),
-                completing: Mutex::new(()),
-                kept: Mutex::new(None),
-            };
-            self.loans.insert(entry.inode, loan);
         }
+    }
+
+    /// Registers a file if it is marked and not registered.
+    fn register_marked(&self, directory: &OwnedFd, entry: &backing::Name) -> Result<(), Errno> {
+        if self.loans.find(entry.inode).is_some() {
+            return Ok(());
+        }
+        let path = backing::path_of(directory, &entry.name);
+        let mark = match backing::xattr(&path, DATA_XATTR) {
+            Err(Errno::NODATA) => return Ok(()),
+            other => other?,
+        };
+        let origin = Origin::parse(&backing::xattr(&path, ORIGIN_XATTR)?).ok_or(Errno::IO)?;
+        let unit = origin.unit_key().ok_or(Errno::IO)?;
+        let name = self.register((directory, &entry.name), &unit, entry.inode)?;
+        let loan = Loan {
+            unit,
+            name: Mutex::new(name),
+            blocks: parse_mark(&mark).unwrap_or(0),
+            completing: Mutex::new(()),
+            kept: Mutex::new(None),
+        };
+        self.loans.insert(entry.inode, loan);
         Ok(())
     }
 }

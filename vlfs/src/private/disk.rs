@@ -20,6 +20,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use super::os;
+use crate::descent::Descent;
 use crate::{backing, proc};
 
 /// The writer of a private directory; can be told to fail at a step.
@@ -152,12 +153,22 @@ impl Disk {
             Err(Errno::NOENT) => return Ok(()),
             other => other?,
         };
-        for entry in backing::list(&inside)? {
-            self.remove_tree(&inside, &entry.name)?;
-        }
-        match self.remove_directory(&directory, name) {
+        let gone = |removed| match removed {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
             Err(error) => Err(error),
+        };
+        let mut walk = Descent::new(inside)?;
+        loop {
+            if let Some(entry) = walk.next_name() {
+                match self.unlink(walk.here(), &entry.name) {
+                    Err(Errno::ISDIR) => walk.enter(&entry.name)?,
+                    other => gone(other)?,
+                }
+            } else if let Some(emptied) = walk.leave()? {
+                gone(self.remove_directory(walk.here(), &emptied))?;
+            } else {
+                return gone(self.remove_directory(&directory, name));
+            }
         }
     }
 

@@ -14,6 +14,7 @@ use strata_core::manifest::Timestamp;
 
 use super::{Private, UnitKey, WHITEOUTS};
 use crate::backing;
+use crate::descent::Descent;
 use crate::whiteout::WhiteoutTree;
 
 /// The file in `work/` that new markers are names of. Other names there are numbers.
@@ -190,35 +191,44 @@ pub fn load_all(private_root: &OwnedFd) -> Result<BTreeMap<UnitKey, WhiteoutTree
         for unit in backing::list(&directory)? {
             let text = |name: &[u8]| String::from_utf8(name.to_vec()).map_err(|_| Errno::ILSEQ);
             let key = UnitKey { repository: text(&repository.name)?, unit: text(&unit.name)? };
-            let mut tree = WhiteoutTree::default();
             let below = backing::open_directory(&directory, &unit.name)?;
-            load(&below, &mut Vec::new(), &mut tree)?;
-            units.insert(key, tree);
+            units.insert(key, load(below)?);
         }
     }
     Ok(units)
 }
 
-fn load(directory: &OwnedFd, path: &mut Vec<u8>, tree: &mut WhiteoutTree) -> Result<(), Errno> {
-    let mut has_marker = false;
-    for entry in backing::list(directory)? {
-        let length = path.len();
-        if !path.is_empty() {
-            path.push(b'/');
+fn load(top: OwnedFd) -> Result<WhiteoutTree, Errno> {
+    let mut tree = WhiteoutTree::default();
+    let mut walk = Descent::new(top)?;
+    let mut path = Vec::new();
+    // Of the directory that the walk is in and those above it.
+    let mut has_marker = vec![false];
+    loop {
+        if let Some(entry) = walk.next_name() {
+            let length = path.len();
+            if !path.is_empty() {
+                path.push(b'/');
+            }
+            path.extend_from_slice(&entry.name);
+            let found = backing::stat_at(walk.here(), &entry.name)?;
+            if FileType::from_raw_mode(found.st_mode) == FileType::Directory {
+                walk.enter(&entry.name)?;
+                has_marker.push(false);
+                continue;
+            }
+            tree.hide(&path);
+            path.truncate(length);
+            if let Some(has_marker) = has_marker.last_mut() {
+                *has_marker = true;
+            }
+            continue;
         }
-        path.extend_from_slice(&entry.name);
-        let found = backing::stat_at(directory, &entry.name)?;
-        if FileType::from_raw_mode(found.st_mode) == FileType::Directory {
-            load(&backing::open_directory(directory, &entry.name)?, path, tree)?;
-        } else {
-            tree.hide(path);
-            has_marker = true;
+        // What only leads to deeper markers lost no name itself.
+        if has_marker.pop() == Some(true) {
+            tree.date(&path, changed(walk.here())?);
         }
-        path.truncate(length);
+        let Some(left) = walk.leave()? else { return Ok(tree) };
+        path.truncate(path.len().saturating_sub(left.len() + 1));
     }
-    // What only leads to deeper markers lost no name itself.
-    if has_marker {
-        tree.date(path, changed(directory)?);
-    }
-    Ok(())
 }

@@ -190,7 +190,7 @@ impl Vfs {
     /// Describes a private object. `None` for one of the layers.
     pub(super) fn private_stat(&self, node: &Arc<Node>) -> Result<Option<(Stat, Reach)>> {
         let place = node.place.read().expect("no panic while held");
-        let Some(reach) = reach(&place.upper, &place.names)? else { return Ok(None) };
+        let Some(reach) = self.reach(&place.upper, &place.names)? else { return Ok(None) };
         let stat = self.private.described(reach.stat()?);
         if let Upper::File { inode } = place.upper
             && inode != stat.st_ino
@@ -230,7 +230,7 @@ impl Vfs {
 
     /// How many private subdirectories no layer has.
     fn own_directories(&self, active: &Arc<ActiveSet>, node: &Arc<Node>, at: u32) -> Result<u32> {
-        let directory = node.directory().ok_or(Errno::STALE)?;
+        let directory = self.directory(node)?.ok_or(Errno::STALE)?;
         let names = backing::list(&directory)?;
         let own = names.iter().filter(|entry| entry.kind == FileType::Directory).filter(|entry| {
             let below = active.union.child(at, &entry.name);
@@ -257,7 +257,7 @@ impl Vfs {
         }
         let applied = {
             let place = node.place.read().expect("no panic while held");
-            let reach = reach(&place.upper, &place.names)?.ok_or(Errno::STALE)?;
+            let reach = self.reach(&place.upper, &place.names)?.ok_or(Errno::STALE)?;
             if let Upper::File { inode } = place.upper {
                 self.private.note_times(inode, &times(set.atime, set.mtime));
             }
@@ -274,6 +274,26 @@ impl Vfs {
         drop(shared);
         let same = node.id == id || id == ROOT_ID;
         Ok((attr, if same { self.valid() } else { Duration::ZERO }))
+    }
+
+    /// How to reach what stands at `upper`, of a node with these names.
+    pub(super) fn reach(
+        &self,
+        upper: &Upper,
+        names: &[(Arc<Node>, Box<[u8]>)],
+    ) -> Result<Option<Reach>> {
+        match upper {
+            Upper::None => Ok(None),
+            Upper::Directory(directory) => {
+                Ok(Some(Reach::Open(self.open_private(directory, names.last())?)))
+            }
+            Upper::Orphan(fd) => Ok(Some(Reach::Open(fd.clone()))),
+            Upper::File { .. } => {
+                let (parent, name) = names.last().ok_or(Errno::STALE)?;
+                let directory = self.directory(parent)?.ok_or(Errno::STALE)?;
+                Ok(Some(Reach::Name(directory, name.clone())))
+            }
+        }
     }
 
     fn set_size(&self, node: &Arc<Node>, size: u64, set: &SetAttr) -> Result<()> {
@@ -294,19 +314,6 @@ impl Vfs {
             super::file::kill_privileges(&self.private.disk, &file)?;
         }
         Ok(())
-    }
-}
-
-/// How to reach what stands at `upper`.
-pub(super) fn reach(upper: &Upper, names: &[(Arc<Node>, Box<[u8]>)]) -> Result<Option<Reach>> {
-    match upper {
-        Upper::None => Ok(None),
-        Upper::Directory(fd) | Upper::Orphan(fd) => Ok(Some(Reach::Open(fd.clone()))),
-        Upper::File { .. } => {
-            let (parent, name) = names.last().ok_or(Errno::STALE)?;
-            let directory = parent.directory().ok_or(Errno::STALE)?;
-            Ok(Some(Reach::Name(directory, name.clone())))
-        }
     }
 }
 

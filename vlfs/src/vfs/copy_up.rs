@@ -9,6 +9,7 @@ use std::sync::{Arc, RwLockReadGuard};
 
 use rustix::fs::{FileType, Mode, OFlags, RenameFlags};
 
+use super::held::affordable;
 use super::node::{Node, Upper};
 use super::{ActiveSet, Errno, Notice, Result, Vfs};
 use crate::backing;
@@ -16,7 +17,6 @@ use crate::private::copy_up::{Copied, Data, copy};
 use crate::private::journal::Step;
 use crate::private::origin::Origin;
 use crate::private::{UPPER, WORK};
-use crate::union;
 
 impl Vfs {
     /// Makes sure that a node's object is private, and keeps it so while the guard lives.
@@ -143,7 +143,8 @@ impl Vfs {
 
     /// The object has no name any more: its copy gets none either.
     fn commit_orphan(&self, node: &Arc<Node>, work: &[u8]) -> Result<()> {
-        let fd = backing::open_beneath(&self.private.work, work, OFlags::PATH, Mode::empty())?;
+        let fd = backing::open_beneath(&self.private.work, work, OFlags::PATH, Mode::empty())
+            .and_then(affordable)?;
         self.private.disk.unlink(&self.private.work, work)?;
         node.place.write().expect("no panic while held").upper = Upper::Orphan(Arc::new(fd));
         self.switch_to_copy(node);
@@ -211,20 +212,37 @@ impl Vfs {
         active: &Arc<ActiveSet>,
         node: &Arc<Node>,
     ) -> Result<Arc<OwnedFd>> {
-        if let Some(directory) = node.directory() {
-            return Ok(directory);
+        let mut missing = Vec::new();
+        let mut node = node.clone();
+        let mut directory = loop {
+            if let Some(directory) = self.directory(&node)? {
+                break directory;
+            }
+            let (parent, name) = node.name().ok_or(Errno::STALE)?;
+            missing.push((std::mem::replace(&mut node, parent), name));
+        };
+        for (node, name) in missing.iter().rev() {
+            directory = self.private_directory_in(active, &directory, node, name)?;
         }
+        Ok(directory)
+    }
+
+    fn private_directory_in(
+        &self,
+        active: &Arc<ActiveSet>,
+        above: &OwnedFd,
+        node: &Node,
+        name: &[u8],
+    ) -> Result<Arc<OwnedFd>> {
         let _copying = node.copying.lock().expect("no panic while held");
-        if let Some(directory) = node.directory() {
+        if let Some(directory) = self.directory(node)? {
             return Ok(directory);
         }
         let at = self.lower(active, node).ok_or(Errno::STALE)?;
-        let (parent, name) = node.name().ok_or(Errno::STALE)?;
-        let above = self.private_directory(active, &parent)?;
-        let directory = Arc::new(self.copy_directory(active, at, &above, &name)?);
-        node.place.write().expect("no panic while held").upper =
-            Upper::Directory(directory.clone());
-        Ok(directory)
+        let made = Arc::new(self.copy_directory(active, at, above, name)?);
+        let directory = self.new_directory(&made)?;
+        node.place.write().expect("no panic while held").upper = Upper::Directory(directory);
+        Ok(made)
     }
 
     /// Makes the private directory of a union node in `above`, or finds it made.
@@ -264,19 +282,24 @@ impl Vfs {
     /// The private directory at a union node, by path; nodes the kernel knows on
     /// the way are told. The namespace is held exclusively.
     fn private_path(&self, active: &Arc<ActiveSet>, at: u32) -> Result<Arc<OwnedFd>> {
-        if at == union::ROOT {
-            return Ok(Arc::new(backing::open_directory(&self.private.upper, b"")?));
+        let mut missing = Vec::new();
+        let mut at = at;
+        let mut directory = loop {
+            let path = active.union.path(at);
+            if let Some(node) = self.table.find(&path) {
+                break self.private_directory(active, &node)?;
+            }
+            missing.push((at, path));
+            at = active.union.parent(at);
+        };
+        for (at, path) in missing.iter().rev() {
+            let name = strata_core::manifest::file_name(path);
+            directory = match backing::open_directory(&directory, name) {
+                Err(Errno::NOENT) => Arc::new(self.copy_directory(active, *at, &directory, name)?),
+                other => Arc::new(other?),
+            };
         }
-        let path = active.union.path(at);
-        if let Some(node) = self.table.find(&path) {
-            return self.private_directory(active, &node);
-        }
-        let above = self.private_path(active, active.union.parent(at))?;
-        let name = strata_core::manifest::file_name(&path);
-        match backing::open_directory(&above, name) {
-            Err(Errno::NOENT) => Ok(Arc::new(self.copy_directory(active, at, &above, name)?)),
-            other => Ok(Arc::new(other?)),
-        }
+        Ok(directory)
     }
 }
 

@@ -74,7 +74,7 @@ impl Vfs {
     /// counted. It is listed only once the kernel asks, and mostly it does not,
     /// because it kept the listing.
     fn count_names(&self, active: &Arc<ActiveSet>, node: &Arc<Node>) -> Result<usize> {
-        let (at, directory) = (self.lower(active, node), node.directory());
+        let (at, directory) = (self.lower(active, node), self.directory(node)?);
         if at.is_none() && directory.is_none() && node.name().is_some() {
             return Err(Errno::STALE);
         }
@@ -127,7 +127,7 @@ impl Vfs {
     /// The names in a directory, the private layer's before the layers'.
     pub(super) fn names(&self, active: &Arc<ActiveSet>, node: &Arc<Node>) -> Result<Vec<Listed>> {
         let at = self.lower(active, node);
-        let directory = node.directory();
+        let directory = self.directory(node)?;
         if at.is_none() && directory.is_none() && node.name().is_some() {
             return Err(Errno::STALE);
         }
@@ -178,6 +178,6 @@ impl Vfs {
             directories.get(&handle).cloned().ok_or(Errno::BADF)?.node.clone()
         };
         // Its names may live in the private directory and in several white-out layers.
-        if node.directory().is_some() { self.private.sync() } else { Ok(()) }
+        if node.is_private() { self.private.sync() } else { Ok(()) }
     }
 }

@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex};
 use rustix::fs::{FallocateFlags, FileType, Mode, OFlags, SeekFrom};
 use rustix::io::ReadWriteFlags;
 
+use super::held::affordable;
 use super::node::{Node, Upper};
 use super::{ActiveSet, Caller, Errno, Found, Object, Passthrough, Result, Vfs};
 use crate::backing;
@@ -239,6 +240,16 @@ impl Vfs {
         active: &Arc<ActiveSet>,
         node: &Arc<Node>,
     ) -> Result<Arc<Backing>> {
+        match self.backing_now(active, node) {
+            Err(Errno::MFILE) => {
+                self.drop_kept(|_| false);
+                self.backing_now(active, node)
+            }
+            other => other,
+        }
+    }
+
+    fn backing_now(&self, active: &Arc<ActiveSet>, node: &Arc<Node>) -> Result<Arc<Backing>> {
         let mut files = node.files.lock().expect("no panic while held");
         if let Some(backing) = files.backing.clone() {
             if files.is_open() || self.still_serves(active, node, &backing) {
@@ -247,7 +258,7 @@ impl Vfs {
             files.backing = None;
         }
         let (fd, layer) = self.open_below(active, node)?;
-        let backing = self.register(fd, layer);
+        let backing = self.register(affordable(fd)?, layer);
         files.backing = Some(backing.clone());
         drop(files);
         self.keep(node);
@@ -289,7 +300,7 @@ impl Vfs {
         match &place.upper {
             Upper::File { inode } => {
                 let (parent, name) = place.names.last().ok_or(Errno::STALE)?;
-                let directory = parent.directory().ok_or(Errno::STALE)?;
+                let directory = self.directory(parent)?.ok_or(Errno::STALE)?;
                 if self.private.loans.find(*inode).is_some() {
                     let own = backing::path_of(&directory, name);
                     let origin = Origin::parse(&backing::xattr(&own, ORIGIN_XATTR)?);
@@ -365,7 +376,22 @@ impl Vfs {
         let _shared = self.shared();
         let active = self.active();
         let parent = self.directory_node(parent)?;
-        let fd = self.make_file(&active, &parent, name, mode, caller)?;
+        let made = self.make_file(&active, &parent, name, mode, caller)?;
+        let afforded = affordable(made).or_else(|_| {
+            self.drop_kept(|_| false);
+            let directory = self.directory(&parent)?.ok_or(Errno::STALE)?;
+            let flags = OFlags::RDWR | OFlags::NOATIME;
+            affordable(backing::open_beneath(&directory, name, flags, Mode::empty())?)
+        });
+        let fd = match afforded {
+            Ok(fd) => fd,
+            Err(error) => {
+                // What cannot be opened is not made either.
+                let directory = self.directory(&parent)?.ok_or(Errno::STALE)?;
+                self.private.disk.unlink(&directory, name)?;
+                return Err(error);
+            }
+        };
         let stat = rustix::fs::fstat(&fd)?;
         let object = Object::Private { stat, ino: PRIVATE_TAG | stat.st_ino };
         let node = self.intern(&active, &parent, name, &object)?;

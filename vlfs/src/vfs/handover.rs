@@ -18,6 +18,7 @@ use strata_core::manifest::Timestamp;
 
 use super::directory::{DirectoryHandle, Listed};
 use super::file::{Backing, FileHandle};
+use super::held::PrivateDirectory;
 use super::node::{Node, ROOT_ID, Upper};
 use super::{Attr, Result, Vfs};
 use crate::layer::Layer;
@@ -44,8 +45,12 @@ impl Name {
 enum UpperState {
     None,
     File(u64),
+    /// With a descriptor where it has lost its name; else it is opened by its names.
+    Directory {
+        inode: u64,
+        descriptor: Option<i32>,
+    },
     /// A descriptor.
-    Directory(i32),
     Orphan(i32),
 }
 
@@ -187,7 +192,13 @@ impl Export {
         let upper = match &place.upper {
             Upper::None => UpperState::None,
             Upper::File { inode } => UpperState::File(*inode),
-            Upper::Directory(fd) => UpperState::Directory(self.descriptor(&**fd)?),
+            Upper::Directory(directory) => UpperState::Directory {
+                inode: directory.inode,
+                descriptor: match directory.pin_held().filter(|_| node.id != ROOT_ID) {
+                    Some(fd) => Some(self.descriptor(&*fd)?),
+                    None => None,
+                },
+            },
             Upper::Orphan(fd) => UpperState::Orphan(self.descriptor(&**fd)?),
         };
         let name = |(parent, name): &(Arc<Node>, Box<[u8]>)| (parent.id, Name::of(name));
@@ -381,7 +392,12 @@ impl Vfs {
             let upper = match node.upper {
                 UpperState::None => Upper::None,
                 UpperState::File(inode) => Upper::File { inode },
-                UpperState::Directory(fd) => Upper::Directory(once(fd)),
+                UpperState::Directory { inode, descriptor } => {
+                    Upper::Directory(Arc::new(match descriptor {
+                        Some(fd) => PrivateDirectory::pinned(inode, once(fd)),
+                        None => PrivateDirectory::closed(inode),
+                    }))
+                }
                 UpperState::Orphan(fd) => Upper::Orphan(once(fd)),
             };
             let kind = FileType::from_raw_mode(node.kind);

@@ -22,6 +22,7 @@ mod copy_up;
 mod directory;
 pub mod file;
 pub mod handover;
+mod held;
 mod kept;
 mod namespace;
 pub mod node;
@@ -54,8 +55,9 @@ use crate::index::overlay::Hiding;
 use crate::layer::{Layer, LayerSet};
 use crate::private::{self, Private};
 use crate::tree::{self, Kind};
-use crate::union::{self, Union};
+use crate::union::Union;
 use crate::verify::first_open::FirstOpen;
+use held::{Held, PrivateDirectory};
 use kept::Kept;
 use node::{Node, ROOT_ID, Table, Upper};
 
@@ -105,6 +107,12 @@ impl ActiveSet {
     /// Answers were taken from the index: they hold only if it does.
     fn sound(&self) -> Result<()> {
         if self.union.is_damaged() { Err(Errno::IO) } else { Ok(()) }
+    }
+
+    /// The paths of layers that are plain directories.
+    pub fn directories(&self) -> Vec<std::path::PathBuf> {
+        let plain = self.layers.iter().filter(|layer| layer.digest.is_none());
+        plain.map(|layer| layer.name.as_str().into()).collect()
     }
 
     /// The layers with their index, without what is hidden in them.
@@ -180,6 +188,7 @@ pub struct Vfs {
     directories: RwLock<HashMap<u64, Arc<DirectoryHandle>>>,
     next_handle: AtomicU64,
     kept: Kept,
+    held: Held,
     /// Sets that were swapped away, with their layers, for as long as requests
     /// that began before the swap may still be under way.
     retired: Mutex<Vec<(Instant, Arc<ActiveSet>)>>,
@@ -213,11 +222,13 @@ impl Vfs {
         private.drop_pairs(&gone)?;
         let active = ActiveSet::build(set, &private.hidden(), info);
         let upper = backing::open_directory(&private.upper, b"")?;
+        let inode = rustix::fs::fstat(&upper)?.st_ino;
+        let upper = Arc::new(PrivateDirectory::pinned(inode, Arc::new(upper)));
         let root = Arc::new(Node::new(
             ROOT_ID,
             tree::ROOT_IDENTITY,
             FileType::Directory,
-            Upper::Directory(Arc::new(upper)),
+            Upper::Directory(upper),
         ));
         let vfs = Vfs {
             active: ArcSwap::from_pointee(active),
@@ -237,6 +248,7 @@ impl Vfs {
             directories: RwLock::default(),
             next_handle: AtomicU64::new(1),
             kept: Kept::new(kept_limit()),
+            held: Held::default(),
             retired: Mutex::default(),
             unlinked: Mutex::default(),
             swaps: AtomicU64::new(0),
@@ -304,31 +316,46 @@ impl Vfs {
 
     /// Where the active set shows a node's object: by its names, from the root.
     fn lower(&self, active: &Arc<ActiveSet>, node: &Node) -> Option<u32> {
-        if node.id == ROOT_ID {
-            return Some(union::ROOT);
-        }
         let epoch = self.epoch.load(Ordering::Acquire);
-        {
-            let lower = node.lower.lock().expect("no panic while held");
-            if lower.epoch == epoch {
-                return lower.at;
-            }
+        if let Some(known) = node.known_lower(epoch) {
+            return known;
         }
         let names = node.place.read().expect("no panic while held").names.clone();
         let at = names.iter().find_map(|(parent, name)| {
-            let at = active.union.child(self.lower(active, parent)?, name)?;
-            let entry = active.union.entry(at)?;
-            let same = match node.kind {
-                FileType::Directory => entry.is_directory(),
-                _ => entry.identity == node.ino && file_type(&entry.kind) == node.kind,
-            };
-            same.then_some(at)
+            let above = self.lower_directory(active, parent, epoch)?;
+            lower_at(active, node, above, name)
         });
-        let mut lower = node.lower.lock().expect("no panic while held");
-        lower.epoch = epoch;
-        lower.at = at;
-        if let Some(at) = at {
-            lower.last = Some((Arc::downgrade(active), at));
+        node.note_lower(active, epoch, at);
+        at
+    }
+
+    /// As [`Vfs::lower`], for a directory, which has one name at most. A list and no
+    /// recursion: it may be deeper than any stack.
+    fn lower_directory(
+        &self,
+        active: &Arc<ActiveSet>,
+        directory: &Arc<Node>,
+        epoch: u64,
+    ) -> Option<u32> {
+        let mut unknown = Vec::new();
+        let mut node = directory.clone();
+        let mut at = loop {
+            if let Some(known) = node.known_lower(epoch) {
+                break known;
+            }
+            match node.name() {
+                Some((above, name)) => {
+                    unknown.push((std::mem::replace(&mut node, above), name));
+                }
+                None => {
+                    node.note_lower(active, epoch, None);
+                    break None;
+                }
+            }
+        };
+        for (node, name) in unknown.iter().rev() {
+            at = at.and_then(|above| lower_at(active, node, above, name));
+            node.note_lower(active, epoch, at);
         }
         at
     }
@@ -354,7 +381,7 @@ impl Vfs {
         if name.len() > 255 {
             return Err(Errno::NAMETOOLONG);
         }
-        if let Some(directory) = parent.directory() {
+        if let Some(directory) = self.directory(parent)? {
             match backing::stat_at(&directory, name) {
                 Ok(stat) => {
                     let stat = self.private.described(stat);
@@ -430,7 +457,7 @@ impl Vfs {
         if let Some(known) = self.table.child(parent.id, name).map(node::current)
             && fits(&known)
         {
-            adopt_directory(&known, parent, name, object)?;
+            self.adopt_directory(&known, parent, name, object)?;
             return Ok(known);
         }
         let known = if several { self.table.linked(ino).map(node::current) } else { None };
@@ -454,6 +481,27 @@ impl Vfs {
         Ok(node)
     }
 
+    /// A directory that the kernel knows became private while it was looked up.
+    fn adopt_directory(
+        &self,
+        node: &Arc<Node>,
+        parent: &Arc<Node>,
+        name: &[u8],
+        object: &Object,
+    ) -> Result<()> {
+        let found = matches!(object, Object::Private { .. });
+        if node.kind != FileType::Directory || !found || node.is_private() {
+            return Ok(());
+        }
+        let above = self.directory(parent)?.ok_or(Errno::STALE)?;
+        let directory = self.new_directory(&Arc::new(backing::open_directory(&above, name)?))?;
+        let mut place = node.place.write().expect("no panic while held");
+        if matches!(place.upper, Upper::None) {
+            place.upper = Upper::Directory(directory);
+        }
+        Ok(())
+    }
+
     fn make_node(
         &self,
         parent: &Arc<Node>,
@@ -465,8 +513,10 @@ impl Vfs {
         let upper = match object {
             Object::Layer { .. } => Upper::None,
             Object::Private { .. } if kind == FileType::Directory => {
-                let above = parent.directory().ok_or(Errno::STALE)?;
-                Upper::Directory(Arc::new(backing::open_directory(&above, name)?))
+                let above = self.directory(parent)?.ok_or(Errno::STALE)?;
+                Upper::Directory(
+                    self.new_directory(&Arc::new(backing::open_directory(&above, name)?))?,
+                )
             }
             Object::Private { stat, .. } => Upper::File { inode: stat.st_ino },
         };
@@ -572,24 +622,15 @@ fn kept_limit() -> usize {
     })
 }
 
-/// A directory that the kernel knows became private while it was looked up.
-fn adopt_directory(
-    node: &Arc<Node>,
-    parent: &Arc<Node>,
-    name: &[u8],
-    object: &Object,
-) -> Result<()> {
-    let found = matches!(object, Object::Private { .. });
-    if node.kind != FileType::Directory || !found || node.is_private() {
-        return Ok(());
-    }
-    let above = parent.directory().ok_or(Errno::STALE)?;
-    let directory = backing::open_directory(&above, name)?;
-    let mut place = node.place.write().expect("no panic while held");
-    if matches!(place.upper, Upper::None) {
-        place.upper = Upper::Directory(Arc::new(directory));
-    }
-    Ok(())
+/// The union node of an object at a name of the directory `above`, if it is that object.
+fn lower_at(active: &ActiveSet, node: &Node, above: u32, name: &[u8]) -> Option<u32> {
+    let at = active.union.child(above, name)?;
+    let entry = active.union.entry(at)?;
+    let same = match node.kind {
+        FileType::Directory => entry.is_directory(),
+        _ => entry.identity == node.ino && file_type(&entry.kind) == node.kind,
+    };
+    same.then_some(at)
 }
 
 fn file_type(kind: &Kind<'_>) -> FileType {

@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 
 use rustix::fs::{FileType, Gid, Mode, OFlags, RenameFlags, Uid};
 
+use super::held::affordable;
 use super::node::{Node, Upper};
 use super::{ActiveSet, Caller, Errno, Found, Object, Result, Vfs};
 use crate::backing;
@@ -223,7 +224,7 @@ impl Vfs {
         let mut place = node.place.write().expect("no panic while held");
         match (&place.upper, place.names.last()) {
             (Upper::File { .. }, Some((above, own))) => {
-                let above = above.directory().ok_or(Errno::STALE)?;
+                let above = self.directory(above)?.ok_or(Errno::STALE)?;
                 self.private.disk.link((&above, &own[..]), (&directory, name))?;
             }
             // Made without a name (O_TMPFILE): this is its first.
@@ -287,7 +288,7 @@ impl Vfs {
         let mut place = node.place.write().expect("no panic while held");
         self.hide(&active, &parent, name)?;
         if let Object::Private { stat, .. } = object {
-            let directory = parent.directory().ok_or(Errno::STALE)?;
+            let directory = self.directory(&parent)?.ok_or(Errno::STALE)?;
             self.private.disk.unlink(&directory, name)?;
             if orphan.is_some() {
                 self.owes_nothing(stat.st_ino);
@@ -310,7 +311,7 @@ impl Vfs {
     /// A white-out is written elsewhere: the disk dates no private directory for it.
     /// One that is the layers' shows the white-outs' own time (see [`Vfs::dated`]).
     fn date_removal(&self, parent: &Arc<Node>, object: &Object) -> Result<()> {
-        match (object, parent.directory()) {
+        match (object, self.directory(parent)?) {
             (Object::Layer { .. }, Some(directory)) => {
                 let now = super::attr::times(None, Some(super::SetTime::Now));
                 self.private.disk.set_times_open(&*directory, &now)
@@ -325,11 +326,11 @@ impl Vfs {
             let files = node.files.lock().expect("no panic while held");
             let open = files.backing.as_ref().filter(|backing| backing.layer.is_none());
             if let Some(backing) = open {
-                return rustix::io::fcntl_dupfd_cloexec(&**backing, 0);
+                return rustix::io::fcntl_dupfd_cloexec(&**backing, 0).and_then(affordable);
             }
         }
-        let directory = parent.directory().ok_or(Errno::STALE)?;
-        backing::open_beneath(&directory, name, OFlags::PATH, Mode::empty())
+        let directory = self.directory(parent)?.ok_or(Errno::STALE)?;
+        backing::open_beneath(&directory, name, OFlags::PATH, Mode::empty()).and_then(affordable)
     }
 
     /// Removes an empty directory.
@@ -346,15 +347,30 @@ impl Vfs {
             return Err(Errno::NOTEMPTY);
         }
         let attr = self.attr_of(&active, &node)?;
-        self.date_removal(&parent, &object)?;
-        self.hide(&active, &parent, name)?;
-        if let Object::Private { .. } = object {
-            let directory = parent.directory().ok_or(Errno::STALE)?;
-            self.private.disk.remove_directory(&directory, name)?;
-        }
+        self.pin(&node)?;
+        let removed = self.remove_directory(&active, &parent, name, &object);
+        removed.inspect_err(|_| self.unpin(&node))?;
         self.directories_made.fetch_add(1, Ordering::AcqRel);
         self.forget_directory(&parent, name, &node, attr);
         Ok(())
+    }
+
+    fn remove_directory(
+        &self,
+        active: &Arc<ActiveSet>,
+        parent: &Arc<Node>,
+        name: &[u8],
+        object: &Object,
+    ) -> Result<()> {
+        self.date_removal(parent, object)?;
+        self.hide(active, parent, name)?;
+        match object {
+            Object::Private { .. } => {
+                let directory = self.directory(parent)?.ok_or(Errno::STALE)?;
+                self.private.disk.remove_directory(&directory, name)
+            }
+            Object::Layer { .. } => Ok(()),
+        }
     }
 
     /// The directory node has no name any more.
@@ -400,7 +416,7 @@ impl Vfs {
         disk.chown_open(&fd, (Some(new.owner.0), Some(new.owner.1)))?;
         disk.chmod_open(&fd, mode)?;
         let inode = rustix::fs::fstat(fd.as_fd())?.st_ino;
-        let upper = Upper::Orphan(Arc::new(fd));
+        let upper = Upper::Orphan(Arc::new(affordable(fd)?));
         let node = self.table.new_node(crate::tree::PRIVATE_TAG | inode, kind, upper);
         let found = self.found_node(&active, node.clone())?;
         let opened = self.open_found(&active, &node)?;

@@ -8,11 +8,12 @@
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, RwLock, Weak};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 
 use rustix::fs::FileType;
 
 use super::file::{Backing, FileHandle};
+use super::held::PrivateDirectory;
 use super::{ActiveSet, Attr};
 
 /// Number of the root node, as FUSE has it.
@@ -26,8 +27,8 @@ pub enum Upper {
     File {
         inode: u64,
     },
-    /// A directory, held for walking. It stays after the directory is removed.
-    Directory(Arc<OwnedFd>),
+    /// A directory. It stays after the directory is removed.
+    Directory(Arc<PrivateDirectory>),
     /// A file whose last name is gone.
     Orphan(Arc<OwnedFd>),
 }
@@ -103,14 +104,6 @@ pub struct Counted {
 }
 
 impl Node {
-    /// The private directory of a directory node.
-    pub fn directory(&self) -> Option<Arc<OwnedFd>> {
-        match &self.place.read().expect("no panic while held").upper {
-            Upper::Directory(fd) => Some(fd.clone()),
-            Upper::None | Upper::File { .. } | Upper::Orphan(_) => None,
-        }
-    }
-
     pub fn is_private(&self) -> bool {
         !matches!(self.place.read().expect("no panic while held").upper, Upper::None)
     }
@@ -122,6 +115,24 @@ impl Node {
 
     pub fn successor(&self) -> Option<Arc<Node>> {
         self.files.lock().expect("no panic while held").successor.clone()
+    }
+
+    /// Where the active set shows the object, if it was looked for in this epoch.
+    pub fn known_lower(&self, epoch: u64) -> Option<Option<u32>> {
+        if self.id == ROOT_ID {
+            return Some(Some(crate::union::ROOT));
+        }
+        let lower = self.lower.lock().expect("no panic while held");
+        (lower.epoch == epoch).then_some(lower.at)
+    }
+
+    pub fn note_lower(&self, active: &Arc<ActiveSet>, epoch: u64, at: Option<u32>) {
+        let mut lower = self.lower.lock().expect("no panic while held");
+        lower.epoch = epoch;
+        lower.at = at;
+        if let Some(at) = at {
+            lower.last = Some((Arc::downgrade(active), at));
+        }
     }
 
     /// Forgets where the active set shows the object, so that it is looked for again.
@@ -355,5 +366,44 @@ impl Node {
             plain_at: AtomicU64::new(0),
             counted: Mutex::default(),
         }
+    }
+}
+
+/// A node keeps those above it, however many: they go one after the other.
+impl Drop for Node {
+    fn drop(&mut self) {
+        let mut pending = self.take_nodes();
+        while let Some(node) = pending.pop() {
+            if let Some(mut node) = Arc::into_inner(node) {
+                pending.extend(node.take_nodes());
+            }
+        }
+    }
+}
+
+impl Node {
+    fn take_nodes(&mut self) -> Vec<Arc<Node>> {
+        let place = self.place.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let files = self.files.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let above = std::mem::take(&mut place.names).into_iter().map(|(parent, _)| parent);
+        above.chain(files.successor.take()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nodes_that_hold_each_other_deeper_than_a_stack_go() {
+        let mut above = Arc::new(Node::new(ROOT_ID, 1, FileType::Directory, Upper::None));
+        let top = Arc::downgrade(&above);
+        for id in 2..200_000 {
+            let node = Node::new(id, id, FileType::Directory, Upper::None);
+            node.place.write().expect("no panic").names.push((above, b"d".as_slice().into()));
+            above = Arc::new(node);
+        }
+        drop(above);
+        assert_eq!(top.strong_count(), 0);
     }
 }

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use rustix::fs::{FileType, RenameFlags};
 
+use super::held::affordable;
 use super::node::{self, Node, Upper};
 use super::{ActiveSet, Errno, Object, Result, Vfs};
 use crate::backing;
@@ -135,43 +136,53 @@ impl Vfs {
         result
     }
 
-    fn copy_tree(&self, directory: &Arc<Node>, copies: &mut Copies) -> Result<()> {
-        let children = {
-            let _shared = self.shared();
-            let active = self.active();
-            let mut children = Vec::new();
-            for listed in self.names(&active, directory)? {
-                let object = self.find(&active, directory, &listed.name)?;
-                let is_directory = listed.kind == FileType::Directory;
-                if is_directory || matches!(object, Object::Layer { .. }) {
-                    children.push(self.intern(&active, directory, &listed.name, &object)?);
-                }
-            }
-            children
-        };
-        for child in children {
-            copies.nodes.push(child.clone());
-            if child.kind == FileType::Directory {
-                {
+    /// A list and no recursion: a tree may be deeper than any stack.
+    fn copy_tree(&self, top: &Arc<Node>, copies: &mut Copies) -> Result<()> {
+        let mut pending = vec![top.clone()];
+        while let Some(directory) = pending.pop() {
+            for child in self.children_to_copy(&directory)? {
+                copies.nodes.push(child.clone());
+                if child.kind == FileType::Directory {
                     let _shared = self.shared();
                     self.private_directory(&self.active(), &child)?;
+                    pending.push(child);
+                } else if copies.seen.insert(child.id) {
+                    let work = self.private.next_name();
+                    copies.has_data |= self.copy_to_work(&child, &work, Data::Attributes, false)?;
+                    copies.made.push((child, work));
                 }
-                self.copy_tree(&child, copies)?;
-            } else if copies.seen.insert(child.id) {
-                let work = self.private.next_name();
-                copies.has_data |= self.copy_to_work(&child, &work, Data::Attributes, false)?;
-                copies.made.push((child, work));
             }
         }
         Ok(())
     }
 
+    /// What of a directory is to be copied, or may have something below it that is.
+    fn children_to_copy(&self, directory: &Arc<Node>) -> Result<Vec<Arc<Node>>> {
+        let _shared = self.shared();
+        let active = self.active();
+        let mut children = Vec::new();
+        // Where no layer has the directory, all below it is private.
+        if self.lower(&active, directory).is_none() {
+            return Ok(children);
+        }
+        for listed in self.names(&active, directory)? {
+            let object = self.find(&active, directory, &listed.name)?;
+            let is_directory = listed.kind == FileType::Directory;
+            if is_directory || matches!(object, Object::Layer { .. }) {
+                children.push(self.intern(&active, directory, &listed.name, &object)?);
+            }
+        }
+        Ok(children)
+    }
+
     /// Whether nothing at or below a directory comes from a layer.
     fn is_all_private(&self, active: &Arc<ActiveSet>, node: &Arc<Node>) -> Result<bool> {
         let Some(at) = self.lower(active, node) else { return Ok(true) };
-        let Some(directory) = node.directory() else { return Ok(false) };
-        let mut pending = vec![(at, directory)];
-        while let Some((at, directory)) = pending.pop() {
+        let Some(top) = self.directory(node)? else { return Ok(false) };
+        // By paths: a directory may have more of them in it than there are descriptors.
+        let mut pending = vec![(at, Vec::new())];
+        while let Some((at, path)) = pending.pop() {
+            let directory = backing::open_directory(&*top, &path)?;
             for (child, entry) in active.union.children(at) {
                 match backing::stat_at(&directory, entry.name) {
                     Err(Errno::NOENT) => return Ok(false),
@@ -181,8 +192,11 @@ impl Vfs {
                         if entry.is_directory()
                             && FileType::from_raw_mode(stat.st_mode) == FileType::Directory =>
                     {
-                        let below = backing::open_directory(&directory, entry.name)?;
-                        pending.push((child, Arc::new(below)));
+                        let below = match &path[..] {
+                            [] => entry.name.to_vec(),
+                            path => [path, b"/", entry.name].concat(),
+                        };
+                        pending.push((child, below));
                     }
                     Ok(_) => {}
                 }
@@ -240,10 +254,18 @@ impl Vfs {
         let flags =
             if mode == Mode::Exchange { RenameFlags::EXCHANGE } else { RenameFlags::empty() };
         let (old, new) = ((&directory, from.name), (&new_directory, to.name));
-        {
-            let _source = source.place.write().expect("no panic while held");
-            self.private.disk.rename(old, new, flags)?;
+        let loses_its_name = target.as_ref().filter(|_| mode != Mode::Exchange && over_directory);
+        if let Some(target) = loses_its_name {
+            self.pin(target)?;
         }
+        let renamed = {
+            let _source = source.place.write().expect("no panic while held");
+            self.private.disk.rename(old, new, flags)
+        };
+        if let (Err(_), Some(target)) = (&renamed, loses_its_name) {
+            self.unpin(target);
+        }
+        renamed?;
         if let Some(Upper::Orphan(replaced)) = &orphan {
             self.owes_nothing(rustix::fs::fstat(replaced)?.st_ino);
         }
@@ -288,10 +310,10 @@ impl Vfs {
         if stat.st_nlink > 1 {
             return Ok(None);
         }
-        let directory = parent.directory().ok_or(Errno::STALE)?;
+        let directory = self.directory(parent)?.ok_or(Errno::STALE)?;
         let flags = rustix::fs::OFlags::PATH;
         let fd = backing::open_beneath(&directory, to.name, flags, rustix::fs::Mode::empty())?;
-        Ok(Some(Upper::Orphan(Arc::new(fd))))
+        Ok(Some(Upper::Orphan(Arc::new(affordable(fd)?))))
     }
 
     fn move_names(

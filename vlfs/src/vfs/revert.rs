@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 
 use rustix::fs::FileType;
 
+use super::held::affordable;
 use super::node::{Node, Upper};
 use super::{ActiveSet, Caller, Errno, Notice, Object, Result, Vfs};
 use crate::backing;
@@ -61,13 +62,14 @@ impl Vfs {
         if name.is_empty() || name.contains(&b'/') || matches!(name, b"." | b"..") {
             return Err(Errno::INVAL);
         }
-        let mut path = name.to_vec();
+        let mut names: Vec<Box<[u8]>> = vec![name.into()];
         let mut node = self.directory_node(id)?;
         while let Some((parent, above)) = node.name() {
-            path = [&above, &b"/"[..], &path].concat();
+            names.push(above);
             node = parent;
         }
-        Ok(path)
+        names.reverse();
+        Ok(names.join(&b'/'))
     }
 
     fn revert_locked(&self, path: &[u8], caller: &Caller) -> Result<(Reverted, bool, Option<u64>)> {
@@ -147,6 +149,7 @@ impl Vfs {
             let node = self.intern(active, parent, name, &object)?;
             let flags = rustix::fs::OFlags::PATH;
             let fd = backing::open_beneath(directory, name, flags, rustix::fs::Mode::empty())?;
+            let fd = affordable(fd)?;
             let mut place = node.place.write().expect("no panic while held");
             place.names.retain(|(p, n)| p.id != parent.id || **n != *name);
             if last {

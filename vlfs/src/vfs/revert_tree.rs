@@ -11,11 +11,9 @@ use rustix::fs::{FileType, Gid, Mode, Uid, XattrFlags};
 
 use super::{ActiveSet, Caller, Errno, Notice, Result, SetTime, Vfs};
 use crate::backing;
+use crate::descent::Descent;
 use crate::private::UnitKey;
 use crate::tree::Entry;
-
-/// Directories below each other that are walked.
-const DEPTH: usize = 4096;
 
 /// What a revert of a tree did.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -92,28 +90,19 @@ impl Vfs {
                 Err(Errno::NOENT | Errno::NOTDIR) => return Ok(()),
                 other => other?,
             };
-            return match backing::stat_at(&above, name) {
-                Err(Errno::NOENT) => Ok(()),
-                found => self.revert_object(walk, &above, path, found?.st_mode, 0),
+            let found = match backing::stat_at(&above, name) {
+                Err(Errno::NOENT) => return Ok(()),
+                found => found?,
             };
+            if FileType::from_raw_mode(found.st_mode) != FileType::Directory {
+                return self.revert_object(walk, &above, path);
+            }
         }
-        let root = backing::open_directory(&self.private.upper, b"")?;
-        self.revert_directory(walk, &root, path, 0)
+        self.revert_directory(walk, backing::open_directory(&self.private.upper, path)?, path)
     }
 
-    fn revert_object(
-        &self,
-        walk: &mut Walk,
-        above: &OwnedFd,
-        path: &[u8],
-        mode: u32,
-        depth: usize,
-    ) -> Result<()> {
+    fn revert_object(&self, walk: &mut Walk, above: &OwnedFd, path: &[u8]) -> Result<()> {
         let name = strata_core::manifest::file_name(path);
-        if FileType::from_raw_mode(mode) == FileType::Directory {
-            let directory = backing::open_directory(above, name)?;
-            return self.revert_directory(walk, &directory, path, depth + 1);
-        }
         if walk.active.union.index().find(path).is_none() {
             walk.done.left += 1;
             return Ok(());
@@ -133,24 +122,46 @@ impl Vfs {
         Ok(())
     }
 
-    fn revert_directory(
-        &self,
-        walk: &mut Walk,
-        directory: &OwnedFd,
-        path: &[u8],
-        depth: usize,
-    ) -> Result<()> {
-        if depth > DEPTH {
-            return Err(Errno::NAMETOOLONG);
+    fn revert_directory(&self, walk: &mut Walk, top: OwnedFd, path: &[u8]) -> Result<()> {
+        let mut path = path.to_vec();
+        let mut descent = Descent::new(top)?;
+        // Directories that no layer has, from the first of them down to here.
+        let mut own = 0;
+        loop {
+            if let Some(entry) = descent.next_name() {
+                let length = path.len();
+                if !path.is_empty() {
+                    path.push(b'/');
+                }
+                path.extend_from_slice(&entry.name);
+                let mode = backing::stat_at(descent.here(), &entry.name)?.st_mode;
+                if FileType::from_raw_mode(mode) == FileType::Directory {
+                    descent.enter(&entry.name)?;
+                    if own > 0 || walk.active.union.index().find(&path).is_none() {
+                        own += 1;
+                    }
+                    continue;
+                }
+                if own > 0 {
+                    walk.done.left += 1;
+                } else {
+                    self.revert_object(walk, descent.here(), &path)?;
+                }
+                path.truncate(length);
+                continue;
+            }
+            if own > 0 {
+                walk.done.left += 1;
+                own -= 1;
+            } else {
+                self.revert_attributes(walk, descent.here(), &path)?;
+            }
+            let Some(left) = descent.leave()? else { return Ok(()) };
+            path.truncate(path.len().saturating_sub(left.len() + 1));
         }
-        for entry in backing::list(directory)? {
-            let below = match path {
-                b"" => entry.name.to_vec(),
-                _ => [path, b"/", &entry.name].concat(),
-            };
-            let mode = backing::stat_at(directory, &entry.name)?.st_mode;
-            self.revert_object(walk, directory, &below, mode, depth)?;
-        }
+    }
+
+    fn revert_attributes(&self, walk: &mut Walk, directory: &OwnedFd, path: &[u8]) -> Result<()> {
         let active = walk.active.clone();
         let at = active.union.index().find(path);
         match at.and_then(|at| Some((at, active.union.entry(at)?))) {

@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 
 use rustix::fs::{FileType, XattrFlags};
 
-use super::attr::{Reach, reach};
+use super::attr::Reach;
 use super::node::{self, Node, ROOT_ID};
 use super::{Caller, Errno, Result, Vfs};
 use crate::private::copy_up::Data;
@@ -118,7 +118,7 @@ impl Vfs {
 
     fn reach_of(&self, node: &Arc<Node>) -> Result<Option<Reach>> {
         let place = node.place.read().expect("no panic while held");
-        reach(&place.upper, &place.names)
+        self.reach(&place.upper, &place.names)
     }
 
     /// Sets an attribute; `flags` as `setxattr(2)`. `kill_setgid`: the attribute

@@ -7,6 +7,8 @@ mod borrowed;
 mod crash;
 mod damage;
 mod data;
+mod depth;
+mod descriptors;
 mod fixture;
 mod forensics;
 mod full_disk;
