@@ -20,7 +20,7 @@ use strata_store::Store;
 use crate::control::{self, Server};
 use crate::data::{self, binding::Binding};
 use crate::follow::{Follower, Progress};
-use crate::fuse::device::{self, Device};
+use crate::fuse::device::{self, Device, UnmountError};
 use crate::fuse::latency::IdleLatency;
 use crate::fuse::session::{Ready, Session, SessionError};
 use crate::index::cache::{self, Cache};
@@ -36,8 +36,8 @@ use crate::takeover::{self, Predecessor};
 use crate::vfs::{Notice, SetInfo, Vfs};
 use crate::{notify, proc, set};
 
-/// Descriptors that the daemon asks for: one for each private directory that the
-/// kernel knows, and two for each open or lately opened file.
+/// Descriptors that the daemon asks for: two for each open or lately opened file, and
+/// one for each private directory that was used lately.
 const DESCRIPTORS: u64 = 1 << 17;
 
 /// Where the layers come from.
@@ -136,8 +136,10 @@ pub fn run(options: &Options, ready: impl FnOnce() + Send + 'static) -> anyhow::
         follower.report_failure(&told(error));
     }
     let (vfs, device, data) = mounted?;
+    let number = device::device_number(&options.mount_point)
+        .ok_or_else(|| anyhow!("{} is not in the mount table", options.mount_point.display()))?;
     if let Err(error) = open_scripts(options, &vfs, follower.as_mut()) {
-        unmount_dead(options);
+        unmount_dead(options, number);
         return Err(error);
     }
     let ino_gen = started.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
@@ -146,28 +148,19 @@ pub fn run(options: &Options, ready: impl FnOnce() + Send + 'static) -> anyhow::
     let (files, kernel) = (vfs.clone(), device.clone());
     let session = Session::new(files, kernel, options.passthrough, latency, ino_gen);
     let session = Arc::new(session);
-    let number = device::device_number(&options.mount_point)
-        .ok_or_else(|| anyhow!("{} is not in the mount table", options.mount_point.display()));
-    let number = match number {
-        Ok(number) => number,
-        Err(error) => {
-            unmount_dead(options);
-            return Err(error);
-        }
-    };
     let common = Common { number, ino_gen, started, progress, data };
     let service = service(options, vfs, device, session, follower.as_ref(), common);
     let served = serve(&service, follower, Start::Mounted(Box::new(ready)));
     if served.is_err() {
-        unmount_dead(options);
+        unmount_dead(options, number);
     }
     service.end();
     served
 }
 
 /// Nothing answers any more: leaves no dead mount behind.
-fn unmount_dead(options: &Options) {
-    if let Err(error) = device::unmount(&options.mount_point, true) {
+fn unmount_dead(options: &Options, number: (u32, u32)) {
+    if let Err(error) = device::unmount_own(&options.mount_point, number, true) {
         tracing::debug!(%error, "the mount was gone already");
     }
 }
@@ -182,7 +175,7 @@ pub fn take_over(state: i32) -> anyhow::Result<()> {
     let device = Device::adopt(ioctl::adopt(state.device)).context("/dev/fuse")?;
     let client = ioctl::adopt(state.client);
     let listener = ioctl::adopt(state.listener);
-    let lock = ioctl::adopt(state.lock);
+    let (root, lock) = (ioctl::adopt(state.private), ioctl::adopt(state.lock));
     raise_file_limit();
     withstand_memory_pressure();
     rustix::process::umask(rustix::fs::Mode::empty());
@@ -191,17 +184,9 @@ pub fn take_over(state: i32) -> anyhow::Result<()> {
     let progress = Arc::new(Mutex::new(Progress::default()));
     let options = &state.options;
     let mut follower = follower(options, started, &progress)?;
-    let owner = follower.as_ref().map_or(Owner::AdHoc, |follower| Owner::Va(follower.mac));
-    let (set, info) = match (&follower, &state.generation, &options.source) {
-        (Some(follower), Some(id), _) => {
-            set::open_generation(&follower.store, id, None, Some(&follower.cache))?
-        }
-        (_, _, Source::Directories(_)) => {
-            (set::open_directories(&state.directories, None)?, SetInfo::default())
-        }
-        (follower, ..) => layers(options, follower.as_ref())?,
-    };
-    let private = Private::adopt(&options.private, &owner, lock)?;
+    let (set, info) =
+        layers_again(options, follower.as_ref(), state.generation.as_ref(), &state.directories)?;
+    let private = Private::adopt(&options.private, &owner(follower.as_ref()), root, lock)?;
     let vfs = Arc::new(Vfs::new(private, set, info)?);
     open_scripts(options, &vfs, follower.as_mut())?;
     if options.verify_open {
@@ -221,6 +206,43 @@ pub fn take_over(state: i32) -> anyhow::Result<()> {
     let served = serve(&service, follower, start);
     service.end();
     served
+}
+
+/// Opens what [`take_over`] will open by its path, and lets go of it: whatever fails
+/// there leaves a mount without a daemon.
+///
+/// # Errors
+/// Something is not where it was.
+pub fn rehearse(options: &Options, vfs: &Vfs) -> anyhow::Result<()> {
+    let follower = follower(options, SystemTime::now(), &Arc::default())?;
+    let active = vfs.active();
+    let (generation, directories) = (active.info.generation, active.directories());
+    layers_again(options, follower.as_ref(), generation.as_ref(), &directories)?;
+    vfs.private().check_adoptable(&owner(follower.as_ref()))?;
+    Ok(())
+}
+
+/// The layers that are served, for a successor.
+fn layers_again(
+    options: &Options,
+    follower: Option<&Follower>,
+    generation: Option<&GenerationId>,
+    directories: &[PathBuf],
+) -> anyhow::Result<(LayerSet, SetInfo)> {
+    match (follower, generation, &options.source) {
+        (Some(follower), Some(id), _) => {
+            Ok(set::open_generation(&follower.store, id, None, Some(&follower.cache))?)
+        }
+        (_, _, Source::Directories(_)) => {
+            Ok((set::open_directories(directories, None)?, SetInfo::default()))
+        }
+        (follower, ..) => layers(options, follower),
+    }
+}
+
+/// Whose private directory the mount has.
+fn owner(follower: Option<&Follower>) -> Owner {
+    follower.map_or(Owner::AdHoc, |follower| Owner::Va(follower.mac))
 }
 
 /// What all threads of a daemon share.
@@ -327,10 +349,9 @@ fn mount(
     options: &Options,
     follower: Option<&Follower>,
 ) -> anyhow::Result<(Arc<Vfs>, Arc<Device>, DataPaths)> {
-    let owner = follower.map_or(Owner::AdHoc, |follower| Owner::Va(follower.mac));
     // The layers first: a mount that is refused for them takes no private directory.
     let (set, info) = layers(options, follower)?;
-    let private = Private::open(&options.private, &owner)?;
+    let private = Private::open(&options.private, &owner(follower))?;
     // After the last path of the caller's: from now on names are descriptors.
     proc::pin().context("/proc must be mounted")?;
     let vfs = Arc::new(Vfs::new(private, set, info)?);
@@ -437,7 +458,7 @@ fn serve(service: &Service<'_>, follower: Option<Follower>, start: Start) -> any
             follower.run(&vfs, poll, &stop);
         })?);
     }
-    let signals = unmount_on_signal(options.mount_point.clone())?;
+    let signals = unmount_on_signal(options.mount_point.clone(), number)?;
     if taken_over.is_some() {
         // Before anybody reads: what a worker has in hand already would come twice.
         device.resend().context("the kernel sends nothing again")?;
@@ -473,6 +494,7 @@ fn when_bound(
 ) -> Ready {
     let (private, mount_point) = (options.private.clone(), options.mount_point.clone());
     let (paths, read_only) = (source.mounted_data.clone(), options.read_only);
+    let number = source.number;
     let binding = Binding { private, mount_point, paths, read_only };
     if binding.paths.is_empty() {
         return ready;
@@ -485,7 +507,7 @@ fn when_bound(
         let mount_point = binding.mount_point.clone();
         let fail = move |error: anyhow::Error| {
             *failed.lock().expect("no panic while held") = Some(error);
-            if let Err(error) = device::unmount(&mount_point, true) {
+            if let Err(error) = device::unmount_own(&mount_point, number, true) {
                 tracing::error!(%error, "cannot unmount");
             }
         };
@@ -566,19 +588,25 @@ fn spawn<T: Send + 'static>(
     Ok(std::thread::Builder::new().name(name.to_owned()).spawn(body)?)
 }
 
-/// SIGTERM and SIGINT unmount; what is still open is served to its end.
-fn unmount_on_signal(mount_point: PathBuf) -> anyhow::Result<signal_hook::iterator::Handle> {
+/// SIGTERM and SIGINT unmount; what is still open is served to its end. Where another
+/// file system is mounted over this one, that stays, and so does this one.
+fn unmount_on_signal(
+    mount_point: PathBuf,
+    number: (u32, u32),
+) -> anyhow::Result<signal_hook::iterator::Handle> {
     let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT])?;
     let handle = signals.handle();
     spawn("signals", move || {
         for signal in &mut signals {
             tracing::info!(signal, "unmounting");
-            let unmounted = match device::unmount(&mount_point, false) {
-                Err(rustix::io::Errno::BUSY) => device::unmount(&mount_point, true),
+            let unmounted = match device::unmount_own(&mount_point, number, false) {
+                Err(UnmountError::Refused(rustix::io::Errno::BUSY)) => {
+                    device::unmount_own(&mount_point, number, true)
+                }
                 other => other,
             };
             if let Err(error) = unmounted {
-                tracing::error!(%error, "cannot unmount");
+                tracing::error!(%error, "cannot unmount: this mount goes on");
             }
         }
     })?;
@@ -597,7 +625,7 @@ fn withstand_memory_pressure() {
     }
 }
 
-/// Each private directory and open file takes a descriptor.
+/// Each open file takes a descriptor, and private directories do while they are in use.
 fn raise_file_limit() {
     let limit = rustix::process::getrlimit(Resource::Nofile);
     // Only the privileged may have more than the limit they were started with.

@@ -7,9 +7,10 @@
 //! (`FUSE_NOTIFY_RESEND`, Linux 6.9), so no operation fails; those that come
 //! meanwhile wait. The new program is copied into memory before: it may lie on
 //! this very mount. It is asked whether it knows the format of the state; one
-//! that does not is refused, and the old program goes on. If the new one fails
-//! after that, `/dev/fuse` closes with the process: the mount gives errors
-//! (`ENOTCONN`), it does not hang.
+//! that does not is refused, and the old program goes on. So it does where anything
+//! that the new one will open is not there: the store, a unit, a plain directory.
+//! If the new one fails after that, `/dev/fuse` closes with the process: the mount
+//! gives errors (`ENOTCONN`), it does not hang.
 //!
 //! Not passed on: counters since the start but swaps, what `--verify-open` has
 //! seen, and single `FORGET`s read at the last moment, whose nodes stay until the
@@ -32,7 +33,7 @@ use serde::{Deserialize, Serialize};
 use strata_core::GenerationId;
 use strata_core::data_paths::DataPaths;
 
-use crate::daemon::Options;
+use crate::daemon::{self, Options};
 use crate::fuse::device::Device;
 use crate::fuse::session::Agreed;
 use crate::notify::Message;
@@ -41,7 +42,7 @@ use crate::status::StatusSource;
 use crate::vfs::{Notice, handover};
 
 /// Version of the state's format.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 /// Bytes of a program that is copied into memory.
 const PROGRAM_BYTES: u64 = 256 << 20;
 /// Bytes of a state.
@@ -68,6 +69,8 @@ pub enum TakeOverError {
     Scripts,
     #[error("the layer {0} is no longer at its path: it could not be opened again")]
     Layer(PathBuf),
+    #[error("what is to be taken over is not there: {0}")]
+    Missing(String),
     #[error("the state cannot be passed on: {0}")]
     State(Errno),
     #[error("the state cannot be written: {0}")]
@@ -100,6 +103,8 @@ pub struct State {
     /// The layers of a mount of plain directories.
     pub directories: Vec<PathBuf>,
     pub device: i32,
+    /// The private directory.
+    pub private: i32,
     pub lock: i32,
     pub listener: i32,
     /// Inode number of the socket's name.
@@ -148,6 +153,8 @@ impl Predecessor {
             tracing::debug!(%error, "the root directory cannot be looked at");
         }
         self.layers_are_there(source)?;
+        daemon::rehearse(&self.options, &source.vfs)
+            .map_err(|error| TakeOverError::Missing(daemon::told(&error)))?;
         let image = load(program)
             .map_err(|source| TakeOverError::Program { path: program.to_owned(), source })?;
         ask(&image).map_err(|why| TakeOverError::Refused { path: program.to_owned(), why })?;
@@ -239,9 +246,9 @@ impl Predecessor {
         &'a self,
         source: &'a StatusSource,
         client: &'a UnixStream,
-    ) -> [std::os::fd::BorrowedFd<'a>; 4] {
-        let lock = source.vfs.private().lock_descriptor();
-        [self.device.as_fd(), lock, self.listener.as_fd(), client.as_fd()]
+    ) -> [std::os::fd::BorrowedFd<'a>; 5] {
+        let [private, lock] = source.vfs.private().descriptors();
+        [self.device.as_fd(), private, lock, self.listener.as_fd(), client.as_fd()]
     }
 
     fn run(
@@ -257,9 +264,9 @@ impl Predecessor {
             rustix::io::fcntl_setfd(descriptor, FdFlags::empty()).map_err(TakeOverError::State)?;
         }
         self.device.set_waiting(true).map_err(TakeOverError::State)?;
-        let [device, lock, listener, client] = descriptors.map(|descriptor| descriptor.as_raw_fd());
+        let [device, private, lock, listener, client] =
+            descriptors.map(|descriptor| descriptor.as_raw_fd());
         let active = source.vfs.active();
-        let plain = active.layers.iter().filter(|layer| layer.digest.is_none());
         let state = State {
             version: VERSION,
             options: self.options.clone(),
@@ -269,8 +276,9 @@ impl Predecessor {
             number: self.number,
             generation: active.info.generation,
             data: source.mounted_data.clone(),
-            directories: plain.map(|layer| PathBuf::from(&layer.name)).collect(),
+            directories: active.directories(),
             device,
+            private,
             lock,
             listener,
             listener_inode: self.listener_inode,

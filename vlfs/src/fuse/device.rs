@@ -11,6 +11,7 @@ use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
 
 use super::wire::Writer;
+use crate::proc;
 use crate::sys::ioctl;
 use crate::vfs::{Notice, Passthrough};
 
@@ -180,15 +181,46 @@ pub fn unmount(mount_point: &Path, detach: bool) -> Result<(), Errno> {
     rustix::mount::unmount(mount_point, flags)
 }
 
-/// Major and minor number of the mount of Strata at `mount_point`, read from the
-/// mount table so that the mount itself is not touched. `None` where nothing is
-/// mounted, or another file system.
+/// Why a mount was not taken away.
+#[derive(Debug, thiserror::Error)]
+pub enum UnmountError {
+    #[error("it is not on top at {0}: another is mounted over it, or it was moved")]
+    Covered(PathBuf),
+    #[error("{0}")]
+    Refused(Errno),
+}
+
+/// [`unmount`] of the mount with this device number, where it is on top.
+///
+/// # Errors
+/// Another mount is there now, and stays.
+pub fn unmount_own(
+    mount_point: &Path,
+    number: (u32, u32),
+    detach: bool,
+) -> Result<(), UnmountError> {
+    if device_number(mount_point) != Some(number) {
+        return Err(UnmountError::Covered(mount_point.to_owned()));
+    }
+    unmount(mount_point, detach).map_err(UnmountError::Refused)
+}
+
+/// Major and minor number of the mount of Strata that is on top at `mount_point`, read
+/// from the mount table so that the mount itself is not touched. `None` where nothing
+/// is mounted, or another file system.
 pub fn device_number(mount_point: &Path) -> Option<(u32, u32)> {
-    let table = std::fs::read("/proc/self/mountinfo").ok()?;
+    let table = std::fs::read(proc::own("mountinfo")).ok()?;
+    number_in(&table, mount_point)
+}
+
+fn number_in(table: &[u8], mount_point: &Path) -> Option<(u32, u32)> {
     let wanted = escape(mount_point.as_os_str());
-    let line = table
-        .split(|b| *b == b'\n')
-        .rfind(|line| line.split(|b| *b == b' ').nth(4).is_some_and(|point| point == wanted))?;
+    let field = |line: &[u8], at| line.split(|b| *b == b' ').nth(at).map(<[u8]>::to_vec);
+    let lines = table.split(|b| *b == b'\n');
+    let here: Vec<_> = lines.filter(|line| field(line, 4).as_ref() == Some(&wanted)).collect();
+    // What is mounted over another has that as its parent.
+    let is_covered = |line: &[u8]| here.iter().any(|over| field(over, 1) == field(line, 0));
+    let line = here.iter().rfind(|line| !is_covered(line))?;
     // Optional fields end with a lone hyphen; the type is next.
     let mut fields = line.split(|b| *b == b' ').skip_while(|field| *field != b"-");
     if fields.nth(1) != Some(b"fuse.strata") {
@@ -211,4 +243,24 @@ fn escape(path: &OsStr) -> Vec<u8> {
         }
     }
     escaped
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A mount that was moved over a newer one stands before it in the table.
+    #[test]
+    fn the_mount_on_top_counts_whatever_its_place_in_the_table() {
+        let table = b"25 1 8:1 / / rw - ext4 /dev/a rw
+            31 40 0:31 / /m\\040n rw shared:5 - tmpfs tmpfs rw
+            40 25 0:52 / /m\\040n rw - fuse.strata strata rw
+            41 25 0:53 / /o rw master:1 - fuse.strata strata rw";
+        let table: Vec<_> = table.split(|b| *b == b'\n').map(<[u8]>::trim_ascii).collect();
+        let table = table.join(&b'\n');
+        assert_eq!(number_in(&table, Path::new("/m n")), None, "it is covered");
+        assert_eq!(number_in(&table, Path::new("/o")), Some((0, 53)));
+        assert_eq!(number_in(&table, Path::new("/")), None);
+        assert_eq!(number_in(&table, Path::new("/none")), None);
+    }
 }

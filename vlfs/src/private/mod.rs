@@ -217,39 +217,15 @@ impl Private {
     /// # Errors
     /// As [`Private::open`].
     pub fn open_with(path: &Path, owner: &Owner, disk: Disk) -> Result<Private, PrivateError> {
-        Private::open_locked(path, owner, disk, None)
-    }
-
-    /// As [`Private::open`], with the lock that a predecessor in this process holds.
-    ///
-    /// # Errors
-    /// As [`Private::open`].
-    pub fn adopt(path: &Path, owner: &Owner, lock: OwnedFd) -> Result<Private, PrivateError> {
-        Private::open_locked(path, owner, Disk::default(), Some(lock))
-    }
-
-    /// The lock, to hand to a successor.
-    pub fn lock_descriptor(&self) -> BorrowedFd<'_> {
-        self.lock.as_fd()
-    }
-
-    fn open_locked(
-        path: &Path,
-        owner: &Owner,
-        disk: Disk,
-        lock: Option<OwnedFd>,
-    ) -> Result<Private, PrivateError> {
         let io = |what| move |errno| PrivateError::Io { path: path.to_owned(), what, errno };
         std::fs::create_dir_all(path).map_err(|error| {
             io("cannot be made")(Errno::from_io_error(&error).unwrap_or(Errno::IO))
         })?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = rustix::fs::open(path, flags, Mode::empty()).map_err(io("cannot be opened"))?;
-        let lock = match lock {
-            Some(lock) => lock,
-            None => Self::lock(path, &root)?,
-        };
-        Self::check_format(&disk, path, &root, owner)?;
+        let lock = Self::lock(path, &root)?;
+        Self::make_format(&disk, path, &root, owner)?;
+        Self::check_format(path, &root, owner)?;
         crate::reset::finish(&disk, &root)
             .map_err(io("an interrupted reset cannot be finished"))?;
         for name in [UPPER, WORK, WHITEOUTS, JOURNAL, BORROWED] {
@@ -258,6 +234,58 @@ impl Private {
                 Err(errno) => return Err(io("cannot be filled")(errno)),
             }
         }
+        Private::of(path, root, lock, disk)
+    }
+
+    /// The directory that a predecessor in this process holds open and locked, wherever
+    /// it is by now. Nothing is made.
+    ///
+    /// # Errors
+    /// It is not what it was.
+    pub fn adopt(
+        path: &Path,
+        owner: &Owner,
+        root: OwnedFd,
+        lock: OwnedFd,
+    ) -> Result<Private, PrivateError> {
+        Self::check_whole(path, &root, &lock, owner)?;
+        Private::of(path, root, lock, Disk::default())
+    }
+
+    /// Whether a successor can go on with this directory.
+    ///
+    /// # Errors
+    /// It is not what it was.
+    pub fn check_adoptable(&self, owner: &Owner) -> Result<(), PrivateError> {
+        Self::check_whole(&self.path, &self.root, &self.lock, owner)
+    }
+
+    fn check_whole(
+        path: &Path,
+        root: &OwnedFd,
+        lock: &OwnedFd,
+        owner: &Owner,
+    ) -> Result<(), PrivateError> {
+        let io = |what| move |errno| PrivateError::Io { path: path.to_owned(), what, errno };
+        Self::check_format(path, root, owner)?;
+        let held = rustix::fs::fstat(lock).map_err(io("its lock"))?;
+        let named = backing::stat_at(root, b"lock").map_err(io("its lock"))?;
+        if (held.st_dev, held.st_ino) != (named.st_dev, named.st_ino) {
+            return Err(io("its lock is another")(Errno::STALE));
+        }
+        for name in [UPPER, WORK, WHITEOUTS, JOURNAL, BORROWED] {
+            backing::open_directory(root, name).map_err(io("cannot be opened"))?;
+        }
+        Ok(())
+    }
+
+    /// The directory itself and its lock, to hand to a successor.
+    pub fn descriptors(&self) -> [BorrowedFd<'_>; 2] {
+        [self.root.as_fd(), self.lock.as_fd()]
+    }
+
+    fn of(path: &Path, root: OwnedFd, lock: OwnedFd, disk: Disk) -> Result<Private, PrivateError> {
+        let io = |what| move |errno| PrivateError::Io { path: path.to_owned(), what, errno };
         let open = |name| backing::open_directory(&root, name).map_err(io("cannot be opened"));
         let private = Private {
             disk,
@@ -326,20 +354,28 @@ impl Private {
         Ok((root, lock))
     }
 
-    fn check_format(
+    /// Makes a directory that is empty one of Strata's.
+    fn make_format(
         disk: &Disk,
         path: &Path,
         root: &OwnedFd,
         owner: &Owner,
     ) -> Result<(), PrivateError> {
         let io = |errno| PrivateError::Io { path: path.to_owned(), what: "format", errno };
+        match read_small(root, b"format") {
+            Err(Errno::NOENT) => {}
+            Err(errno) => return Err(io(errno)),
+            Ok(_) => return Ok(()),
+        }
+        write_small(disk, root, b"owner", format!("{owner}\n").as_bytes()).map_err(io)?;
+        write_small(disk, root, b"format", FORMAT.as_bytes()).map_err(io)?;
+        disk.sync(root).map_err(io)
+    }
+
+    fn check_format(path: &Path, root: &OwnedFd, owner: &Owner) -> Result<(), PrivateError> {
+        let io = |errno| PrivateError::Io { path: path.to_owned(), what: "format", errno };
         let lossy = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         match read_small(root, b"format") {
-            Err(Errno::NOENT) => {
-                write_small(disk, root, b"owner", format!("{owner}\n").as_bytes()).map_err(io)?;
-                write_small(disk, root, b"format", FORMAT.as_bytes()).map_err(io)?;
-                disk.sync(root).map_err(io)?;
-            }
             Err(errno) => return Err(io(errno)),
             Ok(found) if found != FORMAT.as_bytes() => {
                 return Err(PrivateError::Format { path: path.to_owned(), found: lossy(&found) });

@@ -134,6 +134,47 @@ fn a_daemon_that_is_killed_leaves_errors_and_no_hang() {
     assert!(done.success());
 }
 
+fn terminate(pid: u32) {
+    let pid = rustix::process::Pid::from_raw(i32::try_from(pid).expect("small")).expect("a pid");
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("told to end");
+}
+
+#[test]
+fn a_daemon_that_is_told_to_end_unmounts_nothing_but_its_own() {
+    let (mount, over) = (Mount::new(), Mount::new());
+    let layer = mount.layer("one", &[("a", "a")]);
+    mount.mount(&[&layer]);
+    let below = mount.daemon();
+    let log = || read(mount.private().join("vlfs.log"));
+    let told = || log().matches("another is mounted over it").count();
+    let point = mount.path("").display().to_string();
+
+    let tmpfs = ["-t", "tmpfs", "strata-test", &point];
+    assert!(Command::new("mount").args(tmpfs).status().expect("mount runs").success());
+    fs::write(mount.path("kept"), "kept").expect("written");
+    terminate(below);
+    wait_for("the refusal", || told() == 1);
+    assert_eq!(read(mount.path("kept")), "kept");
+    assert!(Command::new("umount").arg(&point).status().expect("umount runs").success());
+    assert_eq!(read(mount.path("a")), "a", "it goes on");
+
+    // Another mount of this kind is another one all the same.
+    let private = over.private().display().to_string();
+    let other = over.layer("two", &[("b", "b")]).display().to_string();
+    let done = mount.run(&["mount", "--private", &private, "--layer", &other, &point]);
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    let above = mount.daemon();
+    terminate(below);
+    wait_for("the refusal", || told() == 2);
+    assert_eq!(read(mount.path("b")), "b");
+    terminate(above);
+    wait_for("the end of the upper one", || !Path::new(&format!("/proc/{above}/fd/0")).exists());
+    assert_eq!(read(mount.path("a")), "a");
+    terminate(below);
+    wait_for("the end of the lower one", || !Path::new(&format!("/proc/{below}/fd/0")).exists());
+    assert_eq!(fs::read_dir(mount.path("")).expect("listed").count(), 0);
+}
+
 /// Some programs of this machine with the libraries they load, by path.
 fn with_libraries(programs: &[(&str, &str)]) -> BTreeMap<String, Vec<u8>> {
     let mut files = BTreeMap::new();

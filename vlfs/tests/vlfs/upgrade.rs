@@ -194,3 +194,53 @@ fn a_vas_mount_goes_on_following_its_link() {
     assert_eq!(read(va.path("lib")), "two");
     va.mount.unmount();
 }
+
+fn refused_upgrade(mount: &Mount) -> String {
+    let mount_point = mount.path("").display().to_string();
+    let refused = mount.run(&["upgrade", &mount_point, "--binary", PROGRAM]);
+    assert_eq!(refused.status.code(), Some(2));
+    String::from_utf8_lossy(&refused.stderr).into_owned()
+}
+
+#[test]
+fn what_is_not_there_refuses_the_upgrade_and_the_old_program_goes_on() {
+    let va = Va::new();
+    let unit = va.unit("library", "1", "lib", "one");
+    va.roll_out(vec![unit]);
+    va.mount();
+    let away = va.mount.directory.path().join("away");
+    let unit = va.store.root().join("repos/main/library_1");
+    assert!(unit.exists(), "{}", unit.display());
+    for gone in [va.store.root().to_owned(), unit] {
+        fs::rename(&gone, &away).expect("moved away");
+        let error = refused_upgrade(&va.mount);
+        assert!(error.contains("what is to be taken over is not there"), "{error}");
+        fs::write(va.path("new"), "written").expect("the old program goes on");
+        assert_eq!(read(va.path("new")), "written");
+        fs::rename(&away, &gone).expect("moved back");
+        upgrade(&va.mount);
+        assert_eq!(read(va.path("lib")), "one");
+    }
+    va.mount.unmount();
+}
+
+#[test]
+fn a_private_directory_that_was_moved_is_taken_over_where_it_is() {
+    let mount = Mount::new();
+    let layer = mount.layer("one", &[("a", "a"), ("d/b", "b")]);
+    mount.mount(&[&layer]);
+    fs::write(mount.path("own"), "before").expect("written");
+    let moved = mount.directory.path().join("moved");
+    fs::rename(mount.private(), &moved).expect("moved");
+    upgrade(&mount);
+    assert!(!mount.private().exists(), "no other private directory is made");
+    assert_eq!(read(mount.path("own")), "before");
+    fs::write(mount.path("d/b"), "after").expect("written");
+    assert_eq!(read(moved.join("upper/d/b")), "after");
+    fs::rename(&moved, mount.private()).expect("moved back");
+    // Without its lock nobody knows whose it is.
+    fs::remove_file(mount.private().join("lock")).expect("removed");
+    assert!(refused_upgrade(&mount).contains("its lock"));
+    assert_eq!(read(mount.path("own")), "before");
+    mount.unmount();
+}
