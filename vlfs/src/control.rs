@@ -9,6 +9,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
@@ -26,8 +27,11 @@ const ANSWER_LIMIT: u64 = 64 << 20;
 const REQUEST_LIMIT: usize = 20 << 20;
 /// Connections at a time; more are told so and closed.
 const CONNECTIONS: usize = 16;
-/// A suspended daemon accepts a connection and never answers.
+/// A suspended daemon accepts a connection and never answers: for so long it is waited
+/// for, and again after every word that it still works.
 const CLIENT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often a daemon says that it still works: a swap copies data of any size.
+const HEARTBEAT: Duration = Duration::from_secs(3);
 /// An upgrade waits for slow requests, and opens all layers anew.
 const UPGRADE_TIMEOUT: Duration = Duration::from_secs(120);
 /// From the start of a connection, or its last answer, to the end of a request.
@@ -70,12 +74,28 @@ pub enum ScriptsAction {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Answer {
+    /// It is under way: the answer is still to come.
+    Working {
+        seconds: u64,
+    },
     Status(Box<Status>),
-    Swapped { names: usize, directories: usize },
-    Reverted { what: String },
-    Scripts { what: String },
-    Upgraded { pid: u32, version: String },
-    Error { message: String },
+    Swapped {
+        names: usize,
+        directories: usize,
+    },
+    Reverted {
+        what: String,
+    },
+    Scripts {
+        what: String,
+    },
+    Upgraded {
+        pid: u32,
+        version: String,
+    },
+    Error {
+        message: String,
+    },
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -116,14 +136,18 @@ pub fn ask(path: &Path, request: &Request) -> Result<Answer, ControlError> {
     let mut line = serde_json::to_vec(request)?;
     line.push(b'\n');
     stream.write_all(&line).map_err(error)?;
-    let mut answer = String::new();
-    BufReader::new(stream.take(ANSWER_LIMIT)).read_line(&mut answer).map_err(error)?;
-    if answer.is_empty() {
-        return Err(ControlError::Ended);
-    }
-    match serde_json::from_str(&answer)? {
-        Answer::Error { message } => Err(ControlError::Refused(message)),
-        answer => Ok(answer),
+    let mut lines = BufReader::new(stream.take(ANSWER_LIMIT));
+    loop {
+        let mut answer = String::new();
+        lines.read_line(&mut answer).map_err(error)?;
+        if answer.is_empty() {
+            return Err(ControlError::Ended);
+        }
+        match serde_json::from_str(&answer)? {
+            Answer::Working { .. } => {}
+            Answer::Error { message } => return Err(ControlError::Refused(message)),
+            answer => return Ok(answer),
+        }
     }
 }
 
@@ -313,12 +337,38 @@ fn serve(
         }
         let answer = match serde_json::from_slice(&request) {
             Ok(Request::Upgrade { binary }) => upgrade(&stream, &binary, source, predecessor),
-            Ok(request) => answer(request, source),
+            Ok(request) => working(&stream, HEARTBEAT, || answer(request, source)),
             Err(error) => Answer::Error { message: format!("the request makes no sense: {error}") },
         };
         stream.write_all(&line(&answer)?)?;
     }
     Ok(())
+}
+
+/// Does what takes long, and says every `pause` that it is not done yet.
+fn working<T>(stream: &UnixStream, pause: Duration, work: impl FnOnce() -> T) -> T {
+    let (done, wait) = channel::<()>();
+    let start = Instant::now();
+    std::thread::scope(|scope| {
+        let heart = std::thread::Builder::new().name("heartbeat".into());
+        let beating = heart.spawn_scoped(scope, move || {
+            let mut stream = stream;
+            while wait.recv_timeout(pause) == Err(RecvTimeoutError::Timeout) {
+                let said = line(&Answer::Working { seconds: start.elapsed().as_secs() });
+                let sent = said.map_err(Into::into).and_then(|line| stream.write_all(&line));
+                if let Err(error) = sent {
+                    tracing::debug!(%error, "who asked waits no longer");
+                    return;
+                }
+            }
+        });
+        if let Err(error) = beating {
+            tracing::warn!(%error, "who asked may take long work for a hang");
+        }
+        let result = work();
+        drop(done);
+        result
+    })
 }
 
 /// Returns only where the upgrade failed; else the successor answers.
@@ -429,6 +479,34 @@ pub fn revert_error(errno: rustix::io::Errno) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn work_that_takes_long_is_told_apart_from_a_hang() {
+        let path = std::env::temp_dir().join(format!("strata-working-{}", std::process::id()));
+        let _of_an_earlier_test = std::fs::remove_file(&path);
+        let listener = UnixListener::bind(&path).expect("bound");
+        let server = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().expect("asked");
+            let mut rest = Vec::new();
+            read_request(&mut stream, &mut rest).expect("read").expect("a request");
+            let (heard, ours) = UnixStream::pair().expect("a pair");
+            // The work ends once three words were heard.
+            let answer = working(&ours, Duration::from_millis(1), || {
+                let words: Vec<_> = BufReader::new(&heard).lines().take(3).collect();
+                for word in words {
+                    let word = word.expect("a word") + "\n";
+                    assert!(word.contains("working"), "{word}");
+                    stream.write_all(word.as_bytes()).expect("passed on");
+                }
+                Answer::Swapped { names: 1, directories: 2 }
+            });
+            stream.write_all(&line(&answer).expect("text")).expect("answered");
+        });
+        let answer = ask(&path, &Request::Swap { layers: Vec::new() }).expect("an answer");
+        assert!(matches!(answer, Answer::Swapped { names: 1, directories: 2 }), "{answer:?}");
+        server.join().expect("no panic");
+        std::fs::remove_file(&path).expect("removed");
+    }
 
     #[test]
     fn a_server_whose_name_was_taken_ends_and_leaves_the_name() {

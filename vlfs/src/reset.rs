@@ -129,7 +129,7 @@ pub fn list(private: &Path) -> Result<Vec<Former>, ResetError> {
         .filter_map(|entry| String::from_utf8(entry.name.to_vec()).ok())
         .filter(|name| is_name(name))
         .collect();
-    names.sort();
+    names.sort_by(|a, b| age(a).cmp(&age(b)));
     let at = private.join(os_text(FORMER));
     Ok(names.into_iter().map(|name| Former { path: at.join(&name), name }).collect())
 }
@@ -174,26 +174,26 @@ pub fn forget(private: &Path, name: &str) -> Result<(), ResetError> {
     sync(&disk, &directory).map_err(error)
 }
 
-/// A name that sorts by time: `20261123T034500Z`.
+/// A name that is newer than all others, whatever the clock says: `3-20261123T034500Z`.
 fn free_name(root: &OwnedFd) -> Result<String, Errno> {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let base = stamp(now.as_secs());
-    let taken = |name: &str| match backing::open_directory(root, FORMER) {
-        Err(Errno::NOENT) => Ok(false),
-        Err(error) => Err(error),
-        Ok(former) => match backing::stat_at(former, name.as_bytes()) {
-            Ok(_) => Ok(true),
-            Err(Errno::NOENT) => Ok(false),
-            Err(error) => Err(error),
-        },
+    let names = match backing::open_directory(root, FORMER) {
+        Err(Errno::NOENT) => Vec::new(),
+        former => backing::list(former?)?,
     };
-    let mut name = base.clone();
-    let mut number = 2;
-    while taken(&name)? {
-        name = format!("{base}-{number}");
-        number += 1;
+    let count = |name: &backing::Name| Some(age(std::str::from_utf8(&name.name).ok()?).0);
+    let latest = names.iter().filter_map(count).max().unwrap_or(0);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Ok(format!("{}-{}", latest.saturating_add(1), stamp(now.as_secs())))
+}
+
+/// What the names of former layers are ordered by: their number. Those of earlier
+/// programs have none; they are older, and go by their time and what follows it.
+fn age(name: &str) -> (u64, &str, u64) {
+    let (first, rest) = name.split_once('-').unwrap_or((name, ""));
+    match first.parse() {
+        Ok(number) => (number, rest, 0),
+        Err(_) => (0, first, rest.parse().unwrap_or(0)),
     }
-    Ok(name)
 }
 
 /// Seconds since 1970 as a date and time of day, UTC (the proleptic Gregorian
@@ -244,5 +244,26 @@ mod tests {
         assert_eq!(stamp(0), "19700101T000000Z");
         assert_eq!(stamp(951_782_400), "20000229T000000Z");
         assert_eq!(stamp(1_795_405_501), "20261123T034501Z");
+    }
+
+    #[test]
+    fn former_layers_are_ordered_by_number_and_not_by_name_or_clock() {
+        let ordered = [
+            "20261123T034501Z",
+            "20261123T034501Z-2",
+            "20261123T034501Z-10",
+            "20261124T000000Z",
+            "1-20261201T000000Z",
+            "2-20251201T000000Z",
+            "10-20261201T000000Z",
+        ];
+        assert!(ordered.is_sorted_by(|a, b| age(a) < age(b)));
+        let private = tempfile::tempdir().expect("a directory");
+        let root = backing::open_root(private.path()).expect("opened");
+        assert!(free_name(&root).expect("a name").starts_with("1-"));
+        for name in ordered {
+            std::fs::create_dir_all(private.path().join("former").join(name)).expect("made");
+        }
+        assert!(free_name(&root).expect("a name").starts_with("11-"));
     }
 }

@@ -10,7 +10,7 @@ use strata_vlfs::diff::{self, Change, Difference, Options, originals::Originals,
 
 use super::mount::Layers;
 use super::query::{ask_status, print, print_json};
-use super::{DIFFERENT, Output, hinted};
+use super::{DIFFERENT, FAILED, Output, hinted};
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
@@ -21,7 +21,8 @@ use super::{DIFFERENT, Output, hinted};
 A added, M modified, a attributes alone, D deleted, R reverted (as the original again but for the
 time), O orphaned (a copy whose layer the generation no longer has) [the layer unit].
 Alone, a private directory is taken at its word; with --store or layers, at the manifests'.
-Exit status: 0 no difference, 1 differences, 2 an error.")]
+Exit status: 0 no difference, 1 differences, 2 an error, also where something was not walked: the
+rest is listed, and that is named.")]
 pub struct Diff {
     /// A mount point, or a private directory alone, another machine's too.
     path: PathBuf,
@@ -50,6 +51,8 @@ struct Subject {
     generation: Option<GenerationId>,
     /// Of a mount, its layers, when they are plain directories.
     directories: Vec<PathBuf>,
+    /// Of a VA's mount, the store that it follows.
+    store: Option<PathBuf>,
 }
 
 impl Diff {
@@ -68,7 +71,18 @@ impl Diff {
         if differences.omitted > 0 {
             eprintln!("warning: {} more differences are not listed", differences.omitted);
         }
-        Ok(if differences.listed.is_empty() { 0 } else { DIFFERENT })
+        for place in &differences.not_walked {
+            eprintln!("error: {} was not walked: {}", place.path, place.why);
+        }
+        let more = differences.not_walked_count - differences.not_walked.len();
+        if more > 0 {
+            eprintln!("error: so were {more} more places");
+        }
+        Ok(match (differences.not_walked_count, differences.listed.is_empty()) {
+            (0, true) => 0,
+            (0, false) => DIFFERENT,
+            _ => FAILED,
+        })
     }
 
     fn originals(&self, subject: &Subject) -> anyhow::Result<Option<Originals>> {
@@ -76,7 +90,9 @@ impl Diff {
         if !directories.is_empty() {
             return Ok(Some(Originals::of_directories(&directories)?));
         }
-        let Some(store) = &self.store else {
+        // Contents are those of the layers: a mount says where they are.
+        let served = subject.store.as_ref().filter(|_| self.content);
+        let Some(store) = self.store.as_ref().or(served) else {
             let plain = self.content && !subject.directories.is_empty();
             return Ok(if plain {
                 Some(Originals::of_directories(&subject.directories)?)
@@ -84,7 +100,8 @@ impl Diff {
                 None
             });
         };
-        let store = Store::open(store)?;
+        let store = Store::open(store)
+            .map_err(|error| hinted(error.to_string(), "give --store DIR as this host sees it"))?;
         let id = match self.generation.or(subject.generation) {
             Some(id) => id,
             None => desired(&store, &subject.private)?,
@@ -108,7 +125,12 @@ fn desired(store: &Store, private: &Path) -> anyhow::Result<GenerationId> {
 
 fn subject(path: &Path) -> anyhow::Result<Subject> {
     if path.join("format").is_file() && path.join("upper").is_dir() {
-        return Ok(Subject { private: path.to_owned(), generation: None, directories: vec![] });
+        return Ok(Subject {
+            private: path.to_owned(),
+            generation: None,
+            directories: vec![],
+            store: None,
+        });
     }
     let status = ask_status(path).map_err(|error| {
         hinted(
@@ -119,7 +141,7 @@ fn subject(path: &Path) -> anyhow::Result<Subject> {
     let generation = status.generation.as_deref().map(str::parse).transpose()?;
     let plain = status.layers.iter().filter(|layer| layer.digest.is_none());
     let directories = plain.map(|layer| PathBuf::from(&layer.name)).collect();
-    Ok(Subject { private: status.private, generation, directories })
+    Ok(Subject { private: status.private, generation, directories, store: status.store })
 }
 
 fn line(found: &Difference) -> String {

@@ -78,7 +78,8 @@ The layers given are all that the mount has afterwards. What cannot be opened le
     #[command(after_help = "Example: strata-vlfs revert /mnt/etc/motd
 
 Only root and a file's owner may; it works inside a VA, too. The private copy is lost.
-With --recursive a directory's every copy and white-out goes; what no layer has stays.")]
+With --recursive a directory's every copy and white-out goes, a mount point's too; what no layer
+has stays.")]
     Revert {
         /// Revert directories with all below them.
         #[arg(long, short = 'r')]

@@ -66,7 +66,7 @@ pub fn status(mount_point: &Path, output: Output) -> anyhow::Result<u8> {
 fn status_text(status: &Status) -> String {
     let mut text = String::new();
     let mut line = |name: &str, value: &str| {
-        let _infallible = writeln!(text, "{name:<15}{value}");
+        let _infallible = writeln!(text, "{name:<19}{value}");
     };
     line("mount point", &status.mount_point.display().to_string());
     line("daemon", &format!("process {}, up {} s", status.pid, status.uptime_s));
@@ -118,7 +118,8 @@ fn gauges_text(gauges: &Gauges, line: &mut impl FnMut(&str, &str)) {
     );
     line("memory", &text);
     let limit = gauges.descriptors_limit.map_or("no limit".to_owned(), |n| format!("of {n}"));
-    line("descriptors", &format!("{} {limit}", gauges.descriptors));
+    let descriptors = gauges.descriptors.map_or("unknown".to_owned(), |n| n.to_string());
+    line("descriptors", &format!("{descriptors} {limit}"));
     let text = format!(
         "{} (at most {} without an open file)",
         gauges.backing_files, gauges.kept_files_limit
@@ -168,8 +169,13 @@ pub fn swap(mount_point: &Path, layers: &Layers, output: Output) -> anyhow::Resu
     Ok(0)
 }
 
-/// The mounted root above a path, and the path below it.
+/// The mounted root above a path, and the path below it; empty for the root itself.
 fn split_mount(path: &Path) -> anyhow::Result<(PathBuf, PathBuf)> {
+    if let Ok(root) = std::fs::canonicalize(path)
+        && device::device_number(&root).is_some()
+    {
+        return Ok((root, PathBuf::new()));
+    }
     let parent = path.parent().ok_or_else(|| anyhow!("{} has no parent", path.display()))?;
     let parent = std::fs::canonicalize(parent).with_context(|| parent.display().to_string())?;
     let name = path.file_name().ok_or_else(|| anyhow!("{} has no name", path.display()))?;
@@ -193,6 +199,12 @@ pub fn revert(paths: &[PathBuf], recursive: bool) -> anyhow::Result<u8> {
             return Err(hinted(
                 format!("{} is in no mount of strata-vlfs", path.display()),
                 "`findmnt -t fuse.strata` lists mounts",
+            ));
+        }
+        if below.as_os_str().is_empty() && !recursive {
+            return Err(hinted(
+                format!("{} is the mount itself", path.display()),
+                "`revert --recursive` takes all below it",
             ));
         }
         let done = match socket(&root) {

@@ -14,7 +14,7 @@ use super::{Output, hinted};
   strata-vlfs mount --store /srv/strata --va 52:54:00:12:34:56 --private /var/lib/va \\
       --attach salvage /mnt                           # the old files at /mnt/salvage, read-only
   strata-vlfs reset --list /var/lib/va
-  strata-vlfs reset --forget 20261123T034501Z /var/lib/va
+  strata-vlfs reset --forget 2-20261123T034501Z /var/lib/va
 
 The VA is as freshly provisioned afterwards; its old files are kept until they are forgotten, and
 its data directories stay as they are.")]

@@ -72,7 +72,10 @@ impl FromStr for SampleArgument {
                 }
                 Sample::Percent(percent)
             }
-            None => Sample::Count(text.parse().map_err(|_| error())?),
+            None => match text.parse().map_err(|_| error())? {
+                0 => return Err("a sample has one path or more".to_owned()),
+                count => Sample::Count(count),
+            },
         };
         Ok(SampleArgument(sample))
     }

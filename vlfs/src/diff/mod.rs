@@ -26,8 +26,10 @@ use originals::Originals;
 
 /// Differences that are listed; more are counted.
 pub const LISTED: usize = 1_000_000;
-/// Directories that wait to be read, and white-outs: more are an error.
+/// Directories that wait to be read, and white-outs: what is beyond is not walked.
 pub const HELD_PATHS: usize = 4_000_000;
+/// Places that were not walked and are named; more are counted.
+pub const NAMED: usize = 100;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -85,6 +87,26 @@ pub struct Differences {
     pub listed: Vec<Difference>,
     /// Differences beyond [`LISTED`].
     pub omitted: usize,
+    /// What is beyond the bounds: some of it by name, and of how many places.
+    pub not_walked: Vec<NotWalked>,
+    pub not_walked_count: usize,
+}
+
+/// A part of the private directory that was not looked at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NotWalked {
+    /// Relative to the private directory, for people.
+    pub path: String,
+    pub why: Bound,
+}
+
+/// What is beyond it is not walked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Bound {
+    #[error("what is below is deeper than a path can be long")]
+    Depth,
+    #[error("more than {HELD_PATHS} directories or white-outs")]
+    Number,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -93,10 +115,6 @@ pub enum DiffError {
     NotPrivate(PathBuf),
     #[error("{path}: {errno}")]
     Read { path: PathBuf, errno: Errno },
-    #[error("{0} holds more than {HELD_PATHS} directories or white-outs")]
-    TooMany(PathBuf),
-    #[error("{0} is deeper than a path can be long")]
-    TooDeep(PathBuf),
     #[error(transparent)]
     Store(#[from] Box<StoreError>),
 }
@@ -104,7 +122,8 @@ pub enum DiffError {
 /// The differences of a private directory, by path.
 ///
 /// # Errors
-/// It is none, or cannot be read, or is beyond the bounds.
+/// It is none, or cannot be read. What is beyond the bounds is no error: whoever makes
+/// such a tree would hide all else by it.
 pub fn diff(private: &Path, options: &Options<'_>) -> Result<Differences, DiffError> {
     walk::Walk::run(private, options)
 }

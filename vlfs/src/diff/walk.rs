@@ -10,7 +10,10 @@ use strata_core::limits;
 use strata_core::manifest::file_name;
 
 use super::compare::{self, Compared};
-use super::{Change, DiffError, Difference, Differences, HELD_PATHS, LISTED, Options, content};
+use super::{
+    Bound, Change, DiffError, Difference, Differences, HELD_PATHS, LISTED, NAMED, NotWalked,
+    Options, content,
+};
 use crate::backing;
 use crate::data::{self, DATA};
 use crate::private::borrowed;
@@ -25,8 +28,27 @@ pub struct Walk<'a> {
     hidden: BTreeMap<UnitKey, WhiteoutTree>,
     found: BTreeMap<Vec<u8>, Difference>,
     omitted: usize,
+    not_walked: Beyond,
     /// Hidden paths at which a private object stands.
     replaced: WhiteoutTree,
+}
+
+/// What is beyond the bounds.
+#[derive(Debug, Default)]
+struct Beyond {
+    named: Vec<NotWalked>,
+    count: usize,
+}
+
+impl Beyond {
+    /// Notes that what is below a path of a part of the private directory was left out.
+    fn note(&mut self, part: &[u8], path: &[u8], why: Bound) {
+        self.count += 1;
+        if self.named.len() < NAMED {
+            let path = super::shown(&String::from_utf8_lossy(&join(part, path)));
+            self.named.push(NotWalked { path, why });
+        }
+    }
 }
 
 impl Walk<'_> {
@@ -37,7 +59,8 @@ impl Walk<'_> {
         if !private::is_private_directory(&root).map_err(error)? {
             return Err(DiffError::NotPrivate(private.to_owned()));
         }
-        let hidden = load_whiteouts(private, &root)?;
+        let mut not_walked = Beyond::default();
+        let hidden = load_whiteouts(private, &root, &mut not_walked)?;
         let upper = backing::open_directory(&root, UPPER).map_err(error)?;
         let mut walk = Walk {
             private,
@@ -46,6 +69,7 @@ impl Walk<'_> {
             hidden,
             found: BTreeMap::new(),
             omitted: 0,
+            not_walked,
             replaced: WhiteoutTree::default(),
         };
         walk.objects()?;
@@ -53,7 +77,12 @@ impl Walk<'_> {
         if options.data {
             walk.data(&root)?;
         }
-        Ok(Differences { listed: walk.found.into_values().collect(), omitted: walk.omitted })
+        Ok(Differences {
+            listed: walk.found.into_values().collect(),
+            omitted: walk.omitted,
+            not_walked: walk.not_walked.named,
+            not_walked_count: walk.not_walked.count,
+        })
     }
 
     fn error(&self, path: &[u8], errno: Errno) -> DiffError {
@@ -71,6 +100,7 @@ impl Walk<'_> {
                 other => other.map_err(|errno| self.error(&path, errno))?,
             };
             let reader = open_reader(&directory).map_err(|errno| self.error(&path, errno))?;
+            let mut is_too_deep = false;
             for entry in reader {
                 let entry = entry.map_err(|errno| self.error(&path, errno))?;
                 let name = entry.file_name().to_bytes();
@@ -79,17 +109,19 @@ impl Walk<'_> {
                 }
                 let below = join(&path, name);
                 if below.len() > limits::PATH_BYTES {
-                    return Err(DiffError::TooDeep(self.private.to_owned()));
+                    if !std::mem::replace(&mut is_too_deep, true) {
+                        self.not_walked.note(UPPER, &path, Bound::Depth);
+                    }
+                    continue;
                 }
                 let is_directory = match self.object(&directory, &below) {
                     Err(Errno::NOENT) => continue,
                     other => other.map_err(|errno| self.error(&below, errno))?,
                 };
-                if is_directory {
+                if is_directory && pending.len() >= HELD_PATHS {
+                    self.not_walked.note(UPPER, &below, Bound::Number);
+                } else if is_directory {
                     pending.push(below);
-                }
-                if pending.len() > HELD_PATHS {
-                    return Err(DiffError::TooMany(self.private.to_owned()));
                 }
             }
         }
@@ -116,14 +148,16 @@ impl Walk<'_> {
                 other => other.map_err(read)?,
             };
             let mut found = Vec::new();
+            let mut is_too_deep = false;
             for entry in open_reader(&directory).map_err(read)? {
                 let entry = entry.map_err(read)?;
                 let name = entry.file_name().to_bytes();
+                if found.len() + pending.len() >= HELD_PATHS {
+                    self.not_walked.note(DATA, &at, Bound::Number);
+                    break;
+                }
                 if name != b"." && name != b".." {
                     found.push(name.to_vec());
-                }
-                if found.len() + pending.len() > HELD_PATHS {
-                    return Err(DiffError::TooMany(self.private.to_owned()));
                 }
             }
             for name in found {
@@ -131,9 +165,13 @@ impl Walk<'_> {
                     Err(Errno::NOENT) => continue,
                     other => FileType::from_raw_mode(other.map_err(read)?.st_mode),
                 };
-                let (at, path) = (join(&at, &name), join(&path, &name));
+                let above = &at;
+                let (at, path) = (join(above, &name), join(&path, &name));
                 if path.len() > limits::PATH_BYTES {
-                    return Err(DiffError::TooDeep(self.private.to_owned()));
+                    if !std::mem::replace(&mut is_too_deep, true) {
+                        self.not_walked.note(DATA, above, Bound::Depth);
+                    }
+                    continue;
                 }
                 let compared = Compared { change: Change::Added, origin: None, obscures: None };
                 let mut added = difference(&path, &compared);
@@ -234,6 +272,7 @@ fn join(path: &[u8], name: &[u8]) -> Vec<u8> {
 fn load_whiteouts(
     private: &Path,
     root: &OwnedFd,
+    not_walked: &mut Beyond,
 ) -> Result<BTreeMap<UnitKey, WhiteoutTree>, DiffError> {
     let mut units: BTreeMap<UnitKey, WhiteoutTree> = BTreeMap::new();
     let error = |path: &[u8], errno| read_error(private, WHITEOUTS, path, errno);
@@ -246,6 +285,7 @@ fn load_whiteouts(
     while let Some(path) = pending.pop() {
         let directory =
             backing::open_directory(&top, &path).map_err(|errno| error(&path, errno))?;
+        let mut is_too_deep = false;
         for entry in open_reader(&directory).map_err(|errno| error(&path, errno))? {
             let entry = entry.map_err(|errno| error(&path, errno))?;
             let name = entry.file_name().to_bytes();
@@ -255,11 +295,15 @@ fn load_whiteouts(
             let below = join(&path, name);
             held += 1;
             if held > HELD_PATHS {
-                return Err(DiffError::TooMany(private.to_owned()));
+                not_walked.note(WHITEOUTS, &path, Bound::Number);
+                return Ok(units);
             }
             // Two components more than a path of the mount has.
             if below.len() > limits::PATH_BYTES + 2 * limits::COMPONENT_BYTES {
-                return Err(DiffError::TooDeep(private.to_owned()));
+                if !std::mem::replace(&mut is_too_deep, true) {
+                    not_walked.note(WHITEOUTS, &path, Bound::Depth);
+                }
+                continue;
             }
             let stat = backing::stat_at(&directory, name).map_err(|errno| error(&below, errno))?;
             if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {

@@ -97,6 +97,11 @@ fn diff_tells_every_class_and_does_not_believe_times_or_records() {
     assert!(content.contains("--- a/modified\n+++ b/modified\n@@ -1 +1 @@\n-text\n"), "{content}");
     assert!(content.contains("--- /dev/null\n+++ b/added\n"), "{content}");
     assert!(content.contains("--- a/deleted\n+++ /dev/null\n"), "{content}");
+    // A mount knows its store.
+    va.mount();
+    let of_the_mount = lines(&diff(&va.mount.path(""), &["--content"])).join("\n");
+    assert_eq!(of_the_mount, content);
+    va.mount.unmount();
 }
 
 #[test]
@@ -170,7 +175,13 @@ fn a_hostile_private_directory_is_walked_without_harm() {
     let deep = diff(&private, &[]);
     assert_eq!(deep.status.code(), Some(2));
     let error = String::from_utf8_lossy(&deep.stderr).into_owned();
-    assert!(error.contains("deeper than a path can be long"), "{error}");
+    assert!(error.contains("upper/d/d/"), "{error}");
+    assert!(error.contains("was not walked: what is below is deeper than a path"), "{error}");
+    // Whoever makes such a tree hides nothing by it.
+    let listed = String::from_utf8_lossy(&deep.stdout).into_owned();
+    for line in ["A d/d", "A fifo", "M sparse [main/x]"] {
+        assert!(listed.lines().any(|listed| listed == line), "{line}");
+    }
     let removed = Command::new("rm").arg("-rf").arg(upper.join("d")).status().expect("rm runs");
     assert!(removed.success());
 

@@ -144,3 +144,35 @@ fn a_removal_dates_a_directory_of_the_layers_as_long_as_its_unit_is_there() {
     mount.swap(&[&other]);
     assert_eq!(time(), old, "white-outs go with their unit, and the time with them");
 }
+
+#[test]
+fn a_mount_point_names_all_that_is_mounted_there() {
+    let mount = Mount::new();
+    let layer = mount.layer("one", &[("a", "a"), ("d/b", "b")]);
+    mount.mount(&[&layer]);
+    let mount_point = mount.path("").display().to_string();
+    let original = tree(&mount.path(""));
+    fs::write(mount.path("a"), "changed").expect("written");
+    fs::remove_file(mount.path("d/b")).expect("removed");
+    let refused = mount.run(&["revert", &mount_point]);
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(refused.status.code() == Some(2) && said.contains("--recursive"), "{said}");
+    let done = mount.run(&["revert", "--recursive", &mount_point]);
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    assert_eq!(tree(&mount.path("")), original);
+    mount.unmount();
+}
+
+/// A path that is not hidden itself keeps what is hidden below it.
+#[test]
+fn reverting_a_directory_alone_shows_nothing_below_it() {
+    let mount = Mount::new();
+    let layer = mount.layer("one", &[("d/b", "b"), ("d/c", "c")]);
+    mount.mount(&[&layer]);
+    fs::remove_file(mount.path("d/b")).expect("removed");
+    let refused = mount.run(&["revert", &mount.path("d").display().to_string()]);
+    assert_eq!(refused.status.code(), Some(2));
+    mount.swap(&[&mount.layer("two", &[("e", "e")]), &layer]);
+    assert_eq!(names(mount.path("d")), ["c"]);
+    mount.unmount();
+}

@@ -114,8 +114,10 @@ fn a_sample_is_repeatable_and_of_the_size_asked_for() {
     let checked = share["checked_paths"].as_u64().expect("a number");
     assert!((5..35).contains(&checked), "about half of 40: {checked}");
     assert_eq!(share, sample(&["--sample", "50%", "--seed", "3"]));
-    let refused = verify(&va, &["--generation", &id, "--sample", "0%"]);
-    assert_eq!(refused.status.code(), Some(2));
+    for none in ["0%", "0"] {
+        let refused = verify(&va, &["--generation", &id, "--sample", none]);
+        assert_eq!(refused.status.code(), Some(2), "{none}");
+    }
 }
 
 #[test]
