@@ -65,7 +65,7 @@ pub enum ScriptsError {
     )]
     WentBack,
     #[error("the swap failed: {0}")]
-    Swap(crate::vfs::SwapError),
+    Swap(rustix::io::Errno),
     #[error("the thread that runs scripts cannot be started: {0}")]
     Thread(std::io::Error),
 }

@@ -10,9 +10,8 @@
 //! the file is seen and goes after its last name or the mark. Data is copied in
 //! place, which nobody sees while the mark is there; that is removed when the data is on the
 //! disk. What the copying changes beside the data (times, capabilities) is put down
-//! before, and put back. It is put down in the registry's name, `t<kept> <name>`: an
-//! owner can fill the room that the file has for attributes.
-//! A marked file of size 0 was truncated: its data is its own.
+//! before (`trusted.strata.kept`, and a `t` before the registry's name) and put
+//! back. A marked file of size 0 was truncated: its data is its own.
 
 use std::collections::{BTreeSet, HashMap};
 use std::os::fd::{AsFd, OwnedFd};
@@ -32,8 +31,7 @@ use crate::{backing, proc};
 
 /// Removed by the kernel whenever data is written.
 const CAPABILITY: &[u8] = b"security.capability";
-/// Stands before the registry's name while data is copied. What follows is what is put
-/// back ([`Kept`]), a space and the name; of an earlier program the name alone.
+/// Stands before the registry's name while data is copied.
 const UNDER_WAY: u8 = b't';
 
 /// One file with the data of a layer.
@@ -224,13 +222,9 @@ impl Private {
     }
 
     fn settle(&self, file: &OwnedFd) -> Result<(), Errno> {
-        let inode = rustix::fs::fstat(file)?.st_ino;
         remove_mark(self, file, DATA_XATTR)?;
-        // That was it: the data is its own.
-        if let Err(error) = self.end_loan(inode) {
-            tracing::warn!(%error, "the name of a borrowed file stays until the next mount");
-        }
-        Ok(())
+        self.end_loan(rustix::fs::fstat(file)?.st_ino)?;
+        remove_mark(self, file, KEPT_XATTR)
     }
 
     /// Copies the data of `source` into a marked file, and takes the mark away
@@ -251,8 +245,7 @@ impl Private {
             }
         };
         set_kept(Some(kept.times.clone()));
-        let begun = loan.map_or(Ok(()), |loan| self.begin(loan, &kept));
-        let copied = begun.and_then(|()| {
+        let copied = self.begin(file, loan, &kept).and_then(|()| {
             copy_data(&self.disk, source, file)?;
             self.disk.sync_data(file)
         });
@@ -271,12 +264,15 @@ impl Private {
     }
 
     /// Puts down what copying data changes beside it.
-    fn begin(&self, loan: &Loan, kept: &Kept) -> Result<(), Errno> {
+    fn begin(&self, file: &OwnedFd, loan: Option<&Loan>, kept: &Kept) -> Result<(), Errno> {
+        let text = kept.print();
+        self.disk.set_xattr_open(file, KEPT_XATTR, text.as_bytes(), XattrFlags::empty())?;
+        let Some(loan) = loan else { return Ok(()) };
         let mut name = loan.name.lock().expect("no panic while held");
-        let under_way = under_way(kept, settled(&name));
-        if *name == under_way {
+        if name.first() == Some(&UNDER_WAY) {
             return Ok(());
         }
+        let under_way = [&[UNDER_WAY], &name[..]].concat();
         let directory = self.loans_of(&loan.unit)?;
         let to = (&directory, &under_way[..]);
         self.disk.rename((&directory, &name[..]), to, RenameFlags::empty())?;
@@ -378,14 +374,10 @@ impl Private {
                 remove_mark(self, &file, KEPT_XATTR)?;
                 return Ok(true);
             }
-            let kept = match kept_in(&name) {
-                Some(kept) => Some(kept),
-                None => Kept::read(&file)?,
-            };
-            if let Some(kept) = kept {
+            if let Some(kept) = Kept::read(&file)? {
                 kept.put_back(self, &file)?;
             }
-            let settled = settled(&name).to_vec();
+            let settled = name[1..].to_vec();
             let to = (directory, &settled[..]);
             self.disk.rename((directory, &name[..]), to, RenameFlags::empty())?;
             remove_mark(self, &file, KEPT_XATTR)?;
@@ -468,7 +460,7 @@ impl Kept {
         Ok(Kept { times, capability })
     }
 
-    /// What an earlier program put down on the file. `None`: that was cut short.
+    /// What was put down before the copying began. `None`: that was cut short.
     fn read(file: &OwnedFd) -> Result<Option<Kept>, Errno> {
         match open_xattr(file, KEPT_XATTR) {
             Err(Errno::NODATA) => Ok(None),
@@ -512,24 +504,6 @@ impl Kept {
         };
         Some(Kept { times, capability })
     }
-}
-
-/// The registry's name while data is copied.
-fn under_way(kept: &Kept, name: &[u8]) -> Vec<u8> {
-    [&[UNDER_WAY], kept.print().as_bytes(), b" ", name].concat()
-}
-
-/// The registry's name while no data is copied.
-fn settled(name: &[u8]) -> &[u8] {
-    let Some(rest) = name.strip_prefix(&[UNDER_WAY]) else { return name };
-    rest.rsplit(|byte| *byte == b' ').next().unwrap_or(rest)
-}
-
-/// What is to be put back, of the registry's name.
-fn kept_in(name: &[u8]) -> Option<Kept> {
-    let rest = name.strip_prefix(&[UNDER_WAY])?;
-    let end = rest.iter().rposition(|byte| *byte == b' ')?;
-    Kept::parse(std::str::from_utf8(&rest[..end]).ok()?)
 }
 
 fn open_xattr(file: impl AsFd, name: &[u8]) -> Result<Vec<u8>, Errno> {
@@ -590,18 +564,7 @@ mod tests {
             let kept = Kept { times, capability };
             let read = Kept::parse(&kept.print()).expect("of this program");
             assert_eq!(format!("{read:?}"), format!("{kept:?}"));
-            let name = under_way(&kept, b"2a-0");
-            let read = kept_in(&name).expect("of this program");
-            assert_eq!(format!("{read:?}"), format!("{kept:?}"));
-            assert_eq!((settled(&name), settled(b"2a-0")), (&b"2a-0"[..], &b"2a-0"[..]));
         }
-        assert!(kept_in(b"t2a-0").is_none() && kept_in(b"2a-0").is_none());
-        assert_eq!(settled(b"t2a-0"), b"2a-0");
-        let longest = Timespec { tv_sec: i64::MIN, tv_nsec: 999_999_999 };
-        let times = Timestamps { last_access: longest, last_modification: longest };
-        let capability = Some(vec![0xff; 24]);
-        let name = under_way(&Kept { times, capability }, b"ffffffffffffffff-99");
-        assert!(name.len() <= 255, "{}", name.len());
         assert!(Kept::parse("2 1.0 1.0 -").is_none());
         assert_eq!(parse_mark(b"1 42"), Some(42));
     }

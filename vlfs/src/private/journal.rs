@@ -30,36 +30,21 @@ pub enum Step {
     Link { from: Vec<u8>, to: Vec<u8> },
 }
 
-/// Performs one step. Nothing is replaced.
+/// Performs one step, or finds it done.
 pub fn perform(private: &Private, step: &Step) -> Result<(), Errno> {
     let (Step::Rename { from, to } | Step::Link { from, to }) = step;
     let root = private.root();
     let (from_directory, from_name) = backing::open_parent(root, from)?;
     let (to_directory, to_name) = backing::open_parent(root, to)?;
     let (from, to) = ((&from_directory, from_name), (&to_directory, to_name));
-    match step {
-        Step::Rename { .. } => private.disk.rename(from, to, RenameFlags::NOREPLACE),
+    let done = match step {
+        Step::Rename { .. } => private.disk.rename(from, to, RenameFlags::empty()),
         Step::Link { .. } => private.disk.link(from, to),
+    };
+    match done {
+        Ok(()) | Err(Errno::NOENT | Errno::EXIST) => Ok(()),
+        Err(error) => Err(error),
     }
-}
-
-/// Finishes the steps of an entry that a crash interrupted; what is done already is
-/// left. Where something else has the first name, the entry is given up: the names of
-/// an object that is not there would follow another.
-pub fn finish(private: &Private, steps: &[Step]) -> Result<(), Errno> {
-    for step in steps {
-        match (perform(private, step), step) {
-            // The source is where it was to go.
-            (Ok(()) | Err(Errno::NOENT), _) | (Err(Errno::EXIST), Step::Link { .. }) => {}
-            (Err(Errno::EXIST), Step::Rename { to, .. }) => {
-                let path = String::from_utf8_lossy(to).into_owned();
-                tracing::warn!(path, "an interrupted change is given up: its place is taken");
-                return Ok(());
-            }
-            (Err(error), _) => return Err(error),
-        }
-    }
-    Ok(())
 }
 
 /// Takes back a step that was performed a moment ago.
@@ -71,7 +56,7 @@ pub fn undo(private: &Private, step: &Step) -> Result<(), Errno> {
         Step::Rename { .. } => {
             let (from_directory, from_name) = backing::open_parent(root, from)?;
             let (from, to) = ((&to_directory, to_name), (&from_directory, from_name));
-            private.disk.rename(from, to, RenameFlags::NOREPLACE)
+            private.disk.rename(from, to, RenameFlags::empty())
         }
         Step::Link { .. } => private.disk.unlink(&to_directory, to_name),
     }

@@ -37,38 +37,19 @@ impl Vfs {
 
     fn revert_path(&self, path: &[u8], caller: &Caller) -> Result<Reverted> {
         let _swapping = self.swapping.lock().expect("no panic while held");
-        let mut rebuild = false;
-        let reverted = {
+        let (reverted, rebuild, parent) = {
             let _exclusive = self.namespace.write().expect("no panic while held");
-            self.revert_locked(path, caller, &mut rebuild)
+            self.revert_locked(path, caller)?
         };
-        // White-outs may have gone before it failed.
         if rebuild {
-            self.swap_to_same();
+            let active = self.active();
+            self.swap_locked(active.set(), active.info.clone())?;
         }
-        let (reverted, parent) = reverted?;
         if let Some(parent) = parent {
             let name = strata_core::manifest::file_name(path).into();
             self.notify(vec![Notice::Expire { parent, name }, Notice::Invalidate { node: parent }]);
         }
-        self.notify(self.notices_of_links(path));
         Ok(reverted)
-    }
-
-    /// The same layers with the white-outs of now. The caller holds `swapping`.
-    pub(super) fn swap_to_same(&self) {
-        let active = self.active();
-        self.swap_locked(active.set(), active.info.clone());
-    }
-
-    /// The names of a file that has one more now.
-    fn notices_of_links(&self, path: &[u8]) -> Vec<Notice> {
-        let active = self.active();
-        let Some(at) = active.union.find(path) else { return Vec::new() };
-        let links = active.union.links(at);
-        let links = links.iter().filter(|_| links.len() > 1);
-        let known = links.filter_map(|link| self.table.find(&active.union.path(*link)));
-        known.map(|node| Notice::Invalidate { node: node.id }).collect()
     }
 
     /// Reverts a name in a directory that the kernel knows.
@@ -91,14 +72,7 @@ impl Vfs {
         Ok(names.join(&b'/'))
     }
 
-    /// Returns what was done, and the directory if the kernel knows it. `rebuild` is set
-    /// where white-outs have gone that the active union still has.
-    fn revert_locked(
-        &self,
-        path: &[u8],
-        caller: &Caller,
-        rebuild: &mut bool,
-    ) -> Result<(Reverted, Option<u64>)> {
+    fn revert_locked(&self, path: &[u8], caller: &Caller) -> Result<(Reverted, bool, Option<u64>)> {
         let active = self.active();
         let index = active.union.index();
         let at = index.find(path).ok_or(Errno::NODATA)?;
@@ -133,7 +107,6 @@ impl Vfs {
         for original in originals {
             let layer = &active.layers[original.layer as usize];
             shown |= self.private.show(&layer.unit, path)?;
-            *rebuild = shown;
         }
         if let (Some(directory), Some(copy)) = (&directory, &copy) {
             self.drop_copy(&active, known.as_ref(), directory, name)?;
@@ -147,8 +120,7 @@ impl Vfs {
             (false, true) => Reverted::Whiteout,
             (false, false) => return Err(Errno::NODATA),
         };
-        *rebuild = shown && !self.show_in_place(&active, at);
-        Ok((reverted, known.map(|node| node.id)))
+        Ok((reverted, shown && !self.show_in_place(&active, at), known.map(|node| node.id)))
     }
 
     /// Shows a path that no unit hides any more in the union that is active. `false`:
