@@ -3,6 +3,7 @@
 mod audit;
 mod cli;
 mod daemon;
+mod disk;
 mod passes;
 mod plan;
 mod refusals;

@@ -25,15 +25,63 @@ pub fn name<T: std::str::FromStr<Err: std::fmt::Debug>>(text: &str) -> T {
 }
 
 pub struct World {
-    pub directory: TempDir,
     pub store: Arc<Store>,
+    /// Where the store lies on a disk of its own; goes before the directory.
+    pub disk: Option<Disk>,
+    pub directory: TempDir,
+}
+
+/// A small disk at a path, for as long as the test runs.
+pub struct Disk(PathBuf);
+
+impl Disk {
+    fn mount(path: PathBuf) -> Disk {
+        fs::create_dir(&path).expect("made");
+        let disk = Disk(path);
+        disk.run(&["-t", "tmpfs", "-o", "size=64M", "tmpfs"]);
+        disk
+    }
+
+    /// Changes the options of its mount.
+    pub fn remount(&self, options: &str) {
+        self.run(&["-o", &format!("remount,{options}")]);
+    }
+
+    fn run(&self, arguments: &[&str]) {
+        let done = Command::new("mount").args(arguments).arg(&self.0).status().expect("runs");
+        assert!(done.success(), "mount {arguments:?}");
+    }
+
+    /// Files, and pages of 4 KiB, that are in use.
+    pub fn used(&self) -> (u64, u64) {
+        let found = rustix::fs::statvfs(&self.0).expect("a file system");
+        let pages = (found.f_blocks - found.f_bfree) * found.f_frsize / 4096;
+        (found.f_files - found.f_ffree, pages)
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _output = Command::new("umount").arg("-l").arg(&self.0).output();
+    }
 }
 
 impl World {
     /// A store with `main/base 1`, `main/app 1` and `main/app 2`, and a bare
     /// repository whose branch `main` has the compositions web and sql.
     pub fn new() -> Self {
-        let world = Self::without_commit();
+        Self::without_commit().with_first_commit()
+    }
+
+    /// The same with the store on a disk of its own.
+    pub fn on_a_disk() -> Self {
+        let directory = tempfile::tempdir().expect("a directory");
+        let disk = Disk::mount(directory.path().join("store"));
+        Self::in_directory(directory, Some(disk)).with_first_commit()
+    }
+
+    fn with_first_commit(self) -> Self {
+        let world = self;
         world.write("strata.toml", CONFIGURATION);
         world.write("templates/web.ldf", "main/app 1\nmain/base 1\n");
         world.write("templates/sql.ldf", "main/base 1\n");
@@ -42,9 +90,12 @@ impl World {
     }
 
     pub fn without_commit() -> Self {
-        let directory = tempfile::tempdir().expect("a directory");
+        Self::in_directory(tempfile::tempdir().expect("a directory"), None)
+    }
+
+    fn in_directory(directory: TempDir, disk: Option<Disk>) -> Self {
         let store = Store::init(&directory.path().join("store")).expect("a store");
-        let world = World { directory, store: Arc::new(store) };
+        let world = World { store: Arc::new(store), disk, directory };
         for (layer, version) in [("base", "1"), ("app", "1"), ("app", "2")] {
             world.build_layer(layer, version);
         }
