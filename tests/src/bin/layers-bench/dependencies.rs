@@ -23,6 +23,9 @@ const REPOSITORY: &str = "closure";
 /// Where packages stand as though they were just built.
 const SOURCE: &str = "source";
 
+/// What dpkg-shlibdeps says of a library whose package does not describe it.
+const UNDESCRIBED: &str = "no dependency information found for";
+
 pub struct Proof<'w> {
     pub strata: PathBuf,
     pub work: &'w Path,
@@ -55,7 +58,7 @@ impl Proof<'_> {
         make_root(&root, &all)?;
         let chosen = sample(&all, count, seed);
         ensure!(chosen.len() == count, "only {} packages have programs", chosen.len());
-        let (mut differing, mut dependencies) = (Vec::new(), 0);
+        let (mut differing, mut undescribed, mut dependencies) = (Vec::new(), Vec::new(), 0);
         let (mut our_time, mut their_time) = (Duration::ZERO, Duration::ZERO);
         for package in &chosen {
             let (ours, took) = timed(|| self.ours(package))?;
@@ -63,6 +66,12 @@ impl Proof<'_> {
             let (theirs, took) = timed(|| theirs(&root, package))?;
             their_time += took;
             dependencies += ours.as_ref().map_or(0, Vec::len);
+            if ours.is_ok() && theirs.as_ref().is_err_and(|error| error.contains(UNDESCRIBED)) {
+                // Strata takes the layer that has the file, in the version at hand or later.
+                eprintln!("{}: {}", package.name, theirs.err().unwrap_or_default());
+                undescribed.push(package.name.as_str());
+                continue;
+            }
             if let Some(difference) = difference(&ours, &theirs) {
                 let difference = json!({ "package": package.name, "difference": difference });
                 eprintln!("{difference}");
@@ -72,6 +81,8 @@ impl Proof<'_> {
         println!("{:<52} {:>6}", "packages", chosen.len());
         println!("{:<52} {dependencies:>6}", "dependencies that Strata found");
         println!("{:<52} {:>6}", "packages for which dpkg-shlibdeps differs", differing.len());
+        let what = "it refuses, as no package describes a library";
+        println!("{what:<52} {:>6}", undescribed.len());
         let (ours, theirs) = (our_time.as_secs_f64(), their_time.as_secs_f64());
         println!("{:<52} {ours:>6.1} s", "strata layer infer");
         println!("{:<52} {theirs:>6.1} s", "dpkg-shlibdeps");
@@ -79,6 +90,7 @@ impl Proof<'_> {
             let names: Vec<_> = chosen.iter().map(|package| package.name.as_str()).collect();
             let report = json!({
                 "seed": seed, "packages": names, "dependencies": dependencies, "different": differing,
+                "undescribed": undescribed,
                 "strata_s": ours, "dpkg_shlibdeps_s": theirs,
             });
             let text = serde_json::to_string_pretty(&report)? + "\n";
