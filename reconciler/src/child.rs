@@ -8,7 +8,7 @@
 #![allow(unsafe_code)]
 
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -60,7 +60,7 @@ pub enum ChildError {
 /// # Errors
 /// It cannot be started, or did not end in time; then its whole group is gone.
 pub fn run(command: &mut Command, bounds: Bounds<'_>) -> Result<Ended, ChildError> {
-    run_with(command, Stdio::null(), bounds)
+    run_with(command, Stdio::null(), Stdio::null(), bounds)
 }
 
 /// As [`run`], with all that the child printed.
@@ -71,24 +71,52 @@ pub fn run_capturing(
     command: &mut Command,
     bounds: Bounds<'_>,
 ) -> Result<(Ended, Vec<u8>), ChildError> {
+    capture(command, Stdio::null(), bounds)
+}
+
+/// As [`run_capturing`], with `input` as the child's standard input.
+///
+/// # Errors
+/// See [`run_capturing`].
+pub fn run_with_input(
+    command: &mut Command,
+    input: &[u8],
+    bounds: Bounds<'_>,
+) -> Result<(Ended, Vec<u8>), ChildError> {
+    let program = command.get_program().to_string_lossy().into_owned();
+    let file = memory_file().and_then(|mut file| {
+        file.write_all(input)?;
+        file.seek(SeekFrom::Start(0))?;
+        Ok(file)
+    });
+    let file = file.map_err(|source| ChildError::Start { program, source })?;
+    capture(command, file.into(), bounds)
+}
+
+fn capture(
+    command: &mut Command,
+    stdin: Stdio,
+    bounds: Bounds<'_>,
+) -> Result<(Ended, Vec<u8>), ChildError> {
     let program = command.get_program().to_string_lossy().into_owned();
     let start = |source: io::Error| ChildError::Start { program: program.clone(), source };
     let stdout = memory_file().map_err(start)?;
-    let ended = run_with(command, stdout.try_clone().map_err(start)?.into(), bounds)?;
+    let ended = run_with(command, stdin, stdout.try_clone().map_err(start)?.into(), bounds)?;
     let text = read_back(stdout, bounds.file_bytes)
         .map_err(|source| ChildError::Watch { program: program.clone(), source })?;
     Ok((ended, text))
 }
 
-fn run_with(command: &mut Command, stdout: Stdio, bounds: Bounds<'_>) -> Result<Ended, ChildError> {
+fn run_with(
+    command: &mut Command,
+    stdin: Stdio,
+    stdout: Stdio,
+    bounds: Bounds<'_>,
+) -> Result<Ended, ChildError> {
     let program = command.get_program().to_string_lossy().into_owned();
     let start = |source: io::Error| ChildError::Start { program: program.clone(), source };
     let stderr = memory_file().map_err(start)?;
-    command
-        .stdin(Stdio::null())
-        .stdout(stdout)
-        .stderr(stderr.try_clone().map_err(start)?)
-        .process_group(0);
+    command.stdin(stdin).stdout(stdout).stderr(stderr.try_clone().map_err(start)?).process_group(0);
     die_with_parent(command, Some(bounds.file_bytes));
     let mut child = command.spawn().map_err(start)?;
     let waited = wait(&child, &program, Some(bounds.deadline), bounds.cancelled);

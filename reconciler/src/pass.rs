@@ -1,6 +1,6 @@
 //! One reconcile pass: an ordered list of small steps and one summary.
 //!
-//! observe the head → admit it → read it → check it whole → plan → seal → take the
+//! observe the head → admit it (history, signatures) → read it → check it whole → plan → seal → take the
 //! next step of every rollout → link → note what was found. A commit is taken whole or
 //! refused whole; what is refused moves nothing. Stopped anywhere, the next pass does
 //! the rest. A pass that finds nothing to do writes nothing.
@@ -36,6 +36,7 @@ use crate::repositories::{self, mirrors};
 use crate::rollout::{RolloutError, RolloutFileError, Rollouts, Stepped, Taken};
 use crate::source::Source;
 use crate::state::{Found, ReconcileState, RefusalReason, StateError};
+use crate::trust::{self, Candidate, Checker, Trust, TrustError};
 
 /// The name of the lock that makes a reconciler the only one of its store.
 pub const LOCK: &str = "reconcile";
@@ -67,6 +68,8 @@ pub enum PassError {
     Rollout(#[from] RolloutError),
     #[error(transparent)]
     Audit(#[from] AuditError),
+    #[error(transparent)]
+    Trust(#[from] TrustError),
 }
 
 impl PassError {
@@ -82,6 +85,7 @@ impl PassError {
             PassError::State(StateError::Store(_))
             | PassError::Rollout(_)
             | PassError::Audit(_)
+            | PassError::Trust(_)
             | PassError::Store(_)
             | PassError::Mirror(_)
             | PassError::Read { .. }
@@ -102,6 +106,12 @@ impl PassError {
             PassError::Mirror(MirrorError::Fetch { .. }) => {
                 Some("try by hand: git ls-remote SOURCE; what was applied before stays as it is")
             }
+            PassError::Trust(TrustError::List { .. }) => {
+                Some("the settings name it under [trust]; what was applied before stays as it is")
+            }
+            PassError::Trust(TrustError::Child(_)) => {
+                Some("ssh-keygen (openssh-client) and gpgv check signatures; install them")
+            }
             _ => None,
         }
     }
@@ -113,13 +123,20 @@ pub struct Options {
     pub fetch_deadline: Duration,
     /// Take a branch that was rewritten.
     pub allow_rewrite: bool,
+    /// Whose commits are believed; without it, everybody's who can push.
+    pub trust: Option<Trust>,
     /// What health checks in VAs are run with.
     pub programs: Option<Programs>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Options { fetch_deadline: Duration::from_secs(120), allow_rewrite: false, programs: None }
+        Options {
+            fetch_deadline: Duration::from_secs(120),
+            allow_rewrite: false,
+            trust: None,
+            programs: None,
+        }
     }
 }
 
@@ -138,6 +155,8 @@ pub enum PassResult {
 pub struct PassReport {
     pub source: String,
     pub commit: String,
+    /// Who signed the commit, where that was checked in this pass.
+    pub signer: Option<String>,
     pub result: PassResult,
     pub refusal: Option<RefusalReason>,
     pub message: Option<String>,
@@ -170,6 +189,7 @@ impl PassReport {
         PassReport {
             source: source.to_string(),
             commit,
+            signer: None,
             result: PassResult::Refused,
             refusal: None,
             message: None,
@@ -243,6 +263,7 @@ pub struct Reconciler {
     source: Source,
     options: Options,
     mirror: Mirror,
+    trust: Option<Checker>,
     library: Library,
     mirrors: mirrors::Mirrors,
     checked: Option<Checked>,
@@ -290,6 +311,7 @@ impl Reconciler {
         Ok(Reconciler {
             store,
             source,
+            trust: options.trust.clone().map(Checker::new),
             options,
             mirror,
             library: Library::default(),
@@ -356,6 +378,17 @@ impl Reconciler {
             report.refusal = Some(RefusalReason::Rewritten);
             report.message = Some(message);
             return Ok(report);
+        }
+        match self.trusted(commit, cancelled)? {
+            trust::Verdict::Trusted { signer } => {
+                report.signer.clone_from(&signer);
+                self.who.signer = signer;
+            }
+            trust::Verdict::Untrusted { message } => {
+                report.refusal = Some(RefusalReason::Untrusted);
+                report.message = Some(message);
+                return Ok(report);
+            }
         }
         // What the check finds is not collected before the links lead to it.
         let _lease = self.store.lease()?;
@@ -483,6 +516,17 @@ impl Reconciler {
         }
     }
 
+    /// Whether the commit and all that it newly brings in are signed as they must be.
+    fn trusted(&mut self, head: Oid, cancelled: &AtomicBool) -> Result<trust::Verdict, PassError> {
+        let Some(checker) = &mut self.trust else {
+            return Ok(trust::Verdict::Trusted { signer: None });
+        };
+        let applied = self.state.applied.as_ref();
+        let mark = applied.map(|applied| Oid::from_str(&applied.commit)).transpose();
+        let candidate = Candidate { head, tag: None, mark: mark.map_err(|_| StateError::Commit)? };
+        Ok(checker.check(&self.mirror.repository()?, candidate, cancelled)?)
+    }
+
     /// Reads and checks the commit, unless that was done and nothing it depends
     /// on has changed since.
     fn check(&mut self, commit: Oid, cancelled: &AtomicBool) -> Result<(), PassError> {
@@ -502,7 +546,10 @@ impl Reconciler {
     /// On whose account a commit is brought in.
     fn who(&self, commit: Oid) -> Result<Who, PassError> {
         let author = commit_tree::author(&self.mirror.repository()?, commit);
-        Ok(Who { commit: Some(commit.to_string()), author, ..Who::default() })
+        let commit = Some(commit.to_string());
+        let proved = self.who.commit == commit;
+        let signer = self.who.signer.clone().filter(|_| proved);
+        Ok(Who { commit, author, signer, ..Who::default() })
     }
 
     /// Reads and checks a commit.

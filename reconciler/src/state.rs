@@ -51,6 +51,8 @@ pub enum RefusalReason {
     Unreadable,
     /// Layers that it names could not be mirrored yet; tried again.
     Mirror,
+    /// A new commit is not signed by anybody who is listed.
+    Untrusted,
 }
 
 impl std::fmt::Display for RefusalReason {
@@ -61,6 +63,7 @@ impl std::fmt::Display for RefusalReason {
             RefusalReason::Rewritten => "rewritten",
             RefusalReason::Unreadable => "unreadable",
             RefusalReason::Mirror => "mirror",
+            RefusalReason::Untrusted => "untrusted",
         })
     }
 }

@@ -16,7 +16,7 @@ use strata_import::apt::sources::SignedBy;
 use strata_store::read_limited;
 
 use super::{AptError, Configuration};
-use crate::child;
+use crate::{child, gpgv};
 
 const GPGV_DEADLINE: Duration = Duration::from_secs(60);
 
@@ -46,7 +46,7 @@ pub fn signed_text(
         return Err(AptError::NoKeys { name: name.to_owned() });
     }
     let mut command = Command::new("gpgv");
-    command.args(["--status-fd", "2", "--weak-digest", "SHA1", "--homedir"]);
+    command.args(gpgv::ARGUMENTS).arg("--homedir");
     command.arg(directory.path()).env("LC_ALL", "C");
     for keyring in &keyrings {
         command.arg("--keyring").arg(keyring);
@@ -74,40 +74,11 @@ pub fn signed_text(
         .map_err(|source| AptError::NotSigned { name: name.to_owned(), why: source.to_string() })
 }
 
-/// Goes through the status lines of gpgv (GnuPG's `doc/DETAILS`): each signature
-/// begins with NEWSIG, GOODSIG says that it is good and its key valid, VALIDSIG
-/// names the key.
 fn judge(name: &str, said: &str, fingerprints: &[String]) -> Result<(), AptError> {
-    let not_signed = |why: String| AptError::NotSigned { name: name.to_owned(), why };
-    let (mut good, mut found, mut why) = (false, false, Vec::new());
-    for line in said.lines().filter_map(|line| line.strip_prefix("[GNUPG:] ")) {
-        let mut words = line.split(' ');
-        match (words.next().unwrap_or(""), words.next().unwrap_or("")) {
-            ("NEWSIG", _) => good = false,
-            ("GOODSIG", _) => good = true,
-            ("VALIDSIG", fingerprint) if good => {
-                let primary = words.next_back().unwrap_or(fingerprint);
-                if allowed(fingerprint, primary, fingerprints) {
-                    found = true;
-                } else {
-                    why.push(format!("the key {primary} is not one that Signed-By names"));
-                }
-            }
-            ("BADSIG", key) => {
-                return Err(not_signed(format!("the signature by the key {key} is bad")));
-            }
-            ("EXPSIG", key) => why.push(format!("the signature by the key {key} has expired")),
-            ("EXPKEYSIG", key) => why.push(format!("the key {key} has expired")),
-            ("REVKEYSIG", key) => why.push(format!("the key {key} was revoked")),
-            ("NO_PUBKEY", key) => why.push(format!("the key {key} is not trusted here")),
-            _ => {}
-        }
-    }
-    match found {
-        true => Ok(()),
-        false if why.is_empty() => Err(not_signed("there is no signature that gpgv knows".into())),
-        false => Err(not_signed(why.join("; "))),
-    }
+    let named = |key: &str, primary: &str| allowed(key, primary, fingerprints);
+    gpgv::judge(said, named, "one that Signed-By names")
+        .map(drop)
+        .map_err(|why| AptError::NotSigned { name: name.to_owned(), why })
 }
 
 /// Whether Signed-By lets a key sign. `FINGERPRINT!` means that very (sub)key.

@@ -14,12 +14,13 @@ use super::output::print_bytes;
 use super::{Failure, Outcome, OutputFormat, StoreArgs, quantity};
 use crate::pass::{Options, PassError, PassReport, PassResult, Reconciler, RolloutWaits};
 use crate::run::{self, RunError, Schedule};
+use crate::settings::{Settings, SettingsError};
 use crate::source::{Source, SourceError};
 
 /// Bring a branch's commits into the store, once or for ever.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  strata reconcile --store /srv/strata --source /srv/git/fleet.git\n  strata reconcile --source https://git.example.org/fleet.git --branch production --once\n\nExit status with --once: 0 applied or nothing to do, 1 the commit was refused, 2 an error.\nWithout --once it runs until SIGTERM or SIGINT."
+    after_help = "Examples:\n  strata reconcile --store /srv/strata --source /srv/git/fleet.git\n  strata reconcile --source https://git.example.org/fleet.git --branch production --once\n  strata reconcile --source /srv/git/fleet.git --config /etc/strata/reconciler.toml\n\nExit status with --once: 0 applied or nothing to do, 1 the commit was refused, 2 an error.\nWithout --once it runs until SIGTERM or SIGINT."
 )]
 pub struct ReconcileArgs {
     #[command(flatten)]
@@ -45,6 +46,9 @@ pub struct ReconcileArgs {
     /// Take a branch whose history was rewritten.
     #[arg(long)]
     allow_rewrite: bool,
+    /// Settings of this host: whose commits are believed (docs/sources.md).
+    #[arg(long, value_name = "FILE")]
+    config: Option<std::path::PathBuf>,
     /// How to print what was done: text, or one line of JSON a pass.
     #[arg(long, value_enum, default_value = "text", value_name = "FORMAT")]
     output: OutputFormat,
@@ -54,10 +58,12 @@ pub struct ReconcileArgs {
 /// The source or the store cannot be used.
 pub fn run(args: &ReconcileArgs) -> Result<Outcome, Failure> {
     let store = Arc::new(args.store.open()?);
+    let settings = args.config.as_deref().map(Settings::read).transpose()?.unwrap_or_default();
     let source = Source::parse(&args.source, &args.branch)?;
     let options = Options {
         fetch_deadline: Duration::from_secs(args.fetch_deadline),
         allow_rewrite: args.allow_rewrite,
+        trust: settings.trust,
         // Without them, only health checks in VAs fail, and say so.
         programs: super::va::programs().ok(),
     };
@@ -184,6 +190,12 @@ impl From<SourceError> for Failure {
             _ => "write a path, or a URL as in https://git.example.org/fleet.git",
         };
         Failure::new(&error).hint(hint)
+    }
+}
+
+impl From<SettingsError> for Failure {
+    fn from(error: SettingsError) -> Self {
+        Failure::new(&error).hint("docs/sources.md lists the keys of the settings")
     }
 }
 

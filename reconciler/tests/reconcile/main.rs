@@ -11,6 +11,7 @@ mod resolve;
 mod rollouts;
 mod sequences;
 mod support;
+mod trust;
 mod update;
 mod verification;
 mod views;
