@@ -3,8 +3,13 @@
 //! Fetching is done by a `git` child that can be killed ([`crate::child`]);
 //! reading is done here by object id, without a work tree, so that nothing a
 //! commit holds is ever written to disk under a name of its choosing. The child
-//! sees no configuration but the file this module writes: no hooks, no
-//! submodules, no tags, no automatic packing, every object checked.
+//! sees no configuration but what this module writes: no hooks, no submodules, no
+//! automatic packing, every object checked. Where a remote is and what convinces it
+//! goes to the child alone, by its environment.
+//!
+//! The remotes of a source are asked in their order, and the first that answers is
+//! used. One that failed is left alone for a while, longer each time, as long as
+//! another answers.
 //!
 //! The mirror is a cache: thrown away, it is fetched again.
 
@@ -13,20 +18,28 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::AtomicBool;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use git2::{ErrorCode, Oid, Repository};
 use strata_store::{Store, StoreError};
 
 use crate::child::{self, Bounds, ChildError};
-use crate::source::{ALLOWED_PROTOCOLS, Source};
+use crate::secret::SecretError;
+use crate::source::{self, ALLOWED_PROTOCOLS, Ambiguous, Remote, Selector, Source};
 
-/// Where a fetch puts the branch.
+/// Where a fetch puts what is followed.
 const HEAD: &str = "refs/strata/head";
 /// The head for which the mirror was last made anew.
 const REBUILT: &str = "refs/strata/rebuilt";
 /// The name of the source in the mirror's configuration: URLs are no arguments.
 const REMOTE: &str = "source";
+/// Where tags and branches are put if there is a choice among them.
+const TAGS: &str = "refs/strata/tags/";
+const TESTING: &str = "refs/strata/testing/";
+const HEADS: &str = "refs/strata/heads/";
+/// How long a remote that failed is left alone, the first time and at most.
+const FIRST_REST: Duration = Duration::from_secs(5);
+const LONGEST_REST: Duration = Duration::from_secs(300);
 const CONFIGURATION: &str = "git-config";
 /// Bytes that one fetch may bring.
 const FETCH_BYTES: u64 = 1 << 30;
@@ -55,6 +68,35 @@ pub enum MirrorError {
     Child(#[from] ChildError),
     #[error("git could not fetch {origin}: {message}")]
     Fetch { origin: String, message: String },
+    #[error("{origin}: {source}")]
+    Secret { origin: String, source: SecretError },
+    #[error("{origin} has no {selector}")]
+    Missing { origin: String, selector: String },
+    #[error("{origin} has the tags {} and {}, which are one version and two commits", tags.0, tags.1)]
+    Ambiguous { origin: String, tags: Ambiguous },
+    #[error("no remote could be fetched: {}", .0.join("; "))]
+    All(Vec<String>),
+}
+
+/// What a fetch brought.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fetched {
+    pub commit: Oid,
+    /// The name and the object of the tag that leads to the commit, where tags are
+    /// followed.
+    pub tag: Option<(String, Oid)>,
+    /// The number of the remote that was used.
+    pub remote: usize,
+    /// Why those before it were not, each with its name.
+    pub failures: Vec<String>,
+}
+
+/// A remote's last failures.
+#[derive(Debug, Clone, Default)]
+struct Rest {
+    failures: u32,
+    until: Option<Instant>,
+    message: String,
 }
 
 /// How a new head relates to the last commit that was applied.
@@ -73,6 +115,7 @@ pub struct Mirror {
     path: PathBuf,
     configuration: PathBuf,
     source: Source,
+    rests: Vec<Rest>,
 }
 
 impl Mirror {
@@ -90,6 +133,7 @@ impl Mirror {
             path: store.state("mirror.git"),
             configuration: store.state(CONFIGURATION),
             source: source.clone(),
+            rests: vec![Rest::default(); source.remotes().len()],
         };
         if mirror.repository().is_err() {
             mirror.make_empty()?;
@@ -102,15 +146,14 @@ impl Mirror {
     /// # Errors
     /// As of [`Mirror::fetch`], or a directory cannot be removed or made.
     pub fn fetch_anew(
-        &self,
+        &mut self,
         deadline: Duration,
         cancelled: &AtomicBool,
-    ) -> Result<Oid, MirrorError> {
+    ) -> Result<Fetched, MirrorError> {
         self.make_empty()?;
-        let head = self.fetch(deadline, cancelled)?;
-        let repository = self.repository()?;
-        repository.reference(REBUILT, head, true, "made anew").map_err(|error| self.git(error))?;
-        Ok(head)
+        let fetched = self.fetch(deadline, cancelled)?;
+        self.set_reference(REBUILT, fetched.commit)?;
+        Ok(fetched)
     }
 
     /// Whether the mirror was made anew for this head, so that what it lacks the
@@ -142,11 +185,8 @@ impl Mirror {
         Repository::open_bare(&self.path).map_err(|error| self.git(error))
     }
 
-    /// The commit that the last fetch brought.
-    ///
-    /// # Errors
-    /// The mirror is damaged.
-    pub fn head(&self) -> Result<Option<Oid>, MirrorError> {
+    /// What the last fetch left at its reference: a commit, or a tag.
+    fn head(&self) -> Result<Option<Oid>, MirrorError> {
         match self.repository()?.refname_to_id(HEAD) {
             Ok(id) => Ok(Some(id)),
             Err(error) if error.code() == ErrorCode::NotFound => Ok(None),
@@ -154,40 +194,202 @@ impl Mirror {
         }
     }
 
-    /// The branch's commit in a source on this host, without starting git;
-    /// `None` where only a fetch can tell.
-    pub fn peek(&self) -> Option<Oid> {
+    /// What a source on this host has at its reference, without starting git; `None`
+    /// where only a fetch can tell.
+    fn peek(&self) -> Option<Oid> {
+        let reference = self.source.selector().reference()?;
         let repository = Repository::open(self.source.local_path()?).ok()?;
-        let id = repository.refname_to_id(&self.source.reference()).ok()?;
-        Some(id)
+        if let Some(testing) = self.source.testing() {
+            let theirs = repository.refname_to_id(&format!("refs/heads/{}", testing.branch()));
+            if self.testing().ok()? != theirs.ok() {
+                return None;
+            }
+        }
+        repository.refname_to_id(&reference).ok()
     }
 
-    /// Brings the branch into the mirror, unless it is known to be there already.
+    /// The commit of the testing branch, where the source has one.
     ///
     /// # Errors
-    /// Git failed, or was ended at the deadline or because `cancelled` was set.
-    pub fn fetch(&self, deadline: Duration, cancelled: &AtomicBool) -> Result<Oid, MirrorError> {
+    /// The mirror is damaged.
+    pub fn testing(&self) -> Result<Option<Oid>, MirrorError> {
+        let Some(testing) = self.source.testing() else { return Ok(None) };
+        match self.repository()?.refname_to_id(&format!("{TESTING}{}", testing.branch())) {
+            Ok(id) => Ok(Some(id)),
+            Err(error) if error.code() == ErrorCode::NotFound => Ok(None),
+            Err(error) => Err(self.git(error)),
+        }
+    }
+
+    /// Brings what is followed into the mirror, unless it is known to be there already.
+    ///
+    /// # Errors
+    /// No remote could be fetched, or git was ended because `cancelled` was set.
+    pub fn fetch(
+        &mut self,
+        deadline: Duration,
+        cancelled: &AtomicBool,
+    ) -> Result<Fetched, MirrorError> {
         if let Some(peeked) = self.peek()
             && self.head()? == Some(peeked)
         {
-            return Ok(peeked);
+            return self.fetched(0);
         }
+        if let Selector::Commit(id) = *self.source.selector()
+            && self.source.testing().is_none()
+            && self.repository()?.find_commit(id).is_ok()
+        {
+            self.set_reference(HEAD, id)?;
+            return self.fetched(0);
+        }
+        let rested = |rest: &Rest| rest.until.is_none_or(|until| until <= Instant::now());
+        let any = self.rests.iter().any(rested);
+        let turn: Vec<_> =
+            (0..self.rests.len()).filter(|index| !any || rested(&self.rests[*index])).collect();
+        let mut last = None;
+        for index in turn {
+            match self.fetch_from(index, deadline, cancelled) {
+                Ok(()) => {
+                    self.rests[index] = Rest::default();
+                    return self.fetched(index);
+                }
+                Err(error @ MirrorError::Child(ChildError::Cancelled { .. })) => return Err(error),
+                Err(error) => {
+                    self.rest(index, &error);
+                    last = Some(error);
+                }
+            }
+        }
+        match (last, self.rests.len()) {
+            (Some(error), 1) => Err(error),
+            _ => {
+                let messages = self.rests.iter().filter(|rest| rest.failures > 0);
+                Err(MirrorError::All(messages.map(|rest| rest.message.clone()).collect()))
+            }
+        }
+    }
+
+    /// Notes that a remote failed.
+    fn rest(&mut self, index: usize, error: &MirrorError) {
+        let remote = self.source.remotes()[index].to_string();
+        let rest = &mut self.rests[index];
+        let wait = FIRST_REST.saturating_mul(1 << rest.failures.min(16)).min(LONGEST_REST);
+        rest.failures = rest.failures.saturating_add(1);
+        rest.until = Some(Instant::now() + wait);
+        rest.message = match error.to_string() {
+            message if message.contains(&remote) => message,
+            message => format!("{remote}: {message}"),
+        };
+    }
+
+    /// What the mirror holds after the remote `remote` was fetched.
+    fn fetched(&self, remote: usize) -> Result<Fetched, MirrorError> {
+        let repository = self.repository()?;
+        let missing = || MirrorError::Fetch {
+            origin: self.source.remotes()[remote].to_string(),
+            message: "git reported success and brought no commit".to_owned(),
+        };
+        let head = self.head()?.ok_or_else(missing)?;
+        let object = repository.find_object(head, None).map_err(|error| self.git(error))?;
+        let commit = object.peel_to_commit().map_err(|_| missing())?.id();
+        let tag = match self.source.selector() {
+            Selector::Tag(name) => Some((name.clone(), head)),
+            Selector::Range(_) => self.highest_tag(remote)?,
+            Selector::Branch(_) | Selector::Commit(_) => None,
+        };
+        let failed = self.rests[..remote].iter().filter(|rest| rest.failures > 0);
+        let failures = failed.map(|rest| rest.message.clone()).collect();
+        Ok(Fetched { commit, tag, remote, failures })
+    }
+
+    fn fetch_from(
+        &self,
+        index: usize,
+        deadline: Duration,
+        cancelled: &AtomicBool,
+    ) -> Result<(), MirrorError> {
+        let remote = &self.source.remotes()[index];
+        let selector = self.source.selector();
+        let missing =
+            || MirrorError::Missing { origin: remote.to_string(), selector: selector.to_string() };
+        let bring = |what: String| self.run_git(remote, &what, deadline, cancelled);
+        match selector {
+            Selector::Branch(name) => bring(format!("+refs/heads/{name}:{HEAD}")),
+            Selector::Tag(name) => bring(format!("+refs/tags/{name}:{HEAD}")),
+            Selector::Range(_) => {
+                bring(format!("+refs/tags/*:{TAGS}*"))?;
+                let (_, object) = self.highest_tag(index)?.ok_or_else(missing)?;
+                self.set_reference(HEAD, object)
+            }
+            Selector::Commit(id) => {
+                // Servers may refuse to send a commit that is no reference's.
+                match bring(format!("+{id}:{HEAD}")) {
+                    Err(MirrorError::Fetch { .. }) => bring(format!("+refs/heads/*:{HEADS}*"))?,
+                    ended => ended?,
+                }
+                self.repository()?.find_commit(*id).map_err(|_| missing())?;
+                self.set_reference(HEAD, *id)
+            }
+        }
+    }
+
+    /// The highest tag of the range that is followed, among those that were fetched.
+    fn highest_tag(&self, remote: usize) -> Result<Option<(String, Oid)>, MirrorError> {
+        let Selector::Range(range) = self.source.selector() else { return Ok(None) };
+        let repository = self.repository()?;
+        let git = |error| self.git(error);
+        let mut tags = Vec::new();
+        for reference in repository.references_glob(&format!("{TAGS}*")).map_err(git)? {
+            let reference = reference.map_err(git)?;
+            let name = reference.name().ok().and_then(|name| name.strip_prefix(TAGS));
+            let (Some(name), Some(object)) = (name, reference.target()) else { continue };
+            let Ok(commit) = reference.peel_to_commit() else { continue };
+            tags.push((name.to_owned(), (commit.id(), object)));
+        }
+        tags.sort();
+        let commits = tags.iter().map(|(name, (commit, _))| (name.clone(), *commit));
+        let chosen = source::highest(range, commits).map_err(|tags| MirrorError::Ambiguous {
+            origin: self.source.remotes()[remote].to_string(),
+            tags,
+        })?;
+        let Some((chosen, _)) = chosen else { return Ok(None) };
+        Ok(tags.into_iter().find(|(name, _)| *name == chosen).map(|(name, (_, id))| (name, id)))
+    }
+
+    fn run_git(
+        &self,
+        remote: &Remote,
+        what: &str,
+        deadline: Duration,
+        cancelled: &AtomicBool,
+    ) -> Result<(), MirrorError> {
         self.remove_leftovers()?;
-        let mut command = self.command();
+        let mut command = self.command(remote)?;
         command.args(["fetch", "--quiet", "--no-write-fetch-head", "--no-auto-maintenance"]);
-        command.args(["--no-tags", "--no-recurse-submodules", "--force", "--", REMOTE]);
-        command.arg(format!("{}:{HEAD}", self.source.reference()));
+        command.args(["--no-tags", "--no-recurse-submodules", "--force", "--prune"]);
+        command.args(["--", REMOTE, what]);
+        if let Some(testing) = self.source.testing() {
+            // The pattern makes a branch that is not there no error.
+            let branch = testing.branch();
+            command.arg(format!("+refs/heads/{branch}*:{TESTING}{branch}*"));
+        }
         let bounds = Bounds { deadline, file_bytes: FETCH_BYTES, cancelled };
         let ended = child::run(&mut command, bounds)?;
-        if !ended.status.success() {
-            let message = self.source.redact(String::from_utf8_lossy(&ended.stderr).trim());
-            let message = if message.is_empty() { ended.status.to_string() } else { message };
-            return Err(MirrorError::Fetch { origin: self.source.to_string(), message });
+        if ended.status.success() {
+            return Ok(());
         }
-        self.head()?.ok_or_else(|| MirrorError::Fetch {
-            origin: self.source.to_string(),
-            message: "git reported success and brought no commit".to_owned(),
-        })
+        let message = remote.redact(String::from_utf8_lossy(&ended.stderr).trim());
+        let message = if message.is_empty() { ended.status.to_string() } else { message };
+        Err(MirrorError::Fetch { origin: remote.to_string(), message })
+    }
+
+    fn set_reference(&self, name: &str, id: Oid) -> Result<(), MirrorError> {
+        let repository = self.repository()?;
+        if repository.refname_to_id(name).is_ok_and(|found| found == id) {
+            return Ok(());
+        }
+        let set = repository.reference(name, id, true, "followed");
+        set.map(drop).map_err(|error| self.git(error))
     }
 
     /// How `new` relates to the commit `old`.
@@ -212,7 +414,11 @@ impl Mirror {
         }
     }
 
-    fn command(&self) -> Command {
+    fn command(&self, remote: &Remote) -> Result<Command, MirrorError> {
+        let secret = |source| MirrorError::Secret { origin: remote.to_string(), source };
+        let mut settings = remote.credentials().git_settings(remote.location()).map_err(secret)?;
+        settings.push((format!("remote.{REMOTE}.url"), remote.location().to_owned()));
+        settings.push((format!("remote.{REMOTE}.tagOpt"), "--no-tags".to_owned()));
         let mut command = Command::new("git");
         command.env_clear();
         for name in ENVIRONMENT {
@@ -232,9 +438,15 @@ impl Mirror {
             .env("SSH_ASKPASS", "/bin/false")
             .env("GIT_NO_LAZY_FETCH", "1")
             .env("GIT_OPTIONAL_LOCKS", "0")
-            .env("GIT_SSH_COMMAND", "ssh -oBatchMode=yes -oStrictHostKeyChecking=yes");
+            .env("GIT_SSH_COMMAND", remote.credentials().ssh_command())
+            .env("GIT_SSH_VARIANT", "ssh")
+            .env("GIT_CONFIG_COUNT", settings.len().to_string());
+        for (number, (key, value)) in settings.into_iter().enumerate() {
+            command.env(format!("GIT_CONFIG_KEY_{number}"), key);
+            command.env(format!("GIT_CONFIG_VALUE_{number}"), value);
+        }
         command.current_dir(&self.path);
-        command
+        Ok(command)
     }
 
     /// Removes what a killed fetch left: its temporary packs, and the lock on
@@ -274,7 +486,7 @@ impl Mirror {
     }
 }
 
-/// All configuration that git sees besides the mirror's own.
+/// The configuration that git reads from a file; no secret is in it.
 fn git_configuration(source: &Source) -> String {
     let mut text = String::from(
         "[core]\n\thooksPath = /dev/null\n\tfsmonitor = false\n\
@@ -284,14 +496,15 @@ fn git_configuration(source: &Source) -> String {
          [http]\n\tfollowRedirects = false\n\
          [credential]\n\thelper =\n",
     );
-    let quoted = quote(source.location());
-    if let Some(path) = source.local_path() {
+    for path in source.remotes().iter().filter_map(Remote::local_path) {
         // The operator named this repository, so whoever owns it is trusted with
         // the commits; git would otherwise read only this user's repositories.
+        let directory = quote(&path.display().to_string());
         let git_directory = quote(&format!("{}/.git", path.display()));
-        text.push_str(&format!("[safe]\n\tdirectory = {quoted}\n\tdirectory = {git_directory}\n"));
+        text.push_str(&format!(
+            "[safe]\n\tdirectory = {directory}\n\tdirectory = {git_directory}\n"
+        ));
     }
-    text.push_str(&format!("[remote \"{REMOTE}\"]\n\turl = {quoted}\n\ttagOpt = --no-tags\n"));
     text
 }
 

@@ -8,6 +8,8 @@
 //! Between passes [`Reconciler::step`] goes on with the rollouts of the last commit
 //! that was taken.
 
+mod admission;
+
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant, SystemTime};
@@ -30,13 +32,13 @@ use crate::apply::{self, ApplyError, Materials};
 use crate::audit::{AuditError, AuditLog, passes};
 use crate::commit_tree::{self, ReadError};
 use crate::library::{self, Library, Stamps};
-use crate::mirror::{Advance, Mirror, MirrorError};
+use crate::mirror::{Mirror, MirrorError};
 use crate::probe::{CheckList, Prober};
 use crate::repositories::{self, mirrors};
 use crate::rollout::{RolloutError, RolloutFileError, Rollouts, Stepped, Taken};
 use crate::source::Source;
-use crate::state::{Found, ReconcileState, RefusalReason, StateError};
-use crate::trust::{self, Candidate, Checker, Trust, TrustError};
+use crate::state::{Fallback, Found, ReconcileState, RefusalReason, StateError, TestingState};
+use crate::trust::{self, Checker, Trust, TrustError};
 
 /// The name of the lock that makes a reconciler the only one of its store.
 pub const LOCK: &str = "reconcile";
@@ -103,7 +105,7 @@ impl PassError {
             PassError::Rollout(RolloutError::File(RolloutFileError::Damaged(_))) => {
                 Some("restore it, or remove it: the links then tell how far rollouts are")
             }
-            PassError::Mirror(MirrorError::Fetch { .. }) => {
+            PassError::Mirror(MirrorError::Fetch { .. } | MirrorError::All(_)) => {
                 Some("try by hand: git ls-remote SOURCE; what was applied before stays as it is")
             }
             PassError::Trust(TrustError::List { .. }) => {
@@ -155,6 +157,10 @@ pub enum PassResult {
 pub struct PassReport {
     pub source: String,
     pub commit: String,
+    /// The remote that was used because those before it failed.
+    pub fallback: Option<Fallback>,
+    /// The testing branch, where one is followed.
+    pub testing: Option<TestingState>,
     /// Who signed the commit, where that was checked in this pass.
     pub signer: Option<String>,
     pub result: PassResult,
@@ -189,6 +195,8 @@ impl PassReport {
         PassReport {
             source: source.to_string(),
             commit,
+            fallback: None,
+            testing: None,
             signer: None,
             result: PassResult::Refused,
             refusal: None,
@@ -236,6 +244,9 @@ fn lap(since: &mut Instant) -> f64 {
 #[derive(Debug)]
 struct Checked {
     commit: Oid,
+    /// The testing commit that was looked at, and what came of it.
+    seen: Option<Oid>,
+    testing: Option<TestingState>,
     stamps: Stamps,
     configuration: strata_core::configuration::Configuration,
     diagnostics: Vec<Diagnostic>,
@@ -350,7 +361,13 @@ impl Reconciler {
             Ok(report) => found(report),
             Err(error) => Found::Failed { message: error.to_string() },
         };
-        let next = self.state.after(&found, now_ms());
+        let mut next = self.state.after(&found, now_ms());
+        if let Ok(report) = &passed {
+            next.fallback.clone_from(&report.fallback);
+            if report.refusal.is_none() {
+                next.testing.clone_from(&report.testing);
+            }
+        }
         let news = next != self.state;
         if news {
             let told = self.audit.tell(&self.who, &[passes::ended(&passed, now_ms())]);
@@ -369,9 +386,11 @@ impl Reconciler {
         let mut since = begun;
         let before = self.store.writes();
         self.who = Who::default();
-        let commit = self.mirror.fetch(self.options.fetch_deadline, cancelled)?;
+        let fetched = self.mirror.fetch(self.options.fetch_deadline, cancelled)?;
+        let (commit, fallback) = self.choose(&fetched)?;
         self.who = self.who(commit)?;
         let mut report = PassReport::new(&self.source, commit.to_string());
+        report.fallback = fallback;
         report.timings.fetch_ms = lap(&mut since);
         let _span = tracing::info_span!("pass", %commit).entered();
         if let Some(message) = self.rewritten(commit, cancelled)? {
@@ -379,7 +398,7 @@ impl Reconciler {
             report.message = Some(message);
             return Ok(report);
         }
-        match self.trusted(commit, cancelled)? {
+        match self.trusted(commit, fetched.tag.as_ref(), cancelled)? {
             trust::Verdict::Trusted { signer } => {
                 report.signer.clone_from(&signer);
                 self.who.signer = signer;
@@ -395,6 +414,7 @@ impl Reconciler {
         self.check(commit, cancelled)?;
         report.timings.check_ms = lap(&mut since);
         let checked = self.checked.as_ref().expect("just checked");
+        report.testing.clone_from(&checked.testing);
         report.diagnostics.clone_from(&checked.diagnostics);
         match &checked.verdict {
             Verdict::Refused { reason, message } => {
@@ -486,52 +506,22 @@ impl Reconciler {
             && let Some(applied) = &self.state.applied
         {
             let commit = Oid::from_str(&applied.commit).map_err(|_| StateError::Commit)?;
-            if let Verdict::Taken(accepted) = self.judge(commit, cancelled)?.verdict {
+            if let Verdict::Taken(accepted) =
+                self.judge(commit, self.former_testing(), cancelled)?.verdict
+            {
                 self.accepted = Some(accepted);
             }
         }
         Ok(self.accepted.clone())
     }
 
-    /// Why the commit may not follow the last one that was applied.
-    fn rewritten(&self, commit: Oid, cancelled: &AtomicBool) -> Result<Option<String>, PassError> {
-        let Some(applied) = &self.state.applied else { return Ok(None) };
-        let former = Oid::from_str(&applied.commit).map_err(|_| StateError::Commit)?;
-        let mut advance = self.mirror.advance(former, commit)?;
-        if advance == Advance::Unknown && !self.mirror.is_complete_for(commit) {
-            tracing::warn!(former = applied.commit, "the mirror is incomplete and made anew");
-            self.mirror.fetch_anew(self.options.fetch_deadline, cancelled)?;
-            advance = self.mirror.advance(former, commit)?;
-        }
-        match advance {
-            Advance::Same | Advance::FastForward => Ok(None),
-            Advance::Rewritten | Advance::Unknown if self.options.allow_rewrite => {
-                tracing::warn!(former = applied.commit, "a rewritten branch is taken as allowed");
-                Ok(None)
-            }
-            Advance::Rewritten | Advance::Unknown => Ok(Some(format!(
-                "the branch was rewritten: {} was applied and is not among the ancestors of {commit}",
-                applied.commit
-            ))),
-        }
-    }
-
-    /// Whether the commit and all that it newly brings in are signed as they must be.
-    fn trusted(&mut self, head: Oid, cancelled: &AtomicBool) -> Result<trust::Verdict, PassError> {
-        let Some(checker) = &mut self.trust else {
-            return Ok(trust::Verdict::Trusted { signer: None });
-        };
-        let applied = self.state.applied.as_ref();
-        let mark = applied.map(|applied| Oid::from_str(&applied.commit)).transpose();
-        let candidate = Candidate { head, tag: None, mark: mark.map_err(|_| StateError::Commit)? };
-        Ok(checker.check(&self.mirror.repository()?, candidate, cancelled)?)
-    }
-
     /// Reads and checks the commit, unless that was done and nothing it depends
     /// on has changed since.
     fn check(&mut self, commit: Oid, cancelled: &AtomicBool) -> Result<(), PassError> {
+        let seen = self.testing_head(commit)?;
         if let Some(checked) = &self.checked
             && checked.commit == commit
+            && checked.seen == seen
             && !self.library.is_expired(repositories::now())
             && !self.mirrors.is_due(&checked.configuration)
             && library::stamps(&self.store, &checked.configuration)? == checked.stamps
@@ -539,7 +529,8 @@ impl Reconciler {
             return Ok(());
         }
         self.checked = None;
-        self.checked = Some(self.judge(commit, cancelled)?);
+        let (testing, checked) = self.judge_with_testing(commit, seen, cancelled)?;
+        self.checked = Some(Checked { seen, testing, ..checked });
         Ok(())
     }
 
@@ -552,9 +543,27 @@ impl Reconciler {
         Ok(Who { commit, author, signer, ..Who::default() })
     }
 
-    /// Reads and checks a commit.
-    fn judge(&mut self, commit: Oid, cancelled: &AtomicBool) -> Result<Checked, PassError> {
-        let tree = match self.read(commit, cancelled) {
+    /// Reads and checks a commit, with the chosen definitions of `testing`.
+    fn judge(
+        &mut self,
+        commit: Oid,
+        testing: Option<Oid>,
+        cancelled: &AtomicBool,
+    ) -> Result<Checked, PassError> {
+        let read = self.read(commit, cancelled).and_then(|mut tree| {
+            let (Some(id), Some(testing)) = (testing, self.source.testing().cloned()) else {
+                return Ok(tree);
+            };
+            let other = self.read(id, cancelled)?;
+            for path in testing.definitions() {
+                tree.take_definition(&other, path).map_err(|source| PassError::Read {
+                    commit: id.to_string(),
+                    source: source.into(),
+                })?;
+            }
+            Ok(tree)
+        });
+        let tree = match read {
             Ok(tree) => tree,
             Err(PassError::Read { source, .. }) => return Ok(unreadable(commit, &source)),
             Err(error) => return Err(error),
@@ -596,24 +605,25 @@ impl Reconciler {
             Verdict::Refused { reason: RefusalReason::Invalid, message }
         };
         let diagnostics = result.diagnostics;
-        Ok(Checked { commit, stamps, configuration, diagnostics, verdict })
+        let (seen, testing) = (None, None);
+        Ok(Checked { commit, seen, testing, stamps, configuration, diagnostics, verdict })
     }
 
     /// Reads the commit; where an object is missing or damaged, once more from a
     /// mirror that was made anew.
-    fn read(&self, commit: Oid, cancelled: &AtomicBool) -> Result<SourceTree, PassError> {
-        let read = || -> Result<SourceTree, PassError> {
-            let repository = self.mirror.repository()?;
+    fn read(&mut self, commit: Oid, cancelled: &AtomicBool) -> Result<SourceTree, PassError> {
+        let read = |mirror: &Mirror| -> Result<SourceTree, PassError> {
+            let repository = mirror.repository()?;
             commit_tree::read(&repository, commit)
                 .map_err(|source| PassError::Read { commit: commit.to_string(), source })
         };
-        match read() {
+        match read(&self.mirror) {
             Err(PassError::Read { source, .. })
                 if source.is_damage() && !self.mirror.is_complete_for(commit) =>
             {
                 tracing::warn!(error = %source, "the mirror is damaged and made anew");
                 self.mirror.fetch_anew(self.options.fetch_deadline, cancelled)?;
-                read()
+                read(&self.mirror)
             }
             other => other,
         }
@@ -623,6 +633,8 @@ impl Reconciler {
 fn unreadable(commit: Oid, error: &ReadError) -> Checked {
     Checked {
         commit,
+        seen: None,
+        testing: None,
         stamps: Stamps::new(),
         configuration: strata_core::configuration::Configuration::default(),
         diagnostics: Vec::new(),

@@ -1,8 +1,8 @@
 //! The reconciler's main loop.
 //!
 //! One task owns the [`Reconciler`] and lends it to a blocking thread for each
-//! pass; events, the poll floor, the retry after an error and the end all meet in
-//! one `select!`. Another owns the [`Verifier`] and is told of rollouts by
+//! pass; what triggers one ([`crate::triggers`]), the poll floor, the retry after an
+//! error and the end all meet in one `select!`. Another owns the [`Verifier`] and is told of rollouts by
 //! message, so that reading reports never delays a pass. SIGTERM and SIGINT let
 //! the step under way end; a fetch is killed.
 
@@ -25,8 +25,9 @@ use crate::audit::{self, AuditLog};
 use crate::drift::DriftRound;
 use crate::pass::{PassError, PassReport, Policy, Reconciler};
 use crate::report_watch::ReportWatch;
+use crate::triggers::{TriggerError, Triggers, jitter};
 use crate::verify::Verifier;
-use crate::watch::RefWatch;
+use crate::webhook::WebhookSettings;
 
 /// The wait after the first error; doubled after each further one.
 const FIRST_RETRY: Duration = Duration::from_secs(1);
@@ -49,6 +50,8 @@ pub enum RunError {
     #[error("cannot start: {0}")]
     Start(#[from] std::io::Error),
     #[error(transparent)]
+    Trigger(#[from] TriggerError),
+    #[error(transparent)]
     Pass(#[from] PassError),
     #[error("a pass broke off: {0}")]
     Join(#[from] JoinError),
@@ -57,7 +60,7 @@ pub enum RunError {
 /// How the loop is woken.
 #[derive(Debug, Clone, Copy)]
 pub struct Schedule {
-    /// The source is looked at this often at least.
+    /// The source is looked at this often at least, give or take a tenth.
     pub poll: Duration,
     /// Whether file events of a local source and of reports are used.
     pub events: bool,
@@ -71,10 +74,11 @@ pub struct Schedule {
 pub fn run(
     reconciler: Reconciler,
     schedule: Schedule,
+    webhook: Option<WebhookSettings>,
     tell: impl FnMut(&PassReport),
 ) -> Result<(), RunError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(main_loop(reconciler, schedule, tell))
+    runtime.block_on(main_loop(reconciler, schedule, webhook, tell))
 }
 
 /// What made the loop go on.
@@ -107,6 +111,7 @@ impl Signals {
 async fn main_loop(
     mut reconciler: Reconciler,
     schedule: Schedule,
+    webhook: Option<WebhookSettings>,
     mut tell: impl FnMut(&PassReport),
 ) -> Result<(), RunError> {
     let mut signals = Signals::new()?;
@@ -120,7 +125,7 @@ async fn main_loop(
     });
     // Ends with the loop, not before.
     let _drift = drift.map(AbortOnDrop);
-    let mut watch = watch(&reconciler, schedule);
+    let mut triggers = Triggers::start(&reconciler, schedule, webhook).await?;
     let mut failures = 0;
     let mut next_pass = Instant::now();
     let mut next_step = next_pass;
@@ -128,7 +133,7 @@ async fn main_loop(
         let wake = tokio::select! {
             biased;
             () = signals.end() => Wake::End,
-            () = hint(&mut watch) => Wake::Pass,
+            () = triggers.next() => Wake::Pass,
             () = tokio::time::sleep_until(next_pass) => Wake::Pass,
             () = tokio::time::sleep_until(next_step.min(Instant::now() + ASK_AGAIN)) => Wake::Step,
             ended = &mut verification => return ended?,
@@ -166,9 +171,11 @@ async fn main_loop(
                 }
             }
             Wake::Pass => {
+                triggers.begin_pass();
                 let work = |reconciler: &mut Reconciler, flag: &AtomicBool| reconciler.pass(flag);
                 let (returned, passed, ended) = lend(reconciler, &mut signals, work).await?;
                 reconciler = returned;
+                triggers.end_pass(&passed);
                 let pause = match passed {
                     Ok(report) => {
                         failures = 0;
@@ -190,7 +197,7 @@ async fn main_loop(
                 if ended {
                     return Ok(());
                 }
-                next_pass = Instant::now() + pause;
+                next_pass = Instant::now() + jitter(pause);
             }
         }
     }
@@ -338,19 +345,6 @@ async fn drift_round(store: Arc<Store>, vlfs: std::path::PathBuf, audit: Arc<Aud
     }
 }
 
-/// Starts to watch a local source. Without events the poll floor is left, which
-/// is worth a word.
-fn watch(reconciler: &Reconciler, schedule: Schedule) -> Option<RefWatch> {
-    let path = reconciler.source().local_path().filter(|_| schedule.events)?;
-    match RefWatch::start(path) {
-        Ok(watch) => Some(watch),
-        Err(error) => {
-            tracing::warn!(%error, poll_s = schedule.poll.as_secs(), "no file events; polling only");
-            None
-        }
-    }
-}
-
 /// Starts to watch the reports. Without events their turn comes, which is enough.
 fn watch_reports(reconciler: &Reconciler, schedule: Schedule) -> Option<ReportWatch> {
     if !schedule.events {
@@ -365,9 +359,34 @@ fn watch_reports(reconciler: &Reconciler, schedule: Schedule) -> Option<ReportWa
     }
 }
 
-async fn hint(watch: &mut Option<RefWatch>) {
-    match watch {
-        Some(watch) => watch.hint().await,
-        None => std::future::pending().await,
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A clock that is set neither delays what is due for long nor makes it come at once
+    /// for ever.
+    #[test]
+    fn a_clock_that_jumps_is_noticed_within_a_minute() {
+        let now_ms = crate::state::milliseconds(std::time::SystemTime::now());
+        for (at_ms, least, most) in [
+            (Some(0), 0, 1_i32),
+            (Some(now_ms + 10_000), 5, 10),
+            (Some(now_ms + 86_400_000), 60, 60),
+            (Some(u64::MAX), 60, 60),
+            (None, 60, 60),
+        ] {
+            let wait = (due(at_ms) - Instant::now()).as_secs_f64();
+            let bounds = f64::from(least) - 1.0..=f64::from(most);
+            assert!(bounds.contains(&wait), "{at_ms:?} {wait}");
+        }
+    }
+
+    #[test]
+    fn failures_back_off_to_a_limit() {
+        let mut failures = 0;
+        let error = || PassError::Store(strata_store::StoreError::NotAStore("/x".into()));
+        let waits: Vec<_> =
+            (0..12).map(|_| retry(error(), &mut failures).expect("not fatal").as_secs()).collect();
+        assert_eq!(waits, [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300, 300]);
     }
 }

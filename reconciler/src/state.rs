@@ -85,6 +85,25 @@ pub struct Failure {
     pub at_ms: u64,
 }
 
+/// A remote that is used because those before it failed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fallback {
+    pub remote: String,
+    /// Why those before it could not be used, each with its name.
+    pub failures: Vec<String>,
+    /// Whether it lacks the commit that was applied, which then stays.
+    pub behind: bool,
+}
+
+/// A testing branch that chosen definitions are taken from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TestingState {
+    /// The commit of it that is used; null where that is none, as when it is merged.
+    pub commit: Option<String>,
+    /// Why its last commit is not.
+    pub refused: Option<String>,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ReconcileState {
@@ -95,6 +114,10 @@ pub struct ReconcileState {
     pub applied: Option<CommitRecord>,
     pub refused: Option<Refusal>,
     pub failing: Option<Failure>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fallback: Option<Fallback>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub testing: Option<TestingState>,
 }
 
 /// What a pass found.
@@ -142,7 +165,15 @@ pub fn time_text(at_ms: u64) -> String {
 
 impl ReconcileState {
     pub fn new(source: String) -> Self {
-        ReconcileState { version: VERSION, source, applied: None, refused: None, failing: None }
+        ReconcileState {
+            version: VERSION,
+            source,
+            applied: None,
+            refused: None,
+            failing: None,
+            fallback: None,
+            testing: None,
+        }
     }
 
     /// Reads the state; `None` before the first pass.

@@ -113,7 +113,7 @@ pub fn main() -> ExitCode {
         Err(error) => error.exit(),
     };
     let default = match &cli.command {
-        Command::Reconcile(args) if !args.once => "info",
+        Command::Reconcile(args) if !args.once && args.action.is_none() => "info",
         _ => "warn",
     };
     if let Err(failure) = start_log(cli.log.as_deref().unwrap_or(default)) {

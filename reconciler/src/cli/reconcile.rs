@@ -12,28 +12,37 @@ use strata_core::{CompositionName, GenerationId};
 
 use super::output::print_bytes;
 use super::{Failure, Outcome, OutputFormat, StoreArgs, quantity};
+use crate::control::{self, ControlError};
 use crate::pass::{Options, PassError, PassReport, PassResult, Reconciler, RolloutWaits};
 use crate::run::{self, RunError, Schedule};
 use crate::settings::{Settings, SettingsError};
 use crate::source::{Source, SourceError};
+use crate::state::Fallback;
 
 /// Bring a branch's commits into the store, once or for ever.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  strata reconcile --store /srv/strata --source /srv/git/fleet.git\n  strata reconcile --source https://git.example.org/fleet.git --branch production --once\n  strata reconcile --source /srv/git/fleet.git --config /etc/strata/reconciler.toml\n\nExit status with --once: 0 applied or nothing to do, 1 the commit was refused, 2 an error.\nWithout --once it runs until SIGTERM or SIGINT."
+    after_help = "Examples:\n  strata reconcile --store /srv/strata --source /srv/git/fleet.git\n  strata reconcile --source https://git.example.org/fleet.git --branch production --once\n  strata reconcile --source /srv/git/fleet.git --config /etc/strata/reconciler.toml\n  strata reconcile now --wait\n\nExit status with --once and with now --wait: 0 applied or nothing to do, 1 the commit was refused, 2 an error.\nWithout --once it runs until SIGTERM or SIGINT."
 )]
 pub struct ReconcileArgs {
+    /// now: make the reconciler that runs on the store look at its source, instead of
+    /// running one.
+    #[arg(value_enum)]
+    pub action: Option<Asked>,
     #[command(flatten)]
     store: StoreArgs,
     /// The GitOps repository: a path, or a URL (https://, ssh://, file://, user@host:path).
-    #[arg(long, value_name = "URL-OR-PATH")]
-    source: String,
-    /// The branch to follow.
-    #[arg(long, default_value = "main", value_name = "BRANCH")]
-    branch: String,
+    #[arg(long, value_name = "URL-OR-PATH", required_unless_present_any = ["config", "action"], conflicts_with = "action")]
+    source: Option<String>,
+    /// The branch to follow [default: main].
+    #[arg(long, value_name = "BRANCH", requires = "source")]
+    branch: Option<String>,
     /// Run one pass and end.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "action")]
     pub once: bool,
+    /// With now: wait for the pass, and print what it found.
+    #[arg(long, requires = "action")]
+    wait: bool,
     /// Look at the source at least this often.
     #[arg(long, default_value_t = 60, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
     poll: u64,
@@ -46,7 +55,8 @@ pub struct ReconcileArgs {
     /// Take a branch whose history was rewritten.
     #[arg(long)]
     allow_rewrite: bool,
-    /// Settings of this host: whose commits are believed (docs/sources.md).
+    /// Settings of this host: remotes, what of them is followed, whose commits are
+    /// believed (docs/sources.md). --source is used in place of its [source].
     #[arg(long, value_name = "FILE")]
     config: Option<std::path::PathBuf>,
     /// How to print what was done: text, or one line of JSON a pass.
@@ -54,12 +64,27 @@ pub struct ReconcileArgs {
     output: OutputFormat,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Asked {
+    Now,
+}
+
 /// # Errors
 /// The source or the store cannot be used.
 pub fn run(args: &ReconcileArgs) -> Result<Outcome, Failure> {
+    if let Some(Asked::Now) = args.action {
+        return now(args);
+    }
     let store = Arc::new(args.store.open()?);
     let settings = args.config.as_deref().map(Settings::read).transpose()?.unwrap_or_default();
-    let source = Source::parse(&args.source, &args.branch)?;
+    let source = match (&args.source, settings.source) {
+        (Some(text), _) => Source::parse(text, args.branch.as_deref().unwrap_or("main"))?,
+        (None, Some(source)) => source,
+        (None, None) => {
+            return Err(Failure::new("no source is named")
+                .hint("give --source, or a [source] table in the settings"));
+        }
+    };
     let options = Options {
         fetch_deadline: Duration::from_secs(args.fetch_deadline),
         allow_rewrite: args.allow_rewrite,
@@ -83,8 +108,34 @@ pub fn run(args: &ReconcileArgs) -> Result<Outcome, Failure> {
             failure.print();
         }
     };
-    run::run(reconciler, schedule, tell)?;
+    run::run(reconciler, schedule, settings.webhook, tell)?;
     Ok(Outcome::Done)
+}
+
+/// Asks the reconciler that runs on the store for a pass.
+fn now(args: &ReconcileArgs) -> Result<Outcome, Failure> {
+    let store = args.store.open()?;
+    let Some(report) = control::reconcile_now(&store, args.wait)? else {
+        return Ok(Outcome::Done);
+    };
+    let text = |key: &str| report[key].as_str().unwrap_or_default();
+    match args.output {
+        OutputFormat::Json => super::print_json(&report)?,
+        OutputFormat::Text => {
+            let commit = text("commit");
+            let commit = commit.get(..12).unwrap_or(commit);
+            let line = match (text("result"), report["message"].as_str()) {
+                (_, Some(message)) => format!("{commit} refused: {message}; nothing was moved\n"),
+                ("unchanged", None) => format!("{commit} nothing to do\n"),
+                (result, None) => format!("{commit} {result}\n"),
+            };
+            print_bytes(line.as_bytes())?;
+        }
+    }
+    Ok(match text("result") {
+        "refused" => Outcome::Difference,
+        _ => Outcome::Done,
+    })
 }
 
 fn print(report: &PassReport, output: OutputFormat) -> Result<(), Failure> {
@@ -109,6 +160,9 @@ fn text(report: &PassReport) -> String {
     if let Some(message) = &report.message {
         let _infallible = writeln!(text, "{commit} refused: {message}; nothing was moved");
         return text;
+    }
+    if let Some(fallback) = &report.fallback {
+        let _infallible = writeln!(text, "note: {}", fallback_text(fallback));
     }
     for change in changes(&report.actions) {
         let _infallible = writeln!(text, "{change}");
@@ -138,6 +192,13 @@ fn text(report: &PassReport) -> String {
         }
     };
     text
+}
+
+/// What there is to say of a remote that had to be used.
+pub fn fallback_text(fallback: &Fallback) -> String {
+    let Fallback { remote, failures, behind } = fallback;
+    let behind = if *behind { ", which is behind what was applied" } else { "" };
+    format!("{remote} is used{behind}: {}", failures.join("; "))
 }
 
 /// Whether the actions do not say it already.
@@ -187,6 +248,10 @@ impl From<SourceError> for Failure {
                 "git:// and http:// do not prove who answers; use https:// or ssh://"
             }
             SourceError::Branch(_) => "name the branch without refs/heads/",
+            SourceError::Tag(_) => "name the tag without refs/tags/",
+            SourceError::Password(_) | SourceError::Credentials(_) => {
+                "name a file that holds it: token-file in the settings (docs/sources.md)"
+            }
             _ => "write a path, or a URL as in https://git.example.org/fleet.git",
         };
         Failure::new(&error).hint(hint)
@@ -196,6 +261,20 @@ impl From<SourceError> for Failure {
 impl From<SettingsError> for Failure {
     fn from(error: SettingsError) -> Self {
         Failure::new(&error).hint("docs/sources.md lists the keys of the settings")
+    }
+}
+
+impl From<ControlError> for Failure {
+    fn from(error: ControlError) -> Self {
+        let failure = Failure::new(&error);
+        match error {
+            ControlError::NotRunning(_) => {
+                failure.hint("start one: strata reconcile --source …; or run one pass: --once")
+            }
+            ControlError::Socket { .. } | ControlError::Answer(_) | ControlError::Failed(_) => {
+                failure
+            }
+        }
     }
 }
 
@@ -213,7 +292,7 @@ impl From<RunError> for Failure {
     fn from(error: RunError) -> Self {
         match error {
             RunError::Pass(error) => error.into(),
-            RunError::Start(_) | RunError::Join(_) => Failure::new(error),
+            RunError::Start(_) | RunError::Trigger(_) | RunError::Join(_) => Failure::new(error),
         }
     }
 }

@@ -188,6 +188,17 @@ pub(super) fn reconciler_text(state: Option<&ReconcileState>) -> String {
             let _infallible = writeln!(text, "         {}", problem.replace('\n', "\n         "));
         }
     }
+    if let Some(fallback) = &state.fallback {
+        let text_of = super::reconcile::fallback_text(fallback);
+        let _infallible = writeln!(text, "remote   {text_of}");
+    }
+    if let Some(testing) = &state.testing {
+        let commit = testing.commit.as_deref().unwrap_or("nothing that is not merged");
+        let _infallible = writeln!(text, "testing  {commit}");
+        if let Some(refused) = &testing.refused {
+            let _infallible = writeln!(text, "         not used: {refused}");
+        }
+    }
     if let Some(failing) = &state.failing {
         let _infallible =
             writeln!(text, "failing  {} ago: {}", ago(failing.at_ms), failing.message);

@@ -10,10 +10,10 @@ use strata_core::GenerationId;
 use crate::support::{World, mac, wait_until};
 
 /// The program; killed when a test fails.
-struct Daemon(Child);
+pub struct Daemon(Child);
 
 impl Daemon {
-    fn start(world: &World, arguments: &[&str]) -> Self {
+    pub fn start(world: &World, arguments: &[&str]) -> Self {
         Daemon(command(world, arguments).spawn().expect("starts"))
     }
 
@@ -21,8 +21,17 @@ impl Daemon {
         rustix::process::kill_process(Pid::from_child(&self.0), signal).expect("alive");
     }
 
+    /// Memory that it has, in KiB.
+    pub fn resident_kib(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.0.id()));
+        let status = status.expect("it runs");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let number = line.and_then(|line| line.split_whitespace().next());
+        number.and_then(|number| number.parse().ok()).expect("a number of KiB")
+    }
+
     /// Ends it and returns its exit status.
-    fn terminate(mut self) -> Option<i32> {
+    pub fn terminate(mut self) -> Option<i32> {
         self.signal(Signal::TERM);
         let mut status = None;
         wait_until("the daemon ends", Duration::from_secs(20), || {
@@ -56,7 +65,7 @@ fn command(world: &World, arguments: &[&str]) -> Command {
     command
 }
 
-fn log(world: &World) -> String {
+pub fn log(world: &World) -> String {
     std::fs::read_to_string(world.path("log")).unwrap_or_default()
 }
 

@@ -8,7 +8,8 @@ use std::process::Command;
 use std::sync::atomic::AtomicBool;
 
 use git2::Oid;
-use strata::pass::{Options, PassError, PassReport, PassResult};
+use strata::pass::{Options, PassError, PassReport, PassResult, Reconciler};
+use strata::source::{Remote, Selector, Source};
 use strata::state::RefusalReason;
 use strata::trust::{SignerLists, Trust};
 
@@ -262,6 +263,65 @@ fn a_merge_brings_in_nothing_unsigned() {
     people.git("ann", &["merge", "-q", "--no-ff", "-m", "merge", "side"]);
     push(&world);
     taken(&world, &lists, None);
+}
+
+#[test]
+fn a_tag_that_is_followed_is_signed_itself() {
+    let world = World::new();
+    let people = People::new(&world);
+    let first = world.head();
+    let lists = files(Some(&write(&world, "allowed", &people.ssh("ann", "ed25519"))), None);
+    people.ssh("mallory", "ed25519");
+    let source = |selector| {
+        let path = world.path("fleet.git");
+        let remote = Remote::parse(path.to_str().expect("UTF-8")).expect("a remote");
+        Source::new(vec![remote], selector).expect("a source")
+    };
+    let pass = |source: Source| {
+        let anchor = Some(Oid::from_str(&first).expect("an id"));
+        let trust = Some(Trust { lists: lists.clone(), anchor });
+        let options = Options { trust, ..Options::default() };
+        let store =
+            std::sync::Arc::new(strata_store::Store::open(world.store.root()).expect("open"));
+        let mut reconciler = Reconciler::open(store, source, options).expect("a reconciler");
+        reconciler.pass(&AtomicBool::new(false)).expect("a pass")
+    };
+    let range = || source(Selector::range("^1").expect("a range"));
+    let tag = |by: Option<&str>, name: &str| {
+        match by {
+            Some(by) => drop(people.git(by, &["tag", "-s", "-f", "-m", name, name])),
+            None => drop(world.git(&["tag", "-f", name])),
+        }
+        world.git(&["push", "-qf", "origin", &format!("refs/tags/{name}")]);
+    };
+    let refused = |source, why: &str| {
+        let report = pass(source);
+        assert_eq!(report.refusal, Some(RefusalReason::Untrusted), "{:?}", report.message);
+        let message = report.message.expect("told");
+        assert!(message.contains(why), "{message}");
+    };
+    people.commit("ann", "signed");
+    push(&world);
+    tag(None, "v1.0.0");
+    refused(range(), "the tag v1.0.0 is not to be trusted: the tag is no annotated tag");
+    tag(Some("mallory"), "v1.0.0");
+    refused(range(), "not among the signers");
+    tag(Some("ann"), "v1.0.0");
+    assert_ne!(pass(range()).result, PassResult::Refused);
+    // A good tag by another name proves nothing.
+    people.commit("ann", "further");
+    push(&world);
+    tag(Some("ann"), "scratch");
+    world.git(&["push", "-q", "origin", "refs/tags/scratch:refs/tags/v1.1.0"]);
+    refused(range(), "the tag calls itself \"scratch\", not \"v1.1.0\"");
+    refused(source(Selector::tag("v1.1.0").expect("a tag")), "calls itself");
+    let report = pass(source(Selector::tag("scratch").expect("a tag")));
+    assert_ne!(report.result, PassResult::Refused, "{:?}", report.message);
+    // Nor does a signed tag stand for a commit that is not signed.
+    world.git(&["commit", "-q", "--allow-empty", "-m", "unsigned"]);
+    push(&world);
+    tag(Some("ann"), "v1.2.0");
+    refused(range(), "it is not signed");
 }
 
 /// What was signed once is not taken again, with the mirror lost and the program new.

@@ -49,6 +49,9 @@ pub enum SourceError {
     TooLarge,
 }
 
+/// What the files of a definition end in, besides those in its directory.
+const DEFINITION_FILES: [&str; 4] = [".ldf", ".modes", ".data", ".health"];
+
 /// The files of a commit that concern Strata (see [`SourceTree::concerns`]), by path.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct SourceTree {
@@ -124,6 +127,35 @@ impl SourceTree {
         })
     }
 
+    /// Takes all files of a definition from another tree, in place of those that are
+    /// here. The definition is named by its path without `.ldf`, as `templates/web`.
+    ///
+    /// # Errors
+    /// Both trees together pass a limit.
+    pub fn take_definition(&mut self, other: &SourceTree, path: &str) -> Result<(), SourceError> {
+        let theirs = |file: &str| {
+            let rest = file.strip_prefix(path);
+            rest.is_some_and(|rest| rest.starts_with('/') || DEFINITION_FILES.contains(&rest))
+        };
+        let length = |file: &SourceFile| match &file.content {
+            SourceContent::Regular { bytes, .. } => bytes.len(),
+            SourceContent::Symlink { target } => target.len(),
+            SourceContent::Submodule => 0,
+        };
+        let bytes = &mut self.bytes;
+        self.files.retain(|file, content| {
+            let stays = !theirs(file);
+            if !stays {
+                *bytes -= length(content);
+            }
+            stays
+        });
+        for (file, content) in other.files().filter(|(file, _)| theirs(file)) {
+            self.insert(file.as_bytes(), content.content.clone())?;
+        }
+        Ok(())
+    }
+
     pub fn len(&self) -> usize {
         self.files.len()
     }
@@ -180,5 +212,41 @@ mod tests {
         tree.insert(b"templates/web-2/x", file("")).expect("new");
         let below: Vec<_> = tree.below("templates/web").map(|(path, _)| path).collect();
         assert_eq!(below, ["etc/motd"]);
+    }
+
+    #[test]
+    fn a_definition_is_taken_whole() {
+        let tree = |files: &[(&str, &str)]| {
+            let mut tree = SourceTree::default();
+            for (path, text) in files {
+                tree.insert(path.as_bytes(), file(text)).expect("new");
+            }
+            tree
+        };
+        let mut ours = tree(&[
+            ("templates/web.ldf", "ours"),
+            ("templates/web.health", "ours"),
+            ("templates/web/etc/motd", "ours"),
+            ("templates/web.2.ldf", "ours"),
+            ("templates/web-2/etc/motd", "ours"),
+            ("strata.toml", "ours"),
+        ]);
+        let theirs = tree(&[
+            ("templates/web.ldf", "theirs"),
+            ("templates/web.modes", "theirs"),
+            ("templates/web.2.ldf", "theirs"),
+            ("templates/web/etc/issue", "theirs"),
+            ("strata.toml", "theirs"),
+        ]);
+        ours.take_definition(&theirs, "templates/web").expect("within the limits");
+        let expected = tree(&[
+            ("templates/web.ldf", "theirs"),
+            ("templates/web.modes", "theirs"),
+            ("templates/web/etc/issue", "theirs"),
+            ("templates/web.2.ldf", "ours"),
+            ("templates/web-2/etc/motd", "ours"),
+            ("strata.toml", "ours"),
+        ]);
+        assert_eq!(ours, expected);
     }
 }

@@ -1,31 +1,13 @@
-//! Where commits come from: a local repository or a URL, and a branch.
+//! Where a repository is: a path of this host, or a URL.
 //!
-//! A [`Source`] that was constructed is safe to hand to git: its protocol is on
-//! the allow-list, nothing in it can be taken for an option or a helper program,
-//! and displaying it shows no credentials.
+//! A [`Remote`] that was constructed is safe to hand to git: its protocol is on the
+//! allow-list, nothing in it can be taken for an option or a helper program, and
+//! displaying it shows no credentials.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-/// Protocols that git may use, in the form of `GIT_ALLOW_PROTOCOL`. `git://` and
-/// `http://` are left out: neither proves who answers.
-pub const ALLOWED_PROTOCOLS: &str = "file:https:ssh";
-
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum SourceError {
-    #[error("the source is empty")]
-    Empty,
-    #[error("the source {0:?} contains white space or a control character")]
-    Character(String),
-    #[error("the source {0} is not allowed: use a path, file://, https:// or ssh://")]
-    Protocol(String),
-    #[error("the source {0} names no host, or one that looks like an option")]
-    Host(String),
-    #[error("the source {path}: {error}")]
-    Path { path: String, error: String },
-    #[error("{0:?} is no name for a branch")]
-    Branch(String),
-}
+use super::{Credentials, SourceError};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Location {
@@ -34,37 +16,45 @@ enum Location {
     Remote(String),
 }
 
-/// A branch of a repository.
+/// One repository, and how it is convinced.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Source {
+pub struct Remote {
     location: Location,
-    branch: String,
+    credentials: Credentials,
 }
 
-impl Source {
+impl Remote {
     /// Reads what an operator wrote: a URL, `user@host:path`, or a path, which is
     /// made absolute here.
     ///
     /// # Errors
     /// A protocol that is not on the list, a path that is not there, or something
     /// that git could take for anything but a location.
-    pub fn parse(text: &str, branch: &str) -> Result<Self, SourceError> {
-        if !git2::Reference::is_valid_name(&format!("refs/heads/{branch}"))
-            || branch.starts_with('-')
+    pub fn parse(text: &str) -> Result<Self, SourceError> {
+        Ok(Remote { location: parse_location(text)?, credentials: Credentials::default() })
+    }
+
+    /// With credentials. A URL with a password, or with a token in its place, is
+    /// refused: it would be where the URL is.
+    ///
+    /// # Errors
+    /// As of [`Remote::parse`], or the credentials are not for this kind of remote.
+    pub fn with_credentials(text: &str, credentials: Credentials) -> Result<Self, SourceError> {
+        let remote = Self::parse(text)?;
+        if let Location::Remote(url) = &remote.location
+            && user_information(url).is_some()
         {
-            return Err(SourceError::Branch(branch.to_owned()));
+            return Err(SourceError::Password(redacted_url(url)));
         }
-        let location = parse_location(text)?;
-        Ok(Source { location, branch: branch.to_owned() })
-    }
-
-    pub fn branch(&self) -> &str {
-        &self.branch
-    }
-
-    /// The full name of the branch's reference.
-    pub fn reference(&self) -> String {
-        format!("refs/heads/{}", self.branch)
+        credentials.check()?;
+        let is_https = remote.location().starts_with("https://");
+        let is_ssh = matches!(remote.location, Location::Remote(_)) && !is_https;
+        let of_https = credentials.token.is_some() || credentials.ca_file.is_some();
+        let of_ssh = credentials.identity_file.is_some() || credentials.known_hosts_file.is_some();
+        if (of_https && !is_https) || (of_ssh && !is_ssh) {
+            return Err(SourceError::Credentials(remote.to_string()));
+        }
+        Ok(Remote { credentials, ..remote })
     }
 
     /// The repository's directory, where it is on this host.
@@ -83,9 +73,14 @@ impl Source {
         }
     }
 
-    /// The text with every trace of this source's credentials taken out.
+    pub fn credentials(&self) -> &Credentials {
+        &self.credentials
+    }
+
+    /// The text with every trace of this remote's credentials taken out.
     pub fn redact(&self, text: &str) -> String {
-        let Location::Remote(url) = &self.location else { return text.to_owned() };
+        let text = self.credentials.redact(text);
+        let Location::Remote(url) = &self.location else { return text };
         let mut redacted = text.replace(url.as_str(), &redacted_url(url));
         if let Some(user) = user_information(url) {
             let secrets = [Some(user), user.split_once(':').map(|(_, password)| password)];
@@ -97,13 +92,12 @@ impl Source {
     }
 }
 
-impl fmt::Display for Source {
+impl fmt::Display for Remote {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.location {
-            Location::Local(path) => write!(f, "{}", path.display())?,
-            Location::Remote(url) => write!(f, "{}", redacted_url(url))?,
+            Location::Local(path) => write!(f, "{}", path.display()),
+            Location::Remote(url) => f.write_str(&redacted_url(url)),
         }
-        write!(f, "#{}", self.branch)
     }
 }
 
@@ -176,6 +170,7 @@ fn redacted_url(url: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::source::Source;
 
     #[test]
     fn what_git_could_misunderstand_is_refused() {
@@ -220,12 +215,37 @@ mod tests {
         let url = "https://fleet:s3cret@host/r.git";
         let source = Source::parse(url, "main").expect("valid");
         assert_eq!(source.to_string(), "https://***@host/r.git#main");
-        assert_eq!(source.location(), url);
+        assert_eq!(source.remotes()[0].location(), url);
         let message = format!("fatal: unable to access '{url}/': s3cret");
-        assert!(!source.redact(&message).contains("s3cret"));
+        assert!(!source.remotes()[0].redact(&message).contains("s3cret"));
         let token = Source::parse("https://t0ken@host/r.git", "main").expect("valid");
         assert!(!token.to_string().contains("t0ken"));
         let refused = Source::parse("http://u:s3cret@host/r", "main").expect_err("refused");
         assert!(!refused.to_string().contains("s3cret"));
+    }
+
+    #[test]
+    fn credentials_go_with_their_kind_of_remote() {
+        let known_hosts_file = Some(PathBuf::from("/etc/strata/known_hosts"));
+        let ssh = Credentials { known_hosts_file, ..Credentials::default() };
+        let ca_file = Some(PathBuf::from("/etc/strata/ca.pem"));
+        let https = Credentials { ca_file, ..Credentials::default() };
+        for (url, credentials, good) in [
+            ("git@host:r.git", &ssh, true),
+            ("ssh://git@host/r.git", &ssh, true),
+            ("https://host/r.git", &https, true),
+            ("https://host/r.git", &ssh, false),
+            ("ssh://git@host/r.git", &https, false),
+            ("/", &ssh, false),
+            ("https://t0ken@host/r.git", &Credentials::default(), false),
+            ("ssh://git:s3cret@host/r.git", &Credentials::default(), false),
+        ] {
+            let parsed = Remote::with_credentials(url, credentials.clone());
+            assert_eq!(parsed.is_ok(), good, "{url}");
+            if let Err(error) = parsed {
+                let shown = error.to_string();
+                assert!(!shown.contains("t0ken") && !shown.contains("s3cret"), "{shown}");
+            }
+        }
     }
 }

@@ -1,0 +1,151 @@
+//! Which commit a pass may bring in: from which remote, whether the history only goes
+//! forward, whether all that is new is signed, and what the testing branch adds.
+
+use std::sync::atomic::AtomicBool;
+
+use git2::Oid;
+use strata_core::Severity;
+
+use super::{Checked, PassError, Reconciler, Verdict};
+use crate::mirror::{Advance, Fetched};
+use crate::state::{Fallback, StateError, TestingState};
+use crate::trust::{self, Candidate};
+
+impl Reconciler {
+    /// The commit to bring in, of what was fetched, and what to tell where a remote other
+    /// than the first had to be used. Such a one may be behind: then what was applied
+    /// stays wanted.
+    pub(super) fn choose(&self, fetched: &Fetched) -> Result<(Oid, Option<Fallback>), PassError> {
+        let Fetched { commit, remote, failures, .. } = fetched;
+        if *remote == 0 {
+            return Ok((*commit, None));
+        }
+        let mut fallback = Fallback {
+            remote: self.source.remotes()[*remote].to_string(),
+            failures: failures.clone(),
+            behind: false,
+        };
+        if let Some(applied) = &self.state.applied {
+            let mark = Oid::from_str(&applied.commit).map_err(|_| StateError::Commit)?;
+            if self.mirror.advance(*commit, mark)? == Advance::FastForward {
+                fallback.behind = true;
+                return Ok((mark, Some(fallback)));
+            }
+        }
+        Ok((*commit, Some(fallback)))
+    }
+
+    /// Why the commit may not follow the last one that was applied.
+    pub(super) fn rewritten(
+        &mut self,
+        commit: Oid,
+        cancelled: &AtomicBool,
+    ) -> Result<Option<String>, PassError> {
+        let Some(applied) = &self.state.applied else { return Ok(None) };
+        let former = Oid::from_str(&applied.commit).map_err(|_| StateError::Commit)?;
+        let mut advance = self.mirror.advance(former, commit)?;
+        if advance == Advance::Unknown && !self.mirror.is_complete_for(commit) {
+            tracing::warn!(former = applied.commit, "the mirror is incomplete and made anew");
+            self.mirror.fetch_anew(self.options.fetch_deadline, cancelled)?;
+            advance = self.mirror.advance(former, commit)?;
+        }
+        match advance {
+            Advance::Same | Advance::FastForward => Ok(None),
+            Advance::Rewritten | Advance::Unknown if self.options.allow_rewrite => {
+                tracing::warn!(former = applied.commit, "a rewritten branch is taken as allowed");
+                Ok(None)
+            }
+            Advance::Rewritten | Advance::Unknown => Ok(Some(format!(
+                "the history was rewritten or goes back: {} was applied and is not among the ancestors of {commit}",
+                applied.commit
+            ))),
+        }
+    }
+
+    /// Whether the commit and all that it newly brings in are signed as they must be.
+    pub(super) fn trusted(
+        &mut self,
+        head: Oid,
+        tag: Option<&(String, Oid)>,
+        cancelled: &AtomicBool,
+    ) -> Result<trust::Verdict, PassError> {
+        let Some(checker) = &mut self.trust else {
+            return Ok(trust::Verdict::Trusted { signer: None });
+        };
+        let applied = self.state.applied.as_ref();
+        let mark = applied.map(|applied| Oid::from_str(&applied.commit)).transpose();
+        let tag = tag.map(|(name, object)| (name.as_str(), *object));
+        let candidate = Candidate { head, tag, mark: mark.map_err(|_| StateError::Commit)? };
+        Ok(checker.check(&self.mirror.repository()?, candidate, cancelled)?)
+    }
+
+    /// The commit of the testing branch, as far as it has anything that `commit` lacks.
+    pub(super) fn testing_head(&self, commit: Oid) -> Result<Option<Oid>, PassError> {
+        let Some(testing) = self.mirror.testing()? else { return Ok(None) };
+        let merged =
+            matches!(self.mirror.advance(testing, commit)?, Advance::Same | Advance::FastForward);
+        Ok(Some(testing).filter(|_| !merged))
+    }
+
+    /// Checks a commit with the chosen definitions of the testing branch in place of its
+    /// own. One that cannot be taken holds nobody else up: then those of the testing
+    /// commit that was used last stay, or else the commit's own count.
+    pub(super) fn judge_with_testing(
+        &mut self,
+        commit: Oid,
+        seen: Option<Oid>,
+        cancelled: &AtomicBool,
+    ) -> Result<(Option<TestingState>, Checked), PassError> {
+        if self.source.testing().is_none() {
+            return Ok((None, self.judge(commit, None, cancelled)?));
+        }
+        let former = seen.and(self.former_testing()).filter(|former| Some(*former) != seen);
+        let mut refused = None;
+        for testing in [seen, former].into_iter().flatten() {
+            let why = match self.trusted_testing(commit, testing, cancelled)? {
+                trust::Verdict::Untrusted { message } => message,
+                trust::Verdict::Trusted { .. } => {
+                    let checked = self.judge(commit, Some(testing), cancelled)?;
+                    match &checked.verdict {
+                        Verdict::Taken(_) => {
+                            let commit = Some(testing.to_string());
+                            return Ok((Some(TestingState { commit, refused }), checked));
+                        }
+                        Verdict::Refused { message, .. } => {
+                            let first = checked
+                                .diagnostics
+                                .iter()
+                                .find(|diagnostic| diagnostic.severity == Severity::Error);
+                            let first = first.map(|first| format!(": {first}")).unwrap_or_default();
+                            format!("{testing}: with it {message}{first}")
+                        }
+                    }
+                }
+            };
+            tracing::warn!(%testing, why, "the testing branch is not used");
+            refused.get_or_insert(why);
+        }
+        let checked = self.judge(commit, None, cancelled)?;
+        Ok((Some(TestingState { commit: None, refused }), checked))
+    }
+
+    /// The testing commit that was used last.
+    pub(super) fn former_testing(&self) -> Option<Oid> {
+        let former = self.state.testing.as_ref()?.commit.as_ref()?;
+        Oid::from_str(former).ok()
+    }
+
+    /// Whether all that the testing branch has beyond the commit is signed as it must be.
+    fn trusted_testing(
+        &mut self,
+        commit: Oid,
+        testing: Oid,
+        cancelled: &AtomicBool,
+    ) -> Result<trust::Verdict, PassError> {
+        let Some(checker) = &mut self.trust else {
+            return Ok(trust::Verdict::Trusted { signer: None });
+        };
+        let candidate = Candidate { head: testing, tag: None, mark: Some(commit) };
+        Ok(checker.check(&self.mirror.repository()?, candidate, cancelled)?)
+    }
+}
