@@ -64,6 +64,12 @@ pub fn author(repository: &Repository, id: Oid) -> Option<String> {
     Some(whole.chars().filter(|c| !c.is_control()).take(CHARACTERS).collect())
 }
 
+/// When a commit was made, as its committer's clock said, in milliseconds since 1970.
+pub fn committed_at(repository: &Repository, id: Oid) -> Option<u64> {
+    let seconds = repository.find_commit(id).ok()?.time().seconds();
+    Some(u64::try_from(seconds).ok()?.saturating_mul(1000))
+}
+
 struct Reader<'r> {
     repository: &'r Repository,
     database: Odb<'r>,

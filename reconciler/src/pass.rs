@@ -178,6 +178,9 @@ pub struct PassReport {
     /// False where an earlier pass of this process found just the same.
     #[serde(skip)]
     pub news: bool,
+    /// When the commit was made, where it was seen for the first time.
+    #[serde(skip)]
+    pub committed_at_ms: Option<u64>,
     /// When rollouts have something to do, in milliseconds since 1970.
     #[serde(skip)]
     pub wake_at_ms: Option<u64>,
@@ -209,6 +212,7 @@ impl PassReport {
             renames: 0,
             timings: Timings::default(),
             news: false,
+            committed_at_ms: None,
             wake_at_ms: None,
         }
     }
@@ -287,6 +291,8 @@ pub struct Reconciler {
     audit: Arc<AuditLog>,
     /// Whose commit the pass under way looks at.
     who: Who,
+    /// The commit that was seen last.
+    seen: Option<String>,
     state: ReconcileState,
     _lock: StoreLock,
 }
@@ -334,6 +340,7 @@ impl Reconciler {
             checks,
             audit,
             who: Who::default(),
+            seen: state.observed_commit().map(str::to_owned),
             state,
             _lock: lock,
         })
@@ -391,6 +398,9 @@ impl Reconciler {
         self.who = self.who(commit)?;
         let mut report = PassReport::new(&self.source, commit.to_string());
         report.fallback = fallback;
+        if self.seen.replace(commit.to_string()).is_none_or(|seen| seen != report.commit) {
+            report.committed_at_ms = commit_tree::committed_at(&self.mirror.repository()?, commit);
+        }
         report.timings.fetch_ms = lap(&mut since);
         let _span = tracing::info_span!("pass", %commit).entered();
         if let Some(message) = self.rewritten(commit, cancelled)? {
@@ -486,6 +496,10 @@ impl Reconciler {
         report.renames = self.store.writes().renames - before.renames;
         report.timings.total_ms = begun.elapsed().as_secs_f64() * 1000.0;
         failed.map_or(Ok(Some(report)), |error| Err(RolloutError::from(error).into()))
+    }
+
+    pub fn fetch_deadline(&self) -> Duration {
+        self.options.fetch_deadline
     }
 
     /// The programs that VAs are made of, where they are there.

@@ -7,13 +7,12 @@
 //! the step under way end; a fetch is killed.
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use strata_core::MacAddr;
-use strata_core::audit::Who;
-use strata_core::event::{Event, EventRecord};
 use strata_core::plan::Action;
 use strata_store::Store;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -21,13 +20,14 @@ use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio::task::JoinError;
 use tokio::time::Instant;
 
-use crate::audit::{self, AuditLog};
+use crate::audit;
 use crate::drift::DriftRound;
 use crate::pass::{PassError, PassReport, Policy, Reconciler};
 use crate::report_watch::ReportWatch;
+use crate::service::{Ears, ReloadError, Service, Task};
+use crate::settings::Settings;
 use crate::triggers::{TriggerError, Triggers, jitter};
 use crate::verify::Verifier;
-use crate::webhook::WebhookSettings;
 
 /// The wait after the first error; doubled after each further one.
 const FIRST_RETRY: Duration = Duration::from_secs(1);
@@ -42,6 +42,8 @@ const ASK_AGAIN: Duration = Duration::from_millis(500);
 const STEP_RETRY: Duration = Duration::from_secs(5);
 /// Reports that are written within this time are looked at together.
 const GATHER: Duration = Duration::from_millis(50);
+/// What still runs at the end is left after so long.
+const SHUTDOWN: Duration = Duration::from_secs(5);
 /// Rollouts that may wait for the verifier.
 const ROLLOUTS: usize = 64;
 
@@ -55,6 +57,8 @@ pub enum RunError {
     Pass(#[from] PassError),
     #[error("a pass broke off: {0}")]
     Join(#[from] JoinError),
+    #[error(transparent)]
+    Service(#[from] ReloadError),
 }
 
 /// How the loop is woken.
@@ -74,11 +78,14 @@ pub struct Schedule {
 pub fn run(
     reconciler: Reconciler,
     schedule: Schedule,
-    webhook: Option<WebhookSettings>,
+    configuration: Option<(PathBuf, Settings)>,
     tell: impl FnMut(&PassReport),
 ) -> Result<(), RunError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(main_loop(reconciler, schedule, webhook, tell))
+    let done = runtime.block_on(main_loop(reconciler, schedule, configuration, tell));
+    // A receiver that is being told something waits for nobody.
+    runtime.shutdown_timeout(SHUTDOWN);
+    done
 }
 
 /// What made the loop go on.
@@ -86,20 +93,33 @@ enum Wake {
     Pass,
     /// Rollouts are due, or an operator may have asked for something.
     Step,
+    /// The configuration is to be read anew.
+    Reload,
     End,
 }
 
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
+    hangup: Signal,
 }
 
 impl Signals {
     fn new() -> std::io::Result<Self> {
         let (terminate, interrupt) = (SignalKind::terminate(), SignalKind::interrupt());
-        Ok(Signals { terminate: signal(terminate)?, interrupt: signal(interrupt)? })
+        let hangup = signal(SignalKind::hangup())?;
+        Ok(Signals { terminate: signal(terminate)?, interrupt: signal(interrupt)?, hangup })
     }
 
+    async fn next(&mut self) -> Wake {
+        tokio::select! {
+            _ = self.terminate.recv() => Wake::End,
+            _ = self.interrupt.recv() => Wake::End,
+            _ = self.hangup.recv() => Wake::Reload,
+        }
+    }
+
+    /// As [`Self::next`], and leaves what is to be read anew for later.
     async fn end(&mut self) {
         tokio::select! {
             _ = self.terminate.recv() => {}
@@ -111,28 +131,34 @@ impl Signals {
 async fn main_loop(
     mut reconciler: Reconciler,
     schedule: Schedule,
-    webhook: Option<WebhookSettings>,
+    configuration: Option<(PathBuf, Settings)>,
     mut tell: impl FnMut(&PassReport),
 ) -> Result<(), RunError> {
     let mut signals = Signals::new()?;
     let (rollouts, receiver) = channel(ROLLOUTS);
-    let audit_log = reconciler.audit().clone();
+    let (store, audit_log) = (reconciler.store().clone(), reconciler.audit().clone());
+    let source = reconciler.source().to_string();
+    let longest = reconciler.fetch_deadline();
+    let webhook = configuration.as_ref().and_then(|(_, settings)| settings.webhook.clone());
+    let mut service = Service::start(store, audit_log, source, configuration, longest).await?;
     let verifier = Verifier::new(reconciler.store().clone());
     let reports = watch_reports(&reconciler, schedule);
-    let mut verification = tokio::spawn(verify(verifier, receiver, reports, audit_log.clone()));
-    let drift = reconciler.programs().map(|programs| {
-        tokio::spawn(drift_round(reconciler.store().clone(), programs.vlfs.clone(), audit_log))
+    let mut verification =
+        tokio::spawn(verify(verifier, receiver, reports, service.ears().clone()));
+    let _drift = reconciler.programs().map(|programs| {
+        let (store, ears) = (reconciler.store().clone(), service.ears().clone());
+        Task::spawn(drift_round(store, programs.vlfs.clone(), ears))
     });
-    // Ends with the loop, not before.
-    let _drift = drift.map(AbortOnDrop);
     let mut triggers = Triggers::start(&reconciler, schedule, webhook).await?;
+    service.ready();
     let mut failures = 0;
     let mut next_pass = Instant::now();
     let mut next_step = next_pass;
     loop {
+        service.beat();
         let wake = tokio::select! {
             biased;
-            () = signals.end() => Wake::End,
+            wake = signals.next() => wake,
             () = triggers.next() => Wake::Pass,
             () = tokio::time::sleep_until(next_pass) => Wake::Pass,
             () = tokio::time::sleep_until(next_step.min(Instant::now() + ASK_AGAIN)) => Wake::Step,
@@ -143,6 +169,7 @@ async fn main_loop(
                 tracing::info!("ending");
                 return Ok(());
             }
+            Wake::Reload => service.reload().await,
             Wake::Step => {
                 if Instant::now() < next_step && !reconciler.is_asked() {
                     continue;
@@ -155,6 +182,7 @@ async fn main_loop(
                         next_step = due(report.as_ref().and_then(|report| report.wake_at_ms));
                         if let Some(report) = report.filter(|report| report.news) {
                             report.events.iter().for_each(crate::rollout::log);
+                            service.ears().happened(&report.events);
                             tell(&report);
                             follow(&rollouts, report.actions);
                         }
@@ -175,6 +203,7 @@ async fn main_loop(
                 let work = |reconciler: &mut Reconciler, flag: &AtomicBool| reconciler.pass(flag);
                 let (returned, passed, ended) = lend(reconciler, &mut signals, work).await?;
                 reconciler = returned;
+                service.passed(&passed);
                 triggers.end_pass(&passed);
                 let pause = match passed {
                     Ok(report) => {
@@ -269,7 +298,7 @@ async fn verify(
     mut verifier: Verifier,
     mut rollouts: Receiver<Vec<Action>>,
     reports: Option<ReportWatch>,
-    audit: Arc<AuditLog>,
+    ears: Ears,
 ) -> Result<(), RunError> {
     let mut next_tick = Instant::now();
     loop {
@@ -279,14 +308,14 @@ async fn verify(
             () = tokio::time::sleep_until(next_tick) => Look::Tick,
         };
         let ticks = !matches!(look, Look::Written(_));
-        let audit = audit.clone();
+        let ears = ears.clone();
         let step = tokio::task::spawn_blocking(move || {
             let events = match look {
                 Look::Written(macs) => verifier.look(&macs),
                 Look::Follow(actions) => verifier.follow(&actions).and_then(|()| verifier.tick()),
                 Look::Tick => verifier.tick(),
             };
-            tell(&audit, events.iter().flatten().map(audit::found));
+            ears.found(events.iter().flatten().map(audit::found));
             (verifier, events)
         });
         let (returned, events) = step.await?;
@@ -301,16 +330,6 @@ async fn verify(
     }
 }
 
-/// Writes what was found to the audit log. What was only looked at is no worse for a
-/// log that cannot be written; that is told.
-fn tell(audit: &AuditLog, events: impl Iterator<Item = Event>) {
-    let at_ms = crate::state::milliseconds(std::time::SystemTime::now());
-    let events: Vec<_> = events.map(|event| EventRecord::new(at_ms, event)).collect();
-    if let Err(error) = audit.tell(&Who::default(), &events) {
-        tracing::error!(%error, "what was found is not in the audit log");
-    }
-}
-
 /// Waits for reports to be written, and a moment for more.
 async fn written(reports: &Option<ReportWatch>) -> BTreeSet<MacAddr> {
     let Some(reports) = reports else { return std::future::pending().await };
@@ -319,24 +338,15 @@ async fn written(reports: &Option<ReportWatch>) -> BTreeSet<MacAddr> {
     reports.take()
 }
 
-/// A task that ends with its owner.
-struct AbortOnDrop(tokio::task::JoinHandle<()>);
-
-impl Drop for AbortOnDrop {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
-
 /// Looks at one private layer after the other, for ever, slowly.
-async fn drift_round(store: Arc<Store>, vlfs: std::path::PathBuf, audit: Arc<AuditLog>) {
+async fn drift_round(store: Arc<Store>, vlfs: PathBuf, ears: Ears) {
     let mut round = DriftRound::new(store, vlfs);
     loop {
         tokio::time::sleep(DRIFT_PAUSE).await;
-        let audit = audit.clone();
+        let ears = ears.clone();
         let step = tokio::task::spawn_blocking(move || {
             let events = round.step();
-            tell(&audit, events.iter().map(|record| record.event.clone()));
+            ears.found(events.iter().map(|record| record.event.clone()));
             (round, events)
         });
         let Ok((returned, events)) = step.await else { return };

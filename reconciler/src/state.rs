@@ -239,16 +239,21 @@ impl ReconcileState {
         next
     }
 
+    /// The commit that the branch was last seen on.
+    pub fn observed_commit(&self) -> Option<&str> {
+        let refused = self.refused.as_ref().map(|refusal| refusal.commit.as_str());
+        refused.or(self.applied.as_ref().map(|applied| applied.commit.as_str()))
+    }
+
     /// The conditions Ready, Reconciling and Stalled.
     pub fn conditions(&self) -> [Condition; 3] {
-        let refused = self.refused.as_ref().map(|refusal| &refusal.commit);
-        let observed = refused.or(self.applied.as_ref().map(|applied| &applied.commit));
+        let observed = self.observed_commit();
         let condition = |kind, status, reason: &str, message: &str| Condition {
             kind,
             status,
             reason: reason.to_owned(),
             message: message.to_owned(),
-            observed_commit: observed.cloned(),
+            observed_commit: observed.map(str::to_owned),
         };
         let (failing, refused) = (self.failing.as_ref(), self.refused.as_ref());
         let ready = match (failing, refused, &self.applied) {

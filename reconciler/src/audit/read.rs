@@ -159,6 +159,11 @@ impl Reader {
         self.position
     }
 
+    /// Goes back to a place where it was.
+    pub fn go_back(&mut self, position: Position) {
+        (self.position, self.file) = (position, None);
+    }
+
     /// The next record, whoever it is about.
     ///
     /// # Errors

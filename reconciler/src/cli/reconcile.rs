@@ -22,7 +22,7 @@ use crate::state::Fallback;
 /// Bring a branch's commits into the store, once or for ever.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  strata reconcile --store /srv/strata --source /srv/git/fleet.git\n  strata reconcile --source https://git.example.org/fleet.git --branch production --once\n  strata reconcile --source /srv/git/fleet.git --config /etc/strata/reconciler.toml\n  strata reconcile now --wait\n\nExit status with --once and with now --wait: 0 applied or nothing to do, 1 the commit was refused, 2 an error.\nWithout --once it runs until SIGTERM or SIGINT."
+    after_help = "Examples:\n  strata reconcile --store /srv/strata --source /srv/git/fleet.git\n  strata reconcile --source https://git.example.org/fleet.git --branch production --once\n  strata reconcile --source /srv/git/fleet.git --config /etc/strata/strata.toml\n  strata reconcile now --wait\n\nExit status with --once and with now --wait: 0 applied or nothing to do, 1 the commit was refused, 2 an error.\nWithout --once it runs until SIGTERM or SIGINT."
 )]
 pub struct ReconcileArgs {
     /// now: make the reconciler that runs on the store look at its source, instead of
@@ -55,8 +55,9 @@ pub struct ReconcileArgs {
     /// Take a branch whose history was rewritten.
     #[arg(long)]
     allow_rewrite: bool,
-    /// Settings of this host: remotes, what of them is followed, whose commits are
-    /// believed (docs/sources.md). --source is used in place of its [source].
+    /// Settings of this host: remotes, what of them is followed, whose commits are believed
+    /// (docs/sources.md), where it listens and whom it tells (docs/observability.md). Drop-ins
+    /// are in FILE.d/; read again on SIGHUP. --source is used in place of its [source].
     #[arg(long, value_name = "FILE")]
     config: Option<std::path::PathBuf>,
     /// How to print what was done: text, or one line of JSON a pass.
@@ -76,8 +77,11 @@ pub fn run(args: &ReconcileArgs) -> Result<Outcome, Failure> {
         return now(args);
     }
     let store = Arc::new(args.store.open()?);
-    let settings = args.config.as_deref().map(Settings::read).transpose()?.unwrap_or_default();
-    let source = match (&args.source, settings.source) {
+    let read =
+        |file: &std::path::PathBuf| Ok::<_, SettingsError>((file.clone(), Settings::read(file)?));
+    let configuration = args.config.as_ref().map(read).transpose()?;
+    let named = configuration.as_ref().and_then(|(_, settings)| settings.source.clone());
+    let source = match (&args.source, named) {
         (Some(text), _) => Source::parse(text, args.branch.as_deref().unwrap_or("main"))?,
         (None, Some(source)) => source,
         (None, None) => {
@@ -88,7 +92,7 @@ pub fn run(args: &ReconcileArgs) -> Result<Outcome, Failure> {
     let options = Options {
         fetch_deadline: Duration::from_secs(args.fetch_deadline),
         allow_rewrite: args.allow_rewrite,
-        trust: settings.trust,
+        trust: configuration.as_ref().and_then(|(_, settings)| settings.trust.clone()),
         // Without them, only health checks in VAs fail, and say so.
         programs: super::va::programs().ok(),
     };
@@ -108,7 +112,7 @@ pub fn run(args: &ReconcileArgs) -> Result<Outcome, Failure> {
             failure.print();
         }
     };
-    run::run(reconciler, schedule, settings.webhook, tell)?;
+    run::run(reconciler, schedule, configuration, tell)?;
     Ok(Outcome::Done)
 }
 
@@ -260,7 +264,8 @@ impl From<SourceError> for Failure {
 
 impl From<SettingsError> for Failure {
     fn from(error: SettingsError) -> Self {
-        Failure::new(&error).hint("docs/sources.md lists the keys of the settings")
+        Failure::new(error)
+            .hint("docs/sources.md and docs/observability.md list the keys of the settings")
     }
 }
 
@@ -292,6 +297,8 @@ impl From<RunError> for Failure {
     fn from(error: RunError) -> Self {
         match error {
             RunError::Pass(error) => error.into(),
+            RunError::Service(_) => Failure::new(error)
+                .hint("choose another address in [listen], or end who listens there"),
             RunError::Start(_) | RunError::Trigger(_) | RunError::Join(_) => Failure::new(error),
         }
     }

@@ -16,6 +16,7 @@ use crate::fleet::{self, FleetError};
 use crate::rollout::RolloutFile;
 use crate::rollout::conditions::{self, Unfinished};
 use crate::state::{Condition, ReconcileState, StateError};
+use crate::telling::place::{self, Failing, Place};
 
 /// The version of the JSON form.
 const VERSION: u32 = 1;
@@ -62,9 +63,30 @@ struct Report {
     /// VAs that were not seen for longer than the policy's `silent-days`.
     silent: Vec<SilentVa>,
     rollouts: Vec<Unfinished>,
+    /// Whom the reconciler tells, and whether it can.
+    telling: Vec<Receiver>,
     vas: Vec<VaStatus>,
     /// How many VAs the limit left out of `vas`.
     omitted: usize,
+}
+
+/// A receiver of notifications or of statuses of commits.
+#[derive(Serialize)]
+struct Receiver {
+    receiver: String,
+    delivered: u64,
+    dropped: u64,
+    dropped_why: Option<String>,
+    /// `null` where the last delivery worked.
+    failing: Option<Failing>,
+}
+
+fn receivers(store: &Store) -> Result<Vec<Receiver>, Failure> {
+    let receiver = |(receiver, place): (String, Place)| {
+        let Place { delivered, dropped, dropped_why, failing, .. } = place;
+        Receiver { receiver, delivered, dropped, dropped_why, failing }
+    };
+    Ok(place::all(store)?.into_iter().map(receiver).collect())
 }
 
 /// A VA that was not seen for long.
@@ -124,6 +146,7 @@ fn look(args: &StatusArgs, store: &Store) -> Result<(Report, Outcome), Failure> 
         damage,
         silent,
         rollouts,
+        telling: receivers(store)?,
         vas,
         omitted,
     };
@@ -148,6 +171,16 @@ fn text(report: &Report, wide: bool) -> String {
     }
     for Unfinished { composition, phase, message } in &report.rollouts {
         let _infallible = writeln!(text, "rollout  {composition} {phase}: {message}");
+    }
+    for Receiver { receiver, dropped, dropped_why, failing, .. } in &report.telling {
+        if let Some(Failing { message, since_ms, .. }) = failing {
+            let since = ago(*since_ms);
+            let _infallible =
+                writeln!(text, "telling  {receiver} has failed for {since}: {message}");
+        } else if *dropped > 0 {
+            let why = dropped_why.as_deref().unwrap_or_default();
+            let _infallible = writeln!(text, "telling  {receiver} lost {dropped}: {why}");
+        }
     }
     if !report.silent.is_empty() {
         let name = |va: &SilentVa| {

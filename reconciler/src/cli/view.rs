@@ -175,7 +175,7 @@ impl FormatArgs {
     }
 }
 
-/// The same data as YAML: what is in the JSON, in the same order.
+/// The same data as YAML: what is in the JSON, its members sorted.
 fn yaml(value: &Value) -> Result<String, Failure> {
     let mut text = String::new();
     let mut emitter = YamlEmitter::new(&mut text);

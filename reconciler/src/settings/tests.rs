@@ -1,6 +1,93 @@
 use super::*;
 use crate::trust::SignerLists;
-use crate::webhook::Forge;
+use crate::webhook;
+
+fn settings(files: &[(&str, &str)]) -> Result<Settings, Vec<String>> {
+    let directory = tempfile::tempdir().expect("a directory");
+    std::fs::create_dir(directory.path().join("strata.toml.d")).expect("made");
+    for (name, text) in files {
+        std::fs::write(directory.path().join(name), text).expect("written");
+    }
+    let read = Settings::read(&directory.path().join("strata.toml"));
+    read.map_err(|error| {
+        let prefix = format!("{}/", directory.path().display());
+        error.faults.iter().map(|fault| fault.to_string().replace(&prefix, "")).collect()
+    })
+}
+
+const MAIN: &str = r#"
+[listen]
+metrics = "127.0.0.1:9464"
+
+[[commit-status]]
+name = "hub"
+forge = "github"
+repository = "org/fleet"
+token-file = "/etc/strata/token"
+
+[[notify]]
+name = "ops"
+kind = "webhook"
+url = "https://example.org/hook"
+"#;
+
+#[test]
+fn drop_ins_add_and_change_in_the_order_of_their_names() {
+    let read = settings(&[
+        ("strata.toml", MAIN),
+        ("strata.toml.d/20.toml", "[[notify]]\nname = \"ops\"\nimportance = \"error\"\nquiet = \"2h\"\n"),
+        ("strata.toml.d/10.toml", "[[notify]]\nname = \"ops\"\nimportance = \"info\"\n\n[[notify]]\nname = \"chat\"\nkind = \"slack\"\nurl-env = \"HOOK\"\n"),
+        ("strata.toml.d/notes.txt", "no configuration"),
+        ("strata.toml.d/.hidden.toml", "nor this"),
+    ])
+    .expect("valid");
+    assert_eq!(read.listen, Some("127.0.0.1:9464".parse().expect("valid")));
+    assert_eq!(read.commit_status[0].api, "https://api.github.com");
+    let names: Vec<_> = read.notify.iter().map(|notify| notify.name.as_str()).collect();
+    assert_eq!(names, ["ops", "chat"]);
+    assert_eq!(read.notify[0].importance, Importance::Error);
+    assert_eq!(read.notify[0].quiet, Duration::from_secs(7200));
+    let nothing = settings(&[("strata.toml", "")]).expect("valid");
+    assert_eq!(nothing, Settings::default());
+}
+
+#[test]
+fn all_faults_are_told_with_file_and_line() {
+    let faults = settings(&[
+        ("strata.toml", "\n\n[listen]\nmetrics = \"nowhere\"\n"),
+        ("strata.toml.d/10.toml", "\n[[notify]]\nname = \"ops\"\nkind = \"webhook\"\nurl = \"http://example.org\"\n"),
+        ("strata.toml.d/20.toml", "[[notify]]\nname = \"x\"\nsurprise = 1\n"),
+        ("strata.toml.d/30.toml", "[[notify]]\nname = \"mail\"\nkind = \"email\"\nserver = \"mx.example.org\"\nencryption = \"none\"\n"),
+    ])
+    .expect_err("faults");
+    assert_eq!(faults.len(), 4, "{faults:#?}");
+    assert!(faults[0].starts_with("strata.toml:4: "), "{faults:#?}");
+    assert!(faults[1].starts_with("strata.toml.d/20.toml:3: ") && faults[1].contains("surprise"));
+    assert!(faults[2].starts_with("strata.toml.d/10.toml:2: ") && faults[2].contains("https://"));
+    assert!(faults[3].starts_with("strata.toml.d/30.toml:1: ") && faults[3].contains("this host"));
+}
+
+#[test]
+fn what_would_leak_or_fail_later_is_refused() {
+    let hook = |members: &str| format!("[[notify]]\nname = \"ops\"\n{members}\n");
+    for (text, part) in [
+        (hook("kind = \"webhook\""), "no url"),
+        (hook("kind = \"webhook\"\nurl = \"https://u:p@example.org/\""), "credentials"),
+        (hook("kind = \"webhook\"\nurl = \"ftp://example.org/\""), "ftp"),
+        (hook("kind = \"slack\"\nurl-file = \"relative\""), "absolute"),
+        (hook("kind = \"slack\"\nurl-file = \"/a\"\nurl-env = \"B\""), "both"),
+        (hook("kind = \"matrix\"\nhomeserver = \"https://m.org\"\nroom = \"!a:m.org\""), "token-file"),
+        (hook("kind = \"email\"\nserver = \"localhost\"\nfrom = \"a\"\nto = [\"b@c.org\"]"), "address"),
+        (hook("kind = \"slack\"\nurl-env = \"A\"\ntext = \"{{ open\""), "template"),
+        (hook("kind = \"slack\"\nurl-env = \"A\"\nquiet = \"soon\""), "quiet"),
+        ("[[notify]]\nname = \"a/b\"\nkind = \"slack\"\nurl-env = \"A\"\n".to_owned(), "letters"),
+        ("[[commit-status]]\nname = \"a\"\nforge = \"gitea\"\nrepository = \"o/r\"\ntoken-env = \"A\"\n".to_owned(), "api"),
+        ("[[commit-status]]\nname = \"a\"\nforge = \"github\"\nrepository = \"../r\"\ntoken-env = \"A\"\n".to_owned(), "owner/name"),
+    ] {
+        let faults = settings(&[("strata.toml", &text)]).expect_err(part);
+        assert!(faults[0].contains(part), "{part}: {faults:?}");
+    }
+}
 
 fn parse(text: &str) -> Result<Settings, String> {
     Settings::parse(Path::new("reconciler.toml"), text).map_err(|error| error.to_string())
@@ -33,7 +120,7 @@ fn mistakes_are_named() {
         ("[trust]\nssh = \"/x\"\nanchor = \"main\"\n", "no commit id of 40 digits"),
         ("[trust]\nsigners = \"commit\"\nssh = \"signers\"\n", "trust.anchor"),
         ("[trust]\nshh = \"/x\"\n", "unknown field `shh`"),
-        ("[trust\n", "line 1"),
+        ("[trust\n", "reconciler.toml:1"),
     ] {
         let error = parse(text).expect_err(why);
         assert!(error.contains(why) && error.contains("reconciler.toml"), "{error}");
@@ -78,7 +165,7 @@ fn webhooks() {
     let text = "[webhook]\nlisten = \"127.0.0.1:9100\"\nforge = \"gitlab\"\n";
     let whole = format!("{text}secret-env = \"HOOK\"\n");
     let webhook = parse(&whole).expect("valid").webhook.expect("set");
-    assert_eq!((webhook.forge, webhook.listen.port()), (Forge::GitLab, 9100));
+    assert_eq!((webhook.forge, webhook.listen.port()), (webhook::Forge::GitLab, 9100));
     for (text, why) in [
         (text.to_owned(), "without a secret"),
         (whole.replace("gitlab", "sourcehut"), "unknown variant `sourcehut`"),

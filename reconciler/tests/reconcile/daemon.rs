@@ -116,7 +116,9 @@ fn an_idle_daemon_is_silent() {
     let world = World::new();
     let daemon = Daemon::start(&world, &["--poll", "1"]);
     let applied = world.store.state("reconcile.json");
-    wait_until("the first pass", Duration::from_secs(60), || applied.exists());
+    // What it did is logged after it is done, a template at a time.
+    let told = || log(&world).matches("rollout-done").count() == 2;
+    wait_until("the first pass", Duration::from_secs(60), || applied.exists() && told());
     let (before, logged) = (world.snapshot(), log(&world));
     let passes = world.store.state("mirror.git").join("HEAD");
     assert!(passes.exists());
