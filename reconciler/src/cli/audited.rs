@@ -17,7 +17,7 @@ use super::{Failure, Outcome};
 use crate::audit::{AuditError, AuditLog};
 
 /// Commands that change a store.
-const CHANGES: [&str; 27] = [
+const CHANGES: [&str; 29] = [
     "layer build",
     "layer from-private",
     "layer import",
@@ -27,7 +27,9 @@ const CHANGES: [&str; 27] = [
     "repo cosign",
     "repo index",
     "repo key set",
+    "repo mirror",
     "repo sign",
+    "repo sync",
     "rollout abort",
     "rollout confirm",
     "rollout pause",
@@ -48,7 +50,7 @@ const CHANGES: [&str; 27] = [
 ];
 /// Commands that change no store, or tell what they change by themselves.
 #[cfg(test)]
-const OTHERS: [&str; 30] = [
+const OTHERS: [&str; 32] = [
     "audit list",
     "audit verify",
     "check",
@@ -69,6 +71,8 @@ const OTHERS: [&str; 30] = [
     "reconcile",
     "repo key list",
     "repo list",
+    "repo publish",
+    "repo serve",
     "repo verify",
     "resolve",
     "rollout status",
