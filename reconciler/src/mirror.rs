@@ -194,6 +194,13 @@ impl Mirror {
         }
     }
 
+    /// The commit that an object is, or leads to as a tag.
+    fn commit_of(&self, id: Oid) -> Result<Oid, MirrorError> {
+        let repository = self.repository()?;
+        let object = repository.find_object(id, None).map_err(|error| self.git(error))?;
+        Ok(object.peel_to_commit().map_err(|error| self.git(error))?.id())
+    }
+
     /// What a source on this host has at its reference, without starting git; `None`
     /// where only a fetch can tell.
     fn peek(&self) -> Option<Oid> {
@@ -230,6 +237,12 @@ impl Mirror {
         deadline: Duration,
         cancelled: &AtomicBool,
     ) -> Result<Fetched, MirrorError> {
+        if let Some(head) = self.head()?
+            && let Err(error) = self.commit_of(head)
+        {
+            tracing::warn!(%error, "the mirror is damaged and made anew");
+            self.make_empty()?;
+        }
         if let Some(peeked) = self.peek()
             && self.head()? == Some(peeked)
         {
@@ -284,14 +297,12 @@ impl Mirror {
 
     /// What the mirror holds after the remote `remote` was fetched.
     fn fetched(&self, remote: usize) -> Result<Fetched, MirrorError> {
-        let repository = self.repository()?;
         let missing = || MirrorError::Fetch {
             origin: self.source.remotes()[remote].to_string(),
             message: "git reported success and brought no commit".to_owned(),
         };
         let head = self.head()?.ok_or_else(missing)?;
-        let object = repository.find_object(head, None).map_err(|error| self.git(error))?;
-        let commit = object.peel_to_commit().map_err(|_| missing())?.id();
+        let commit = self.commit_of(head).map_err(|_| missing())?;
         let tag = match self.source.selector() {
             Selector::Tag(name) => Some((name.clone(), head)),
             Selector::Range(_) => self.highest_tag(remote)?,

@@ -182,7 +182,7 @@ fn chosen_definitions_follow_a_testing_branch() {
         world.git(&["checkout", "-q", "-B", "next", "origin/main"]);
         world.write("templates/web.ldf", web);
         world.write("templates/sql.ldf", sql);
-        world.git(&["commit", "-qam", "next"]);
+        world.git(&["commit", "-qa", "--allow-empty", "-m", "next"]);
         world.git(&["push", "-qf", "origin", "next"]);
         let commit = world.head();
         world.git(&["checkout", "-q", "main"]);
