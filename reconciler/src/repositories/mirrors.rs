@@ -244,3 +244,6 @@ fn mirror(
     });
     done.map_err(MirrorError::Start)?
 }
+
+#[cfg(test)]
+mod tests;
