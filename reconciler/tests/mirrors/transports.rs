@@ -27,13 +27,13 @@ fn from_a_web_server_with_a_password() {
     let port = free_port();
     let root = bench.path("published");
     let users = bench.path("users");
-    // alice:secret, as openssl passwd -apr1 makes it, is written plainly here.
     fs::write(&users, "alice:{PLAIN}secret\n").expect("written");
     let directory = bench.path("nginx");
     fs::create_dir(&directory).expect("made");
     let at = text(&directory);
+    // One process, which ends when it is killed.
     let configuration = format!(
-        "daemon off; user root; worker_processes 1; pid {at}/pid; error_log {at}/error.log;\n\
+        "daemon off; master_process off; user root; worker_processes 1; pid {at}/pid; error_log {at}/error.log;\n\
          events {{}}\n\
          http {{ access_log {at}/access.log; client_body_temp_path {at}/a; proxy_temp_path {at}/b;\n\
          fastcgi_temp_path {at}/c; uwsgi_temp_path {at}/d; scgi_temp_path {at}/e;\n\
