@@ -25,6 +25,9 @@ const MOST: u64 = 16_384;
 const FEWEST: usize = 256;
 /// Descriptors that stay free of what requests leave behind; at most an eighth.
 const RESERVE: u64 = 512;
+/// Of a way that is longer, a directory half as far up is held too: who walks back up
+/// a deep tree would otherwise walk all of it down again for each step.
+const LONG_WAY: usize = 64;
 /// Descriptors where the system sets no limit.
 const UNLIMITED: u64 = 1 << 20;
 
@@ -168,29 +171,43 @@ impl Vfs {
             return Ok(held);
         }
         let (mut above, name) = name.cloned().ok_or(Errno::STALE)?;
-        let mut names = vec![name];
-        let from = loop {
-            let next = {
+        // From this one up to the nearest that is held, without that.
+        let mut closed = vec![(directory.clone(), name)];
+        let mut from = loop {
+            let (entry, next) = {
                 let place = above.place.read().expect("no panic while held");
                 let Upper::Directory(found) = &place.upper else { return Err(Errno::STALE) };
                 if let Some(held) = found.held() {
                     break held;
                 }
-                place.names.last().cloned().ok_or(Errno::STALE)?
+                let (next, name) = place.names.last().cloned().ok_or(Errno::STALE)?;
+                ((found.clone(), name), next)
             };
-            above = next.0;
-            names.push(next.1);
+            closed.push(entry);
+            above = next;
         };
-        names.reverse();
-        let opened = match backing::open_directory(&*from, &names.join(&b'/')) {
+        if closed.len() > LONG_WAY {
+            let upper = closed.split_off(LONG_WAY / 2);
+            from = self.open_down(&from, &upper)?;
+        }
+        self.open_down(&from, &closed)
+    }
+
+    /// Opens and holds the first of directories that lie in each other, the last in `from`.
+    fn open_down(
+        &self,
+        from: &OwnedFd,
+        closed: &[(Arc<PrivateDirectory>, Box<[u8]>)],
+    ) -> Result<Arc<OwnedFd>> {
+        let (directory, _) = closed.first().ok_or(Errno::STALE)?;
+        let names: Vec<&[u8]> = closed.iter().rev().map(|(_, name)| &**name).collect();
+        let opened = match backing::open_directory(from, &names.join(&b'/')) {
             Err(Errno::NOENT | Errno::NOTDIR) => return Err(Errno::STALE),
             other => other?,
         };
         if rustix::fs::fstat(&opened)?.st_ino != directory.inode {
-            tracing::error!(
-                inode = directory.inode,
-                "a private directory changed behind the mount"
-            );
+            let inode = directory.inode;
+            tracing::error!(inode, "a private directory changed behind the mount");
             return Err(Errno::STALE);
         }
         Ok(self.hold(directory, Arc::new(opened)))
