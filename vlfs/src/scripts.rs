@@ -65,7 +65,7 @@ pub enum ScriptsError {
     )]
     WentBack,
     #[error("the swap failed: {0}")]
-    Swap(rustix::io::Errno),
+    Swap(crate::vfs::SwapError),
     #[error("the thread that runs scripts cannot be started: {0}")]
     Thread(std::io::Error),
 }

@@ -81,6 +81,12 @@ impl WhiteoutTree {
         true
     }
 
+    /// Whether `path` itself is hidden.
+    pub fn hides(&self, path: &[u8]) -> bool {
+        let at = path.split(|b| *b == b'/').try_fold(self, |at, name| at.child(name));
+        at.is_some_and(WhiteoutTree::is_hidden)
+    }
+
     /// Notes when names came or went below a directory that has hidden ones.
     pub fn date(&mut self, directory: &[u8], time: Timestamp) {
         let mut at = self;
@@ -200,8 +206,9 @@ mod tests {
         tree.hide(b"a/b/c");
         assert!(!tree.show(b"a/b"));
         assert_eq!(tree.paths(), [b"a/b/c"], "what is hidden below stays so");
+        assert!(tree.hides(b"a/b/c") && !tree.hides(b"a/b") && !tree.hides(b"a/b/c/d"));
         assert!(tree.show(b"a/b/c"));
-        assert!(tree.is_empty());
+        assert!(tree.is_empty() && !tree.hides(b"a/b/c"));
         assert!(!tree.show(b"a/b/c"));
         for path in [&b"a/b/c"[..], b"a/d/e/f", b"a/d/g"] {
             tree.hide(path);

@@ -10,12 +10,13 @@
 //! the file is seen and goes after its last name or the mark. Data is copied in
 //! place, which nobody sees while the mark is there; that is removed when the data is on the
 //! disk. What the copying changes beside the data (times, capabilities) is put down
-//! before (`trusted.strata.kept`, and a `t` before the registry's name) and put
-//! back. A marked file of size 0 was truncated: its data is its own.
+//! before, and put back. It is put down in the registry's name, `t<kept> <name>`: an
+//! owner can fill the room that the file has for attributes.
+//! A marked file of size 0 was truncated: its data is its own.
 
 use std::collections::{BTreeSet, HashMap};
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 
 use rustix::fs::{
@@ -31,7 +32,8 @@ use crate::{backing, proc};
 
 /// Removed by the kernel whenever data is written.
 const CAPABILITY: &[u8] = b"security.capability";
-/// Stands before the registry's name while data is copied.
+/// Stands before the registry's name while data is copied. What follows is what is put
+/// back ([`Kept`]), a space and the name; of an earlier program the name alone.
 const UNDER_WAY: u8 = b't';
 
 /// One file with the data of a layer.
@@ -52,12 +54,15 @@ pub struct Loan {
 #[derive(Debug, Default)]
 pub struct Registry {
     count: AtomicUsize,
+    has_stuck: AtomicBool,
     inner: RwLock<Inner>,
 }
 
 #[derive(Debug, Default)]
 struct Inner {
     loans: HashMap<u64, Arc<Loan>>,
+    /// Files that owe nothing and whose name in the registry could not be removed.
+    stuck: BTreeSet<u64>,
     /// Units that are about to go: no more loans of them.
     leaving: BTreeSet<UnitKey>,
 }
@@ -77,6 +82,11 @@ impl Registry {
             return None;
         }
         self.read().loans.get(&inode).cloned()
+    }
+
+    /// Whether a name in the registry outlives the loan of a file.
+    fn is_stuck(&self, inode: u64) -> bool {
+        self.has_stuck.load(Ordering::Acquire) && self.read().stuck.contains(&inode)
     }
 
     /// Number of files whose data is a layer's.
@@ -125,7 +135,12 @@ impl Private {
     /// The description of a private file as users see it: without the registry's
     /// name, with the layer's blocks, and with its own times while data is copied.
     pub fn described(&self, mut stat: Stat) -> Stat {
-        let Some(loan) = self.loans.find(stat.st_ino) else { return stat };
+        let Some(loan) = self.loans.find(stat.st_ino) else {
+            if self.loans.is_stuck(stat.st_ino) {
+                stat.st_nlink = stat.st_nlink.saturating_sub(1);
+            }
+            return stat;
+        };
         stat.st_nlink = stat.st_nlink.saturating_sub(1);
         stat.st_blocks = stat.st_blocks.max(loan.blocks.cast_signed());
         if let Some(kept) = &*loan.kept.lock().expect("no panic while held") {
@@ -203,7 +218,11 @@ impl Private {
         let name = loan.name.lock().expect("no panic while held").clone();
         match self.disk.unlink(&directory, &name) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
-            Err(error) => Err(error),
+            Err(error) => {
+                self.loans.write().stuck.insert(inode);
+                self.loans.has_stuck.store(true, Ordering::Release);
+                Err(error)
+            }
         }
     }
 
@@ -217,14 +236,26 @@ impl Private {
 
     /// A marked file is about to be empty: its data is its own from then on.
     pub fn empty_lent(&self, file: &OwnedFd) -> Result<(), Errno> {
+        let (kept, size) = (Kept::of(file)?, rustix::fs::fstat(file)?.st_size.cast_unsigned());
         self.disk.truncate(file, 0)?;
-        self.settle(file)
+        let settled = self.settle(file);
+        if settled.is_err()
+            && let Err(error) =
+                self.disk.truncate(file, size).and_then(|()| kept.put_back(self, file))
+        {
+            tracing::error!(%error, "a file whose truncation failed cannot be made what it was");
+        }
+        settled
     }
 
     fn settle(&self, file: &OwnedFd) -> Result<(), Errno> {
+        let inode = rustix::fs::fstat(file)?.st_ino;
         remove_mark(self, file, DATA_XATTR)?;
-        self.end_loan(rustix::fs::fstat(file)?.st_ino)?;
-        remove_mark(self, file, KEPT_XATTR)
+        // That was it: the data is its own.
+        if let Err(error) = self.end_loan(inode) {
+            tracing::warn!(%error, "the name of a borrowed file stays until the next mount");
+        }
+        Ok(())
     }
 
     /// Copies the data of `source` into a marked file, and takes the mark away
@@ -245,7 +276,8 @@ impl Private {
             }
         };
         set_kept(Some(kept.times.clone()));
-        let copied = self.begin(file, loan, &kept).and_then(|()| {
+        let begun = loan.map_or(Ok(()), |loan| self.begin(loan, &kept));
+        let copied = begun.and_then(|()| {
             copy_data(&self.disk, source, file)?;
             self.disk.sync_data(file)
         });
@@ -264,15 +296,12 @@ impl Private {
     }
 
     /// Puts down what copying data changes beside it.
-    fn begin(&self, file: &OwnedFd, loan: Option<&Loan>, kept: &Kept) -> Result<(), Errno> {
-        let text = kept.print();
-        self.disk.set_xattr_open(file, KEPT_XATTR, text.as_bytes(), XattrFlags::empty())?;
-        let Some(loan) = loan else { return Ok(()) };
+    fn begin(&self, loan: &Loan, kept: &Kept) -> Result<(), Errno> {
         let mut name = loan.name.lock().expect("no panic while held");
-        if name.first() == Some(&UNDER_WAY) {
+        let under_way = under_way(kept, settled(&name));
+        if *name == under_way {
             return Ok(());
         }
-        let under_way = [&[UNDER_WAY], &name[..]].concat();
         let directory = self.loans_of(&loan.unit)?;
         let to = (&directory, &under_way[..]);
         self.disk.rename((&directory, &name[..]), to, RenameFlags::empty())?;
@@ -374,10 +403,14 @@ impl Private {
                 remove_mark(self, &file, KEPT_XATTR)?;
                 return Ok(true);
             }
-            if let Some(kept) = Kept::read(&file)? {
+            let kept = match kept_in(&name) {
+                Some(kept) => Some(kept),
+                None => Kept::read(&file)?,
+            };
+            if let Some(kept) = kept {
                 kept.put_back(self, &file)?;
             }
-            let settled = name[1..].to_vec();
+            let settled = settled(&name).to_vec();
             let to = (directory, &settled[..]);
             self.disk.rename((directory, &name[..]), to, RenameFlags::empty())?;
             remove_mark(self, &file, KEPT_XATTR)?;
@@ -460,7 +493,7 @@ impl Kept {
         Ok(Kept { times, capability })
     }
 
-    /// What was put down before the copying began. `None`: that was cut short.
+    /// What an earlier program put down on the file. `None`: that was cut short.
     fn read(file: &OwnedFd) -> Result<Option<Kept>, Errno> {
         match open_xattr(file, KEPT_XATTR) {
             Err(Errno::NODATA) => Ok(None),
@@ -504,6 +537,24 @@ impl Kept {
         };
         Some(Kept { times, capability })
     }
+}
+
+/// The registry's name while data is copied.
+fn under_way(kept: &Kept, name: &[u8]) -> Vec<u8> {
+    [&[UNDER_WAY], kept.print().as_bytes(), b" ", name].concat()
+}
+
+/// The registry's name while no data is copied.
+fn settled(name: &[u8]) -> &[u8] {
+    let Some(rest) = name.strip_prefix(&[UNDER_WAY]) else { return name };
+    rest.rsplit(|byte| *byte == b' ').next().unwrap_or(rest)
+}
+
+/// What is to be put back, of the registry's name.
+fn kept_in(name: &[u8]) -> Option<Kept> {
+    let rest = name.strip_prefix(&[UNDER_WAY])?;
+    let end = rest.iter().rposition(|byte| *byte == b' ')?;
+    Kept::parse(std::str::from_utf8(&rest[..end]).ok()?)
 }
 
 fn open_xattr(file: impl AsFd, name: &[u8]) -> Result<Vec<u8>, Errno> {
@@ -564,7 +615,18 @@ mod tests {
             let kept = Kept { times, capability };
             let read = Kept::parse(&kept.print()).expect("of this program");
             assert_eq!(format!("{read:?}"), format!("{kept:?}"));
+            let name = under_way(&kept, b"2a-0");
+            let read = kept_in(&name).expect("of this program");
+            assert_eq!(format!("{read:?}"), format!("{kept:?}"));
+            assert_eq!((settled(&name), settled(b"2a-0")), (&b"2a-0"[..], &b"2a-0"[..]));
         }
+        assert!(kept_in(b"t2a-0").is_none() && kept_in(b"2a-0").is_none());
+        assert_eq!(settled(b"t2a-0"), b"2a-0");
+        let longest = Timespec { tv_sec: i64::MIN, tv_nsec: 999_999_999 };
+        let times = Timestamps { last_access: longest, last_modification: longest };
+        let capability = Some(vec![0xff; 24]);
+        let name = under_way(&Kept { times, capability }, b"ffffffffffffffff-99");
+        assert!(name.len() <= 255, "{}", name.len());
         assert!(Kept::parse("2 1.0 1.0 -").is_none());
         assert_eq!(parse_mark(b"1 42"), Some(42));
     }

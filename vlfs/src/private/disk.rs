@@ -4,7 +4,9 @@
 //! [`Disk::failing_at`] makes step *n* and all later ones fail, which leaves on
 //! disk what a crash before that step would have left, as long as the backing
 //! file system keeps the order of changes: tests cut every operation short at
-//! each of its steps (`tests/vlfs/crash.rs`). A wall test sees to it that no
+//! each of its steps (`tests/vlfs/crash.rs`). [`Disk::refusing_at`] makes step *n* alone
+//! fail, as on a disk that is full for a moment: what is refused must not have
+//! happened. A wall test sees to it that no
 //! other module changes anything there. Without a failure to play, a step is
 //! one comparison.
 
@@ -32,13 +34,26 @@ pub struct Disk {
 #[derive(Debug)]
 struct Fault {
     at: u64,
+    /// All later steps fail as well.
+    lasts: bool,
+    errno: Errno,
     taken: AtomicU64,
 }
 
 impl Disk {
     /// A disk whose step `step` (from 0) and all later ones fail with `EIO`.
     pub fn failing_at(step: u64) -> Disk {
-        Disk { fault: Some(Fault { at: step, taken: AtomicU64::new(0) }) }
+        Disk::faulty(Fault { at: step, lasts: true, errno: Errno::IO, taken: AtomicU64::new(0) })
+    }
+
+    /// A disk whose step `step` (from 0) fails with `ENOSPC`, and no other.
+    pub fn refusing_at(step: u64) -> Disk {
+        let taken = AtomicU64::new(0);
+        Disk::faulty(Fault { at: step, lasts: false, errno: Errno::NOSPC, taken })
+    }
+
+    fn faulty(fault: Fault) -> Disk {
+        Disk { fault: Some(fault) }
     }
 
     /// The steps taken or refused so far; 0 where none is to fail.
@@ -47,11 +62,10 @@ impl Disk {
     }
 
     fn step(&self) -> Result<(), Errno> {
-        match &self.fault {
-            None => Ok(()),
-            Some(fault) if fault.taken.fetch_add(1, Ordering::Relaxed) < fault.at => Ok(()),
-            Some(_) => Err(Errno::IO),
-        }
+        let Some(fault) = &self.fault else { return Ok(()) };
+        let step = fault.taken.fetch_add(1, Ordering::Relaxed);
+        let fails = step == fault.at || (fault.lasts && step > fault.at);
+        if fails { Err(fault.errno) } else { Ok(()) }
     }
 
     /// Opens a file beneath `directory`, making it (`flags` say how).

@@ -30,21 +30,36 @@ pub enum Step {
     Link { from: Vec<u8>, to: Vec<u8> },
 }
 
-/// Performs one step, or finds it done.
+/// Performs one step. Nothing is replaced.
 pub fn perform(private: &Private, step: &Step) -> Result<(), Errno> {
     let (Step::Rename { from, to } | Step::Link { from, to }) = step;
     let root = private.root();
     let (from_directory, from_name) = backing::open_parent(root, from)?;
     let (to_directory, to_name) = backing::open_parent(root, to)?;
     let (from, to) = ((&from_directory, from_name), (&to_directory, to_name));
-    let done = match step {
-        Step::Rename { .. } => private.disk.rename(from, to, RenameFlags::empty()),
+    match step {
+        Step::Rename { .. } => private.disk.rename(from, to, RenameFlags::NOREPLACE),
         Step::Link { .. } => private.disk.link(from, to),
-    };
-    match done {
-        Ok(()) | Err(Errno::NOENT | Errno::EXIST) => Ok(()),
-        Err(error) => Err(error),
     }
+}
+
+/// Finishes the steps of an entry that a crash interrupted; what is done already is
+/// left. Where something else has the first name, the entry is given up: the names of
+/// an object that is not there would follow another.
+pub fn finish(private: &Private, steps: &[Step]) -> Result<(), Errno> {
+    for step in steps {
+        match (perform(private, step), step) {
+            // The source is where it was to go.
+            (Ok(()) | Err(Errno::NOENT), _) | (Err(Errno::EXIST), Step::Link { .. }) => {}
+            (Err(Errno::EXIST), Step::Rename { to, .. }) => {
+                let path = String::from_utf8_lossy(to).into_owned();
+                tracing::warn!(path, "an interrupted change is given up: its place is taken");
+                return Ok(());
+            }
+            (Err(error), _) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 /// Takes back a step that was performed a moment ago.
@@ -56,7 +71,7 @@ pub fn undo(private: &Private, step: &Step) -> Result<(), Errno> {
         Step::Rename { .. } => {
             let (from_directory, from_name) = backing::open_parent(root, from)?;
             let (from, to) = ((&to_directory, to_name), (&from_directory, from_name));
-            private.disk.rename(from, to, RenameFlags::empty())
+            private.disk.rename(from, to, RenameFlags::NOREPLACE)
         }
         Step::Link { .. } => private.disk.unlink(&to_directory, to_name),
     }
@@ -79,8 +94,13 @@ pub fn write(private: &Private, name: &[u8], steps: &[Step]) -> Result<Vec<u8>, 
     Ok(name.to_vec())
 }
 
+/// Removes an entry, or empties it: either way it has no steps any more.
 pub fn remove(private: &Private, name: &[u8]) -> Result<(), Errno> {
-    private.disk.unlink(backing::open_directory(private.root(), JOURNAL)?, name)
+    let directory = backing::open_directory(private.root(), JOURNAL)?;
+    private.disk.unlink(&directory, name).or_else(|error| {
+        let entry = backing::open_beneath(&directory, name, OFlags::WRONLY, Mode::empty())?;
+        private.disk.truncate(&entry, 0).map_err(|_| error)
+    })
 }
 
 /// The entries under way, oldest first.

@@ -51,6 +51,23 @@ pub fn mark(private: &Private, unit: &UnitKey, path: &[u8]) -> Result<Option<Tim
     Ok(Some(changed))
 }
 
+/// Makes the directories that the marker of a path goes to.
+pub fn prepare(private: &Private, unit: &UnitKey, path: &[u8]) -> Result<(), Errno> {
+    let above = strata_core::manifest::parent_path(path).unwrap_or(&[]);
+    let mut last = private.last_marked.lock().expect("no panic while held");
+    if last.as_ref().is_some_and(|marked| marked.unit == *unit && marked.path == above) {
+        return Ok(());
+    }
+    match open_marked(private, unit, above) {
+        // A directory above is hidden: so is the path.
+        Err(Errno::NOTDIR) => Ok(()),
+        other => {
+            *last = Some(other?);
+            Ok(())
+        }
+    }
+}
+
 /// The time of the last change of a directory of markers: the disk keeps it.
 fn changed(directory: &OwnedFd) -> Result<Timestamp, Errno> {
     let stat = rustix::fs::fstat(directory)?;
@@ -91,7 +108,8 @@ fn mark_name(private: &Private, directory: &OwnedFd, name: &[u8]) -> Result<Plac
         private.discard(&aside);
         return Err(error);
     }
-    private.disk.remove_tree(&private.work, &aside)?;
+    // That was it: the deeper markers are of no use any more.
+    private.discard(&aside);
     Ok(Place::Taken)
 }
 
@@ -158,15 +176,24 @@ pub fn unmark(private: &Private, unit: &UnitKey, path: &[u8]) -> Result<Timestam
         let last = directories.last().expect("starts with one");
         directories.push(backing::open_directory(last, name)?);
     }
-    let innermost = directories.last().expect("starts with one");
-    let mut levels = directories.iter().zip(&names).rev();
-    if let Some((directory, name)) = levels.next() {
-        match private.disk.unlink(directory, name) {
-            Ok(()) | Err(Errno::NOENT) => {}
-            Err(error) => return Err(error),
-        }
+    let innermost = directories.pop().expect("starts with one");
+    match private.disk.unlink(&innermost, names[names.len() - 1]) {
+        Ok(()) | Err(Errno::NOENT) => {}
+        Err(error) => return Err(error),
     }
-    let changed = changed(innermost)?;
+    // The path is shown from now on, whatever fails.
+    let changed = changed(&innermost)?;
+    if let Err(error) = prune(private, directories.iter().zip(names).rev()) {
+        tracing::warn!(%error, "directories that led to a white-out stay");
+    }
+    Ok(changed)
+}
+
+/// Removes directories that only led to a marker, the innermost first.
+fn prune<'a>(
+    private: &Private,
+    levels: impl Iterator<Item = (&'a OwnedFd, &'a [u8])>,
+) -> Result<(), Errno> {
     for (directory, name) in levels {
         let times = times(directory)?;
         match private.disk.remove_directory(directory, name) {
@@ -176,7 +203,7 @@ pub fn unmark(private: &Private, unit: &UnitKey, path: &[u8]) -> Result<Timestam
             Err(error) => return Err(error),
         }
     }
-    Ok(changed)
+    Ok(())
 }
 
 /// The white-outs of all units of a private directory.

@@ -60,7 +60,8 @@ pub const INO_XATTR: &[u8] = b"trusted.strata.ino";
 pub const ORIGIN_XATTR: &[u8] = b"trusted.strata.origin";
 /// Extended attribute of a private file whose data is still the layer's.
 pub const DATA_XATTR: &[u8] = b"trusted.strata.data";
-/// Extended attribute with what copying that data in changes beside it.
+/// Extended attribute in which an earlier program kept what copying that data in
+/// changes beside it.
 pub const KEPT_XATTR: &[u8] = b"trusted.strata.kept";
 
 /// How long a mount waits for the lock of one that ends, and how often it looks.
@@ -411,9 +412,7 @@ impl Private {
                 return Err(PrivateError::Journal { path: self.path.clone(), name });
             };
             tracing::info!(steps = steps.len(), "finishing a change that a crash interrupted");
-            for step in &steps {
-                journal::perform(self, step).map_err(io)?;
-            }
+            journal::finish(self, &steps).map_err(io)?;
             journal::remove(self, &name).map_err(io)?;
         }
         for entry in backing::list(&self.work).map_err(io)? {
@@ -453,6 +452,9 @@ impl Private {
 
     /// Performs steps that belong together: after a crash, none or all are done,
     /// and after a failure none.
+    ///
+    /// # Errors
+    /// `EEXIST`: the place of a step is taken. The disk fails or is full.
     pub fn transact(&self, steps: &[journal::Step]) -> Result<(), Errno> {
         let entry = match steps {
             [] | [_] => None,
@@ -469,7 +471,13 @@ impl Private {
                 return Err(error);
             }
         }
-        entry.map_or(Ok(()), |name| journal::remove(self, &name))
+        // They are done, whatever is left of the entry.
+        if let Some(name) = entry
+            && let Err(error) = journal::remove(self, &name)
+        {
+            tracing::error!(%error, "a finished change stays in the journal");
+        }
+        Ok(())
     }
 
     /// Hides a path in a layer unit, on disk and in memory.
@@ -489,19 +497,26 @@ impl Private {
 
     /// Shows a path of a layer unit again. Returns whether it was hidden.
     pub fn show(&self, unit: &UnitKey, path: &[u8]) -> Result<bool, Errno> {
-        let mut hidden = self.hidden.lock().expect("no panic while held");
-        let shown = hidden.units.get_mut(unit).is_some_and(|tree| tree.show(path));
-        drop(hidden);
-        if shown {
-            *self.last_marked.lock().expect("no panic while held") = None;
-            let changed = markers::unmark(self, unit, path)?;
-            let above = strata_core::manifest::parent_path(path).unwrap_or_default();
-            let mut hidden = self.hidden.lock().expect("no panic while held");
-            if let Some(tree) = hidden.units.get_mut(unit) {
-                tree.date(above, changed);
+        {
+            let hidden = self.hidden.lock().expect("no panic while held");
+            if !hidden.units.get(unit).is_some_and(|tree| tree.hides(path)) {
+                return Ok(false);
             }
         }
-        Ok(shown)
+        *self.last_marked.lock().expect("no panic while held") = None;
+        let changed = markers::unmark(self, unit, path)?;
+        let above = strata_core::manifest::parent_path(path).unwrap_or_default();
+        let mut hidden = self.hidden.lock().expect("no panic while held");
+        if let Some(tree) = hidden.units.get_mut(unit) {
+            tree.show(path);
+            tree.date(above, changed);
+        }
+        Ok(true)
+    }
+
+    /// Makes room for the white-out of a path, which [`Private::hide`] writes later.
+    pub fn prepare_to_hide(&self, unit: &UnitKey, path: &[u8]) -> Result<(), Errno> {
+        markers::prepare(self, unit, path)
     }
 
     /// When a name of a directory of a layer unit was hidden or shown again last, if

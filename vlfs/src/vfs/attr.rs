@@ -158,7 +158,7 @@ impl Vfs {
             entry.attributes.mtime = self.dated(&set, at, &entry);
             let nlink = match node.kind {
                 FileType::Directory => set.union.directory_links(at),
-                _ => u32::try_from(set.union.links(at).len()).unwrap_or(u32::MAX).max(1),
+                _ => u32::try_from(self.shown_links(&set, at)?.len()).unwrap_or(u32::MAX).max(1),
             };
             return Ok(Attr { ino: node.ino, ..Attr::of_entry(&entry, nlink) });
         }

@@ -20,6 +20,17 @@ use crate::private::copy_up::Data;
 use crate::private::origin::Origin;
 use crate::tree::Kind;
 
+/// Why a set was not made the active one.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "a changed file still has its data of a layer that is to go, {file}: it cannot be copied: {errno}"
+)]
+pub struct SwapError {
+    /// The original: `repo/unit: /path`.
+    pub file: String,
+    pub errno: Errno,
+}
+
 /// Whose data a file has.
 enum Lender {
     Found(OwnedFd, Arc<Layer>),
@@ -123,7 +134,10 @@ impl Vfs {
     ///
     /// # Errors
     /// The private disk fails or is full.
-    pub(super) fn settle_loans(&self, keep: impl Fn(&UnitKey) -> bool) -> Result<()> {
+    pub(super) fn settle_loans(
+        &self,
+        keep: impl Fn(&UnitKey) -> bool,
+    ) -> std::result::Result<(), SwapError> {
         let active = self.active();
         let units = active.layers.iter().map(|layer| layer.unit.clone());
         let gone: BTreeSet<_> = units.filter(|unit| !keep(unit)).collect();
@@ -132,38 +146,67 @@ impl Vfs {
             return Ok(());
         }
         tracing::info!(files = loans.len(), "copying data of layers that are about to go");
-        let find = |origin: &Origin| match lender(&active, origin)? {
-            Lender::Found(file, _) => Ok(Some(file)),
-            Lender::Missing => Ok(None),
+        let find = |origin: &Origin| match lender(&active, origin) {
+            Ok(Lender::Found(file, _)) => Ok(Some(file)),
+            // What cannot be read now is lost whether the layer stays or goes.
+            Ok(Lender::Missing) | Err(Errno::IO) => Ok(None),
+            Err(error) => Err(error),
         };
         self.settle_all(loans, find)
     }
 
+    /// Goes on after a file that cannot be copied, but for want of space, and returns the
+    /// first error.
     fn settle_all(
         &self,
         loans: Vec<(u64, Arc<Loan>)>,
         lender: impl Fn(&Origin) -> Result<Option<OwnedFd>>,
-    ) -> Result<()> {
+    ) -> std::result::Result<(), SwapError> {
         let known: HashMap<_, _> = self.table.private_files();
+        let mut first = Ok(());
         for (inode, loan) in loans {
-            let node = known.get(&inode);
-            let _copying = node.map(|node| node.copying.lock().expect("no panic while held"));
-            let file = match self.private.open_lent(&loan) {
-                // It was removed meanwhile, or somebody wrote to it.
-                Err(Errno::NOENT) => continue,
-                other => other?,
+            let Err(errno) = self.settle_one(known.get(&inode), inode, &loan, &lender) else {
+                continue;
             };
-            let completed = self.complete_file(&file, Some(&loan), Data::All, &lender)?;
-            match node {
-                _ if !completed => {
-                    let unit = loan.unit.to_string();
-                    tracing::error!(unit, inode, "the data of a private file is in no layer");
-                }
-                Some(node) => self.switch_to_copy(node),
-                None => {}
+            let file = self.lent_name(&loan).unwrap_or_else(|| loan.unit.to_string());
+            tracing::error!(file, %errno, "the data of a private file cannot be copied");
+            first = first.and(Err(SwapError { file, errno }));
+            if matches!(errno, Errno::NOSPC | Errno::DQUOT) {
+                break;
             }
         }
+        first
+    }
+
+    fn settle_one(
+        &self,
+        node: Option<&Arc<Node>>,
+        inode: u64,
+        loan: &Loan,
+        lender: impl Fn(&Origin) -> Result<Option<OwnedFd>>,
+    ) -> Result<()> {
+        let _copying = node.map(|node| node.copying.lock().expect("no panic while held"));
+        let file = match self.private.open_lent(loan) {
+            // It was removed meanwhile, or somebody wrote to it.
+            Err(Errno::NOENT) => return Ok(()),
+            other => other?,
+        };
+        let completed = self.complete_file(&file, Some(loan), Data::All, &lender)?;
+        match node {
+            _ if !completed => {
+                let unit = loan.unit.to_string();
+                tracing::error!(unit, inode, "the data of a private file is in no layer");
+            }
+            Some(node) => self.switch_to_copy(node),
+            None => {}
+        }
         Ok(())
+    }
+
+    /// What a private file has its data of, as `repo/unit: /path`.
+    fn lent_name(&self, loan: &Loan) -> Option<String> {
+        let origin = self.private.open_lent(loan).and_then(origin_of).ok()?;
+        Some(format!("{}: /{}", origin.unit, String::from_utf8_lossy(&origin.path)))
     }
 
     /// Copies what private files borrowed from units that are not in the set:
@@ -173,16 +216,20 @@ impl Vfs {
     ///
     /// # Errors
     /// The private disk fails or is full.
-    pub fn settle_absent(&self, root: impl Fn(&UnitKey) -> Option<OwnedFd>) -> Result<()> {
+    pub fn settle_absent(
+        &self,
+        root: impl Fn(&UnitKey) -> Option<OwnedFd>,
+    ) -> std::result::Result<(), SwapError> {
         let active = self.active();
         let absent = |unit: &UnitKey| !active.layers.iter().any(|layer| layer.unit == *unit);
         let mut by_unit: HashMap<UnitKey, Vec<_>> = HashMap::new();
         for (inode, loan) in self.private.loans.of(absent) {
             by_unit.entry(loan.unit.clone()).or_default().push((inode, loan));
         }
+        let mut first = Ok(());
         for (unit, loans) in by_unit {
             let root = root(&unit);
-            self.settle_all(loans, |origin| {
+            let settled = self.settle_all(loans, |origin| {
                 if let Some(root) = &root
                     && let Some(file) = open_unchecked(root, origin)
                 {
@@ -192,9 +239,10 @@ impl Vfs {
                     Lender::Found(file, _) => Ok(Some(file)),
                     Lender::Missing => Ok(None),
                 }
-            })?;
+            });
+            first = first.and(settled);
         }
-        Ok(())
+        first
     }
 
     /// Private files whose data is in no layer of the set, as `repo/unit: /path`
@@ -203,12 +251,8 @@ impl Vfs {
         let active = self.active();
         let absent = |unit: &UnitKey| !active.layers.iter().any(|layer| layer.unit == *unit);
         let loans = self.private.loans.of(absent);
-        let name = |loan: &Loan| {
-            let origin = self.private.open_lent(loan).and_then(origin_of).ok()?;
-            Some(format!("{}: /{}", origin.unit, String::from_utf8_lossy(&origin.path)))
-        };
         let mut names: Vec<_> =
-            loans.iter().take(limit).filter_map(|(_, loan)| name(loan)).collect();
+            loans.iter().take(limit).filter_map(|(_, loan)| self.lent_name(loan)).collect();
         names.sort();
         (names, loans.len())
     }

@@ -18,6 +18,9 @@ use crate::private::journal::Step;
 use crate::private::origin::Origin;
 use crate::private::{UPPER, WORK};
 
+/// A name that a node was found by, in its directory.
+type KnownName = (Arc<Node>, Box<[u8]>);
+
 impl Vfs {
     /// Makes sure that a node's object is private, and keeps it so while the guard lives.
     pub(super) fn private_copy(
@@ -112,19 +115,21 @@ impl Vfs {
     pub(super) fn commit_copy(&self, node: &Arc<Node>, work: &[u8]) -> Result<()> {
         let shared = self.shared();
         let active = self.active();
+        let inode = backing::stat_at(&self.private.work, work)?.st_ino;
+        if node.name().is_none() {
+            return self.commit_orphan(node, work);
+        }
         let at = self.lower(&active, node).filter(|at| !active.union.is_hidden(*at));
-        if at.is_some_and(|at| active.union.links(at).len() > 1) {
+        let at = at.ok_or(Errno::STALE)?;
+        if self.shown_links(&active, at)?.len() > 1 {
             drop(shared);
             return self.commit_linked(node, work);
         }
-        let inode = backing::stat_at(&self.private.work, work)?.st_ino;
-        let Some((parent, name)) = node.name() else { return self.commit_orphan(node, work) };
-        if at.is_none() {
-            return Err(Errno::STALE);
-        }
-        let directory = self.private_directory(&active, &parent)?;
+        let (shown, stale) = self.names_of(&active, node, &[at]);
+        let (parent, name) = shown.last().ok_or(Errno::STALE)?;
+        let directory = self.private_directory(&active, parent)?;
         let mut place = node.place.write().expect("no panic while held");
-        if !place.names.iter().any(|(p, n)| p.id == parent.id && **n == *name) {
+        if !is_among(&(parent.clone(), name.clone()), &place.names) {
             return Err(Errno::STALE);
         }
         let times = kept_times(&directory)?;
@@ -134,9 +139,12 @@ impl Vfs {
             Err(Errno::EXIST) => return Err(Errno::STALE),
             other => other?,
         }
-        self.private.disk.set_times(&directory, b".", &times)?;
+        // That was it: from here on nothing may fail.
         place.upper = Upper::File { inode };
+        place.names.retain(|name| !is_among(name, &stale));
         drop(place);
+        self.put_times_back(&directory, &times);
+        self.drop_children(node, &stale);
         self.switch_to_copy(node);
         Ok(())
     }
@@ -151,38 +159,101 @@ impl Vfs {
         Ok(())
     }
 
-    /// All names of a hard-linked object follow its copy, in one journaled change.
+    /// All names of a hard-linked object that are shown follow its copy, in one journaled
+    /// change. Those that private objects obscure stay theirs.
     fn commit_linked(&self, node: &Arc<Node>, work: &[u8]) -> Result<()> {
         let _exclusive = self.namespace.write().expect("no panic while held");
         let active = self.active();
         let at = self.lower(&active, node).ok_or(Errno::STALE)?;
         let inode = backing::stat_at(&self.private.work, work)?.st_ino;
-        let paths: Vec<_> =
-            active.union.links(at).into_iter().map(|at| (at, active.union.path(at))).collect();
+        let links = self.shown_links(&active, at)?;
+        let (_, stale) = self.names_of(&active, node, &links);
         let mut kept = Vec::new();
-        for (at, _) in &paths {
+        for at in &links {
             let directory = self.private_path(&active, active.union.parent(*at))?;
             kept.push((kept_times(&directory)?, directory));
         }
-        let in_upper = |path: &[u8]| [UPPER, b"/", path].concat();
-        let (first, others) = paths.split_first().ok_or(Errno::STALE)?;
+        let in_upper = |at: &u32| [UPPER, b"/", &active.union.path(*at)[..]].concat();
+        let (first, others) = links.split_first().ok_or(Errno::STALE)?;
         let from = [WORK, b"/", work].concat();
-        let mut steps = vec![Step::Rename { from, to: in_upper(&first.1) }];
-        let link = |path: &[u8]| Step::Link { from: in_upper(&first.1), to: in_upper(path) };
-        steps.extend(others.iter().map(|(_, path)| link(path)));
-        self.private.transact(&steps)?;
-        for (times, directory) in &kept {
-            self.private.disk.set_times(directory, b".", times)?;
+        let mut steps = vec![Step::Rename { from, to: in_upper(first) }];
+        let link = |at: &u32| Step::Link { from: in_upper(first), to: in_upper(at) };
+        steps.extend(others.iter().map(link));
+        match self.private.transact(&steps) {
+            // Somebody changed the private directory behind the mount.
+            Err(Errno::EXIST) => return Err(Errno::STALE),
+            other => other?,
         }
-        node.place.write().expect("no panic while held").upper = Upper::File { inode };
+        // That was it: from here on nothing may fail.
+        let mut place = node.place.write().expect("no panic while held");
+        place.upper = Upper::File { inode };
+        place.names.retain(|name| !is_among(name, &stale));
+        drop(place);
+        for (times, directory) in &kept {
+            self.put_times_back(directory, times);
+        }
+        self.drop_children(node, &stale);
         self.switch_to_copy(node);
         self.table.set_linked(&super::node::current(node.clone()));
         Ok(())
     }
 
+    /// The names of a layers' object that are shown: those that no private object
+    /// obscures, at the name itself or on the way to it. (Of an object without hard
+    /// links, its name.)
+    pub(super) fn shown_links(&self, set: &ActiveSet, at: u32) -> Result<Vec<u32>> {
+        let links = set.union.links(at);
+        if links.len() < 2 {
+            return Ok(links);
+        }
+        let mut shown = Vec::new();
+        for link in links {
+            let path = set.union.path(link);
+            match backing::open_beneath(&self.private.upper, &path, OFlags::PATH, Mode::empty()) {
+                Err(Errno::NOENT) => shown.push(link),
+                Ok(_) | Err(Errno::NOTDIR | Errno::LOOP) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(shown)
+    }
+
+    /// The known names of a node that show one of these nodes of the union, and those
+    /// that do not: they are out of date since a swap.
+    fn names_of(
+        &self,
+        active: &Arc<ActiveSet>,
+        node: &Arc<Node>,
+        shown: &[u32],
+    ) -> (Vec<KnownName>, Vec<KnownName>) {
+        let names = node.place.read().expect("no panic while held").names.clone();
+        names.into_iter().partition(|(parent, name)| {
+            let above = self.lower(active, parent);
+            let at = above.and_then(|above| active.union.child(above, name));
+            at.is_some_and(|at| shown.contains(&at))
+        })
+    }
+
+    /// Names that lead to a node no more.
+    fn drop_children(&self, node: &Arc<Node>, names: &[KnownName]) {
+        for (parent, name) in names {
+            if self.table.child(parent.id, name).is_some_and(|known| known.id == node.id) {
+                self.table.remove_child(parent.id, name);
+            }
+        }
+    }
+
+    /// A copy was moved into a directory, which does not date it.
+    fn put_times_back(&self, directory: &OwnedFd, times: &rustix::fs::Timestamps) {
+        if let Err(error) = self.private.disk.set_times(directory, b".", times) {
+            tracing::warn!(%error, "a directory is dated by a copy that was made in it");
+        }
+    }
+
     /// From now on a node's operations act on the private copy. Files that are
     /// open through the kernel keep the original: then a successor takes over.
     pub(super) fn switch_to_copy(&self, node: &Arc<Node>) {
+        node.flushed.store(false, Ordering::Release);
         let mut files = node.files.lock().expect("no panic while held");
         let through_kernel =
             files.is_open() && files.backing.as_ref().is_some_and(|backing| backing.id.is_some());
@@ -268,7 +339,7 @@ impl Vfs {
         match disk.rename((from, &work[..]), (above, name), RenameFlags::NOREPLACE) {
             Ok(()) => {
                 self.directories_made.fetch_add(1, Ordering::AcqRel);
-                disk.set_times(above, b".", &times)?;
+                self.put_times_back(above, &times);
             }
             Err(Errno::EXIST) => disk.remove_tree(from, &work)?,
             Err(error) => {
@@ -301,6 +372,10 @@ impl Vfs {
         }
         Ok(directory)
     }
+}
+
+fn is_among((parent, name): &KnownName, names: &[KnownName]) -> bool {
+    names.iter().any(|(p, n)| p.id == parent.id && n == name)
 }
 
 /// The times of a directory, to put back after a copy was moved into it.

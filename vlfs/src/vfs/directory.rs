@@ -178,6 +178,11 @@ impl Vfs {
             directories.get(&handle).cloned().ok_or(Errno::BADF)?.node.clone()
         };
         // Its names may live in the private directory and in several white-out layers.
-        if node.is_private() { self.private.sync() } else { Ok(()) }
+        let lives = node.is_private() || {
+            let _shared = self.shared();
+            let active = self.active();
+            self.lower(&active, &node).is_some_and(|at| active.union.is_touched(at))
+        };
+        if lives { self.private.sync() } else { Ok(()) }
     }
 }

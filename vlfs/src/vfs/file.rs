@@ -503,10 +503,39 @@ impl Vfs {
         }
     }
 
+    /// Flushes a file, and the names of a copy: to its users they are as old as the
+    /// original's. A flush of data alone need not write names, so the first one of a
+    /// copy flushes all; the disk's file system writes what came before with it.
     pub fn fsync(&self, handle: u64, data_only: bool) -> Result<()> {
-        let file = self.file(handle)?.file();
+        let handle = self.file(handle)?;
+        let file = handle.file();
         let disk = &self.private.disk;
-        if data_only { disk.sync_data(&*file) } else { disk.sync(&*file) }
+        let node = super::node::current(handle.node.clone());
+        if file.layer.is_some() {
+            // Nothing but attributes can have changed, and they are the copy's.
+            let _shared = self.shared();
+            return match self.open_copy(&node)? {
+                Some(copy) => disk.sync(&copy),
+                None => Ok(()),
+            };
+        }
+        let is_copy = node.ino & PRIVATE_TAG == 0;
+        if data_only && (!is_copy || node.flushed.load(Ordering::Acquire)) {
+            return disk.sync_data(&*file);
+        }
+        disk.sync(&*file)?;
+        node.flushed.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    /// Opens the private copy of a node's object for flushing, if it has one with a name.
+    fn open_copy(&self, node: &Arc<Node>) -> Result<Option<OwnedFd>> {
+        let place = node.place.read().expect("no panic while held");
+        let Upper::File { .. } = &place.upper else { return Ok(None) };
+        let (parent, name) = place.names.last().ok_or(Errno::STALE)?;
+        let directory = self.directory(parent)?.ok_or(Errno::STALE)?;
+        let flags = OFlags::RDONLY | OFlags::NOATIME | OFlags::NONBLOCK;
+        backing::open_beneath(&directory, name, flags, Mode::empty()).map(Some)
     }
 
     pub fn fallocate(&self, handle: u64, mode: u32, offset: u64, length: u64) -> Result<()> {

@@ -43,6 +43,7 @@ use rustix::fs::{FileType, Stat};
 pub use rustix::io::Errno;
 
 pub use attr::{Attr, SetAttr, SetTime};
+pub use borrowed::SwapError;
 pub use directory::{DirectoryHandle, Listed};
 pub use file::{FileHandle, Opened};
 pub use revert::Reverted;
@@ -460,8 +461,13 @@ impl Vfs {
             self.adopt_directory(&known, parent, name, object)?;
             return Ok(known);
         }
-        let known = if several { self.table.linked(ino).map(node::current) } else { None };
-        let node = match known.filter(fits) {
+        // A private copy may have the number of a layer's object: it was made from it
+        // when another of its names was obscured, or that one was reverted.
+        let is_same = |node: &Arc<Node>| {
+            fits(node) && (matches!(object, Object::Private { .. }) || !node.is_private())
+        };
+        let known = if several { self.table.linked(ino) } else { Vec::new() };
+        let node = match known.into_iter().map(node::current).find(is_same) {
             Some(node) => node,
             None => self.make_node(parent, name, object, ino, kind)?,
         };

@@ -264,6 +264,25 @@ impl Vfs {
         Ok(())
     }
 
+    /// Makes room for the white-outs of a name, which [`Vfs::hide`] writes later.
+    pub(super) fn prepare_to_hide(
+        &self,
+        active: &Arc<ActiveSet>,
+        parent: &Arc<Node>,
+        name: &[u8],
+    ) -> Result<()> {
+        let above = self.lower(active, parent);
+        let Some(at) = above.and_then(|above| active.union.child(above, name)) else {
+            return active.sound();
+        };
+        let path = active.union.path(at);
+        for contribution in active.union.contributions(at) {
+            let layer = &active.layers[contribution.layer as usize];
+            self.private.prepare_to_hide(&layer.unit, &path)?;
+        }
+        active.sound()
+    }
+
     /// Removes a name that is no directory.
     pub fn unlink(&self, parent: u64, name: &[u8]) -> Result<()> {
         let _shared = self.shared();

@@ -92,6 +92,10 @@ pub struct Node {
     pub plain_at: AtomicU64,
     /// Private subdirectories that no layer has, as counted last: see `attr.rs`.
     pub counted: Mutex<Option<Counted>>,
+    /// It was found at several names: see [`Table::linked`].
+    has_links: AtomicBool,
+    /// A flush of this private copy has seen to its names too: see `file.rs`.
+    pub flushed: AtomicBool,
 }
 
 /// A count of subdirectories and what it was made from.
@@ -153,8 +157,9 @@ pub fn current(mut node: Arc<Node>) -> Arc<Node> {
 struct Inner {
     nodes: HashMap<u64, (Arc<Node>, u64)>,
     children: HashMap<u64, HashMap<Box<[u8]>, Arc<Node>>>,
-    /// Files with several names, by identity.
-    linked: HashMap<u64, Arc<Node>>,
+    /// Files with several names, by identity: a private copy may have that of the
+    /// layers' file that it was made from, and both may have several.
+    linked: HashMap<u64, Vec<Arc<Node>>>,
 }
 
 /// All nodes that the kernel holds, with the names they were found by.
@@ -188,12 +193,13 @@ impl Table {
         self.inner().children.get(&parent)?.get(name).cloned()
     }
 
-    pub fn linked(&self, ino: u64) -> Option<Arc<Node>> {
-        self.inner().linked.get(&ino).cloned()
+    /// The known files of an identity that have several names.
+    pub fn linked(&self, ino: u64) -> Vec<Arc<Node>> {
+        self.inner().linked.get(&ino).cloned().unwrap_or_default()
     }
 
     pub fn set_linked(&self, node: &Arc<Node>) {
-        self.inner().linked.insert(node.ino, node.clone());
+        self.inner().set_linked(node);
     }
 
     /// Notes that `node` was found at a name. Returns the node that had it before.
@@ -216,7 +222,12 @@ impl Table {
     /// Counts one reference that the kernel holds.
     pub fn reference(&self, node: &Arc<Node>) {
         let mut inner = self.inner();
-        inner.nodes.entry(node.id).or_insert_with(|| (node.clone(), 0)).1 += 1;
+        let known = inner.nodes.entry(node.id).or_insert_with(|| (node.clone(), 0));
+        known.1 += 1;
+        if known.1 == 1 {
+            // Between its lookup and now, the kernel may have forgotten it.
+            inner.restore_names(node);
+        }
     }
 
     /// Takes references back; with the last the node leaves the table.
@@ -304,7 +315,7 @@ impl Table {
         Dump {
             nodes: inner.nodes.values().cloned().collect(),
             children: children.collect(),
-            linked: inner.linked.values().cloned().collect(),
+            linked: inner.linked.values().flatten().cloned().collect(),
             next: self.next.load(Ordering::Relaxed),
         }
     }
@@ -331,6 +342,26 @@ impl Table {
 }
 
 impl Inner {
+    fn set_linked(&mut self, node: &Arc<Node>) {
+        node.has_links.store(true, Ordering::Release);
+        let linked = self.linked.entry(node.ino).or_default();
+        if linked.iter().all(|known| known.id != node.id) {
+            linked.push(node.clone());
+        }
+    }
+
+    /// Takes [`Inner::drop_names`] back. A name that another node has by now stays that one's.
+    fn restore_names(&mut self, node: &Arc<Node>) {
+        let names = node.place.read().expect("no panic while held").names.clone();
+        for (parent, name) in names {
+            let children = self.children.entry(parent.id).or_default();
+            children.entry(name).or_insert_with(|| node.clone());
+        }
+        if node.has_links.load(Ordering::Acquire) {
+            self.set_linked(node);
+        }
+    }
+
     fn drop_names(&mut self, node: &Arc<Node>) {
         let names = node.place.read().expect("no panic while held").names.clone();
         for (parent, name) in &names {
@@ -343,8 +374,11 @@ impl Inner {
                 }
             }
         }
-        if self.linked.get(&node.ino).is_some_and(|found| found.id == node.id) {
-            self.linked.remove(&node.ino);
+        if let Some(linked) = self.linked.get_mut(&node.ino) {
+            linked.retain(|found| found.id != node.id);
+            if linked.is_empty() {
+                self.linked.remove(&node.ino);
+            }
         }
     }
 }
@@ -365,6 +399,8 @@ impl Node {
             kept_turn: AtomicU64::new(0),
             plain_at: AtomicU64::new(0),
             counted: Mutex::default(),
+            has_links: AtomicBool::new(false),
+            flushed: AtomicBool::new(false),
         }
     }
 }
@@ -405,5 +441,50 @@ mod tests {
         }
         drop(above);
         assert_eq!(top.strong_count(), 0);
+    }
+
+    fn node(table: &Table, ino: u64, kind: FileType, parent: &Arc<Node>, name: &[u8]) -> Arc<Node> {
+        let node = table.new_node(ino, kind, Upper::None);
+        node.place.write().expect("no panic").names.push((parent.clone(), name.into()));
+        table.set_child(parent.id, name, &node);
+        node
+    }
+
+    fn table() -> (Table, Arc<Node>) {
+        let root = Arc::new(Node::new(ROOT_ID, 1, FileType::Directory, Upper::None));
+        (Table::new(root.clone()), root)
+    }
+
+    /// A lookup finds a node, the kernel gives its last reference back, and then the
+    /// lookup is answered: swaps must still find the directory by its path.
+    #[test]
+    fn a_node_that_was_forgotten_while_it_was_looked_up_is_found_again() {
+        let (table, root) = table();
+        let directory = node(&table, 2, FileType::Directory, &root, b"d");
+        table.reference(&directory);
+        let file = node(&table, 3, FileType::RegularFile, &directory, b"f");
+        table.set_linked(&file);
+        table.reference(&file);
+        for known in [&file, &directory] {
+            table.forget(known.id, 1);
+        }
+        assert!(table.find(b"d").is_none() && table.linked(3).is_empty());
+        for known in [&directory, &file] {
+            table.reference(known);
+        }
+        assert_eq!(table.find(b"d/f").map(|found| found.id), Some(file.id));
+        assert_eq!(table.linked(3).len(), 1);
+    }
+
+    #[test]
+    fn a_name_that_another_node_has_by_now_stays_its_own() {
+        let (table, root) = table();
+        let first = node(&table, 2, FileType::RegularFile, &root, b"f");
+        table.reference(&first);
+        table.forget(first.id, 1);
+        let second = node(&table, 3, FileType::RegularFile, &root, b"f");
+        table.reference(&second);
+        table.reference(&first);
+        assert_eq!(table.find(b"f").map(|found| found.id), Some(second.id));
     }
 }

@@ -240,6 +240,7 @@ impl Vfs {
         }
         let directory = self.private_directory(&active, &parent)?;
         let new_directory = self.private_directory(&active, &new_parent)?;
+        self.prepare_to_hide(&active, &new_parent, to.name)?;
         self.hide(&active, &parent, from.name)?;
         let over_directory = target.as_ref().is_some_and(|t| t.kind == FileType::Directory);
         if mode == Mode::Exchange || over_directory {
@@ -266,17 +267,20 @@ impl Vfs {
             self.unpin(target);
         }
         renamed?;
-        if let Some(Upper::Orphan(replaced)) = &orphan {
-            self.owes_nothing(rustix::fs::fstat(replaced)?.st_ino);
+        // That was it: from here on nothing may fail.
+        if let Some((_, inode)) = orphan {
+            self.owes_nothing(inode);
         }
         // The private file obscures what it replaced; that it did is noted for `diff`.
-        self.hide(&active, &new_parent, to.name)?;
+        if let Err(error) = self.hide(&active, &new_parent, to.name) {
+            tracing::warn!(%error, "what a rename replaced has no white-out: `diff` does not show it");
+        }
         self.move_names(
             (&parent, from.name),
             (&new_parent, to.name),
             &source,
             target,
-            orphan,
+            orphan.map(|(orphan, _)| orphan),
             mode,
         );
         Ok(true)
@@ -296,13 +300,13 @@ impl Vfs {
         }
     }
 
-    /// Holds a private file that is about to lose its last name.
+    /// Holds a private file that is about to lose its last name; with its inode number.
     fn target_orphan(
         &self,
         target: &Arc<Node>,
         parent: &Arc<Node>,
         to: End<'_>,
-    ) -> Result<Option<Upper>> {
+    ) -> Result<Option<(Upper, u64)>> {
         if target.kind == FileType::Directory {
             return Ok(None);
         }
@@ -313,7 +317,7 @@ impl Vfs {
         let directory = self.directory(parent)?.ok_or(Errno::STALE)?;
         let flags = rustix::fs::OFlags::PATH;
         let fd = backing::open_beneath(&directory, to.name, flags, rustix::fs::Mode::empty())?;
-        Ok(Some(Upper::Orphan(Arc::new(affordable(fd)?))))
+        Ok(Some((Upper::Orphan(Arc::new(affordable(fd)?)), stat.st_ino)))
     }
 
     fn move_names(

@@ -11,6 +11,7 @@ use super::held::affordable;
 use super::node::{Node, Upper};
 use super::{ActiveSet, Caller, Errno, Notice, Object, Result, Vfs};
 use crate::backing;
+use crate::private::UnitKey;
 
 /// What a revert did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,19 +38,38 @@ impl Vfs {
 
     fn revert_path(&self, path: &[u8], caller: &Caller) -> Result<Reverted> {
         let _swapping = self.swapping.lock().expect("no panic while held");
-        let (reverted, rebuild, parent) = {
+        let mut rebuild = false;
+        let reverted = {
             let _exclusive = self.namespace.write().expect("no panic while held");
-            self.revert_locked(path, caller)?
+            self.revert_locked(path, caller, &mut rebuild)
         };
+        // White-outs may have gone before it failed.
         if rebuild {
-            let active = self.active();
-            self.swap_locked(active.set(), active.info.clone())?;
+            self.swap_to_same();
         }
+        let (reverted, parent) = reverted?;
         if let Some(parent) = parent {
             let name = strata_core::manifest::file_name(path).into();
             self.notify(vec![Notice::Expire { parent, name }, Notice::Invalidate { node: parent }]);
         }
+        self.notify(self.notices_of_links(path));
         Ok(reverted)
+    }
+
+    /// The same layers with the white-outs of now. The caller holds `swapping`.
+    pub(super) fn swap_to_same(&self) {
+        let active = self.active();
+        self.swap_locked(active.set(), active.info.clone());
+    }
+
+    /// The names of a file that has one more now.
+    fn notices_of_links(&self, path: &[u8]) -> Vec<Notice> {
+        let active = self.active();
+        let Some(at) = active.union.find(path) else { return Vec::new() };
+        let links = active.union.links(at);
+        let links = links.iter().filter(|_| links.len() > 1);
+        let known = links.filter_map(|link| self.table.find(&active.union.path(*link)));
+        known.map(|node| Notice::Invalidate { node: node.id }).collect()
     }
 
     /// Reverts a name in a directory that the kernel knows.
@@ -72,7 +92,14 @@ impl Vfs {
         Ok(names.join(&b'/'))
     }
 
-    fn revert_locked(&self, path: &[u8], caller: &Caller) -> Result<(Reverted, bool, Option<u64>)> {
+    /// Returns what was done, and the directory if the kernel knows it. `rebuild` is set
+    /// where white-outs have gone that the active union still has.
+    fn revert_locked(
+        &self,
+        path: &[u8],
+        caller: &Caller,
+        rebuild: &mut bool,
+    ) -> Result<(Reverted, Option<u64>)> {
         let active = self.active();
         let index = active.union.index();
         let at = index.find(path).ok_or(Errno::NODATA)?;
@@ -103,11 +130,9 @@ impl Vfs {
             return Err(Errno::ISDIR);
         }
         // First the white-out, which the private copy obscures; then the copy.
-        let mut shown = false;
-        for original in originals {
-            let layer = &active.layers[original.layer as usize];
-            shown |= self.private.show(&layer.unit, path)?;
-        }
+        let units = originals.into_iter().map(|of| &active.layers[of.layer as usize].unit);
+        let shown = self.show_in_all(units, path, rebuild)?;
+        *rebuild |= shown;
         if let (Some(directory), Some(copy)) = (&directory, &copy) {
             self.drop_copy(&active, known.as_ref(), directory, name)?;
             if copy.st_nlink == 1 {
@@ -120,7 +145,35 @@ impl Vfs {
             (false, true) => Reverted::Whiteout,
             (false, false) => return Err(Errno::NODATA),
         };
-        Ok((reverted, shown && !self.show_in_place(&active, at), known.map(|node| node.id)))
+        *rebuild = shown && !self.show_in_place(&active, at);
+        Ok((reverted, known.map(|node| node.id)))
+    }
+
+    /// Drops the white-outs of a path, or none: `stuck` is set where one that was dropped
+    /// cannot be written again.
+    fn show_in_all<'a>(
+        &self,
+        units: impl Iterator<Item = &'a UnitKey>,
+        path: &[u8],
+        stuck: &mut bool,
+    ) -> Result<bool> {
+        let mut shown = Vec::new();
+        for unit in units {
+            match self.private.show(unit, path) {
+                Ok(true) => shown.push(unit),
+                Ok(false) => {}
+                Err(error) => {
+                    for unit in shown {
+                        if let Err(error) = self.private.hide(unit, path) {
+                            tracing::error!(%error, "a white-out is lost by a revert that failed");
+                            *stuck = true;
+                        }
+                    }
+                    return Err(error);
+                }
+            }
+        }
+        Ok(!shown.is_empty())
     }
 
     /// Shows a path that no unit hides any more in the union that is active. `false`:
@@ -135,6 +188,7 @@ impl Vfs {
         shown
     }
 
+    /// Removes a private copy. The namespace is held exclusively.
     pub(super) fn drop_copy(
         &self,
         active: &Arc<ActiveSet>,
@@ -150,6 +204,7 @@ impl Vfs {
             let flags = rustix::fs::OFlags::PATH;
             let fd = backing::open_beneath(directory, name, flags, rustix::fs::Mode::empty())?;
             let fd = affordable(fd)?;
+            self.private.disk.unlink(directory, name)?;
             let mut place = node.place.write().expect("no panic while held");
             place.names.retain(|(p, n)| p.id != parent.id || **n != *name);
             if last {
@@ -159,6 +214,7 @@ impl Vfs {
             drop(place);
             node.unresolve();
             self.table.remove_child(parent.id, name);
+            return Ok(());
         }
         self.private.disk.unlink(directory, name)
     }

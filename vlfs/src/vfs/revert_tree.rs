@@ -49,20 +49,24 @@ impl Vfs {
         let _swapping = self.swapping.lock().expect("no panic while held");
         let active = self.active();
         active.union.index().find(path).ok_or(Errno::NODATA)?;
-        let mut walk =
-            Walk { active: active.clone(), done: RevertedTree::default(), notices: Vec::new() };
-        {
+        let mut walk = Walk { active, done: RevertedTree::default(), notices: Vec::new() };
+        let reverted = {
             let _exclusive = self.namespace.write().expect("no panic while held");
-            for (unit, hidden) in self.hidden_below(&active, path) {
-                walk.done.whiteouts += usize::from(self.private.show(&unit, &hidden)?);
-            }
-            self.revert_top(&mut walk, path)?;
-        }
+            self.show_below(&mut walk, path).and_then(|()| self.revert_top(&mut walk, path))
+        };
+        // What was done before it failed is seen too.
         if walk.done.whiteouts > 0 {
-            self.swap_locked(active.set(), active.info.clone())?;
+            self.swap_to_same();
         }
         self.notify(walk.notices);
-        Ok(walk.done)
+        reverted.map(|()| walk.done)
+    }
+
+    fn show_below(&self, walk: &mut Walk, path: &[u8]) -> Result<()> {
+        for (unit, hidden) in self.hidden_below(&walk.active, path) {
+            walk.done.whiteouts += usize::from(self.private.show(&unit, &hidden)?);
+        }
+        Ok(())
     }
 
     /// The white-outs at and below a path, of units of the active set.

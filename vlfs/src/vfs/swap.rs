@@ -15,8 +15,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
+use super::borrowed::SwapError;
 use super::node::Node;
-use super::{ActiveSet, Notice, Result, Vfs};
+use super::{ActiveSet, Notice, Vfs};
 use crate::layer::{Layer, LayerSet};
 use crate::private::UnitKey;
 use crate::union::changes::{Changes, changes as compare};
@@ -91,12 +92,17 @@ impl Vfs {
     /// On return the kernel shows nothing of the old set. Not for request threads.
     ///
     /// # Errors
-    /// The private layer's disk fails. The set is swapped or not, never in part.
-    pub fn swap(&self, set: LayerSet, info: SetInfo) -> Result<SwapOutcome> {
+    /// Data that is borrowed from a layer that goes cannot be copied. The set is swapped or
+    /// not, never in part.
+    pub fn swap(
+        &self,
+        set: LayerSet,
+        info: SetInfo,
+    ) -> std::result::Result<SwapOutcome, SwapError> {
         let swapping = self.swapping.lock().expect("no panic while held");
         let units: HashSet<_> = set.layers.iter().map(|layer| &layer.unit).collect();
         let settled = self.settle_loans(|unit| units.contains(unit));
-        let swapped = settled.and_then(|()| self.swap_locked(set.clone(), info));
+        let swapped = settled.map(|()| self.swap_locked(set.clone(), info));
         self.private.loans.stay();
         drop(swapping);
         self.flush_notices();
@@ -104,7 +110,7 @@ impl Vfs {
     }
 
     /// The swap itself. The caller holds `swapping`.
-    pub(super) fn swap_locked(&self, set: LayerSet, info: SetInfo) -> Result<SwapOutcome> {
+    pub(super) fn swap_locked(&self, set: LayerSet, info: SetInfo) -> SwapOutcome {
         let old = self.active();
         let units: HashSet<UnitKey> = set.layers.iter().map(|layer| layer.unit.clone()).collect();
         let hidden = self.private.start_recording();
@@ -135,9 +141,12 @@ impl Vfs {
             changes = compare(&old.union, &new.union, &kept);
         }
         self.notify(self.notices(&changes));
-        self.private.drop_pairs(&gone)?;
+        // They are forgotten: what is left on the disk goes at the next mount.
+        if let Err(error) = self.private.drop_pairs(&gone) {
+            tracing::error!(%error, "white-outs of layers that are gone stay on the disk");
+        }
         let names = changes.values().map(|directory| directory.names.len()).sum();
-        Ok(SwapOutcome { names, directories: changes.len(), notices: notices.len() })
+        SwapOutcome { names, directories: changes.len(), notices: notices.len() }
     }
 
     /// What the kernel knows of the changed names.

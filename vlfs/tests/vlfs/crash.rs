@@ -1,6 +1,8 @@
 //! Every change of the private layer, cut short at each of its steps: after the
 //! next mount the old state is there or the new one, as a user sees it.
 //! (Times of directories aside: they follow the names below.)
+//! And every change with each of its steps refused once: what fails has not
+//! happened, what does not has, to the mount and to the next one alike.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -61,7 +63,7 @@ impl World {
         let private = Private::open_with(private, &Owner::AdHoc, disk).expect("opened");
         let opened = set::open_directories(layers, None).expect("opened");
         let vfs = Vfs::new(private, opened, SetInfo::default())?;
-        vfs.settle_absent(|unit| self.root(unit))?;
+        vfs.settle_absent(|unit| self.root(unit)).map_err(|error| error.errno)?;
         Ok(vfs)
     }
 
@@ -152,7 +154,77 @@ fn at_every_step(
     operation: impl Fn(&Vfs) -> Result<(), Errno>,
 ) {
     let world = World::new();
-    at_every_step_in(&world, &world.layers, times, prepare, operation);
+    at_every_step_in(&world, &world.layers, times, &prepare, &operation);
+    refused_at_every_step(&world, times, false, &prepare, &operation);
+}
+
+/// As [`at_every_step`], for a truncation to nothing: one that fails may have happened,
+/// as the original's data is never copied for it.
+fn truncated_at_every_step(
+    prepare: impl Fn(&Vfs) -> Result<(), Errno>,
+    operation: impl Fn(&Vfs) -> Result<(), Errno>,
+) {
+    let world = World::new();
+    at_every_step_in(&world, &world.layers, false, &prepare, &operation);
+    refused_at_every_step(&world, false, true, &prepare, &operation);
+}
+
+/// Drops the times of files where they are not to be the same.
+fn shorten(seen: &mut Snapshot, times: bool) {
+    for (text, _, _) in seen.values_mut().filter(|_| !times) {
+        *text = text.split(" Timestamp").next().unwrap_or("").to_owned();
+    }
+}
+
+/// Where two snapshots differ, for a failure.
+fn difference(found: &Snapshot, other: &Snapshot) -> Option<String> {
+    let keys = found.keys().chain(other.keys());
+    let mut changed = keys.filter(|key| found.get(*key) != other.get(*key));
+    let shown = |key: &String| format!("{key}: {:?}, {:?}", found.get(key), other.get(key));
+    changed.next().map(shown)
+}
+
+/// Runs `operation` after `prepare` once for every step it has, on a disk that refuses
+/// that step alone. `may_have_happened`: what fails may have been done all the same.
+fn refused_at_every_step(
+    world: &World,
+    times: bool,
+    may_have_happened: bool,
+    prepare: impl Fn(&Vfs) -> Result<(), Errno>,
+    operation: impl Fn(&Vfs) -> Result<(), Errno>,
+) {
+    let private = world.directory.path().join("refused");
+    let on = |disk: Disk| {
+        if private.exists() {
+            std::fs::remove_dir_all(&private).expect("removed");
+        }
+        prepare(&world.mount(&private)).expect("prepared");
+        world.mount_set(&private, &world.layers, disk).expect("composed")
+    };
+    let seen = |vfs: &Vfs| {
+        let mut seen = snapshot(vfs);
+        shorten(&mut seen, times);
+        seen
+    };
+    let vfs = on(Disk::refusing_at(u64::MAX));
+    let (old, opening) = (seen(&vfs), vfs.private().disk().steps());
+    drop(vfs);
+    let vfs = on(Disk::refusing_at(u64::MAX));
+    operation(&vfs).expect("undisturbed");
+    let (new, steps) = (seen(&vfs), vfs.private().disk().steps() - opening);
+    drop(vfs);
+    for step in 0..steps {
+        let vfs = on(Disk::refusing_at(opening + step));
+        let done = operation(&vfs);
+        let found = seen(&vfs);
+        let happened = done.is_ok() || (may_have_happened && found == new);
+        let expected = if happened { &new } else { &old };
+        let refused = format!("step {step} of {steps} refused: {done:?}");
+        assert_eq!(difference(&found, expected), None, "{refused}, the mount");
+        drop(vfs);
+        let found = seen(&world.mount(&private));
+        assert_eq!(difference(&found, expected), None, "{refused}, the next mount");
+    }
 }
 
 /// As [`at_every_step`]; what follows the crash is a mount of `after`.
@@ -166,11 +238,7 @@ fn at_every_step_in(
     let shown = |private: &Path| {
         let vfs = world.mount_set(private, after, Disk::default()).expect("after the crash");
         let mut seen = snapshot(&vfs);
-        if !times {
-            for (text, _, _) in seen.values_mut() {
-                *text = text.split(" Timestamp").next().unwrap_or("").to_owned();
-            }
-        }
+        shorten(&mut seen, times);
         assert!(is_empty(private.join("journal")), "what was begun is finished");
         seen
     };
@@ -203,17 +271,10 @@ fn at_every_step_in(
         drop(vfs);
         let found = shown(&private);
         if found != old && found != new {
-            let differs = |other: &Snapshot| {
-                let keys = found.keys().chain(other.keys());
-                let changed = keys.filter(|key| found.get(*key) != other.get(*key));
-                let shown =
-                    |key: &String| format!("{key}: {:?}, {:?}", found.get(key), other.get(key));
-                changed.map(shown).next()
-            };
             panic!(
                 "step {step} of {steps}: neither old {:?} nor new {:?}",
-                differs(&old),
-                differs(&new)
+                difference(&found, &old),
+                difference(&found, &new)
             );
         }
     }
@@ -291,9 +352,9 @@ fn copy_up_of_directories_and_links() {
 
 #[test]
 fn truncation() {
-    at_every_step(false, nothing, |vfs| truncate(vfs, "f", 0));
+    truncated_at_every_step(nothing, |vfs| truncate(vfs, "f", 0));
     at_every_step(false, nothing, |vfs| truncate(vfs, "f", 4));
-    at_every_step(false, |vfs| chmod(vfs, "f", 0o600), |vfs| truncate(vfs, "f", 0));
+    truncated_at_every_step(|vfs| chmod(vfs, "f", 0o600), |vfs| truncate(vfs, "f", 0));
     at_every_step(false, |vfs| chmod(vfs, "f", 0o600), |vfs| truncate(vfs, "f", 4));
 }
 
@@ -405,7 +466,7 @@ fn swapping() {
     };
     let swap = |vfs: &Vfs| {
         let layers = set::open_directories(low_alone, Some(&vfs.active().set())).expect("opened");
-        vfs.swap(layers, SetInfo::default()).map(drop)
+        vfs.swap(layers, SetInfo::default()).map(drop).map_err(|error| error.errno)
     };
     at_every_step_in(&world, low_alone, true, prepare, swap);
     // Or the set is the former one again.

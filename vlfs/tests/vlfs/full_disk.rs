@@ -97,6 +97,40 @@ fn a_copy_of_hard_links_that_does_not_fit_changes_no_name() {
     mount.unmount();
 }
 
+/// A rename over a layer's file writes a white-out last, which may not fit.
+#[test]
+fn regression_a_rename_that_is_refused_has_not_happened() {
+    for whiteouts in [false, true] {
+        let mount = Mount::new();
+        let layer = mount.layer("one", &[("d/f", "old"), ("d/gone", "")]);
+        let disk = SmallDisk::new(mount.private(), "nr_inodes=64");
+        mount.mount(&[&layer]);
+        fs::write(mount.path("d/f.tmp"), "new").expect("written");
+        if whiteouts {
+            // The white-outs' directory is there already.
+            fs::remove_file(mount.path("d/gone")).expect("removed");
+        }
+        let mut fill = (0..64).map(|n| fs::write(disk.0.join(format!("fill{n}")), ""));
+        assert_eq!(fill.find_map(Result::err).expect("full").raw_os_error(), ENOSPC);
+        let renamed = fs::rename(mount.path("d/f.tmp"), mount.path("d/f"));
+        assert_eq!(renamed.is_ok(), whiteouts, "{renamed:?}");
+        for _ in 0..2 {
+            if renamed.is_ok() {
+                assert_eq!(read(mount.path("d/f")), "new");
+                assert!(!mount.path("d/f.tmp").exists());
+            } else {
+                assert_eq!(read(mount.path("d/f")), "old");
+                assert_eq!(read(mount.path("d/f.tmp")), "new");
+            }
+            for entry in names(&disk.0).iter().filter(|entry| entry.starts_with("fill")) {
+                fs::remove_file(disk.0.join(entry)).expect("removed");
+            }
+            mount.unmount();
+            mount.mount(&[&layer]);
+        }
+    }
+}
+
 /// The log is on the same disk.
 #[test]
 fn a_full_log_ends_nothing() {

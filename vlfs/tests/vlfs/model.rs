@@ -3,7 +3,8 @@
 //!
 //! The model is the plainest union that could be written: a map of paths, and
 //! for each unit what it shows and what is hidden in it. One definition of
-//! correctness: after every step the whole tree must equal the model's.
+//! correctness: after every step the whole tree must equal the model's, and which
+//! names are one file.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -24,10 +25,46 @@ const NAMES: [&str; 3] = ["a", "b", "c"];
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Object {
     Directory,
-    File(String),
+    /// Names with the same number are hard links of one file.
+    File(usize, String),
 }
 
 type Tree = BTreeMap<String, Object>;
+
+/// What a user sees at a path.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Seen {
+    Directory,
+    /// With the number of links, and the first name of the file.
+    File {
+        text: String,
+        links: usize,
+        first: String,
+    },
+}
+
+/// Files as a user sees them: by number, text, and number of links where known.
+fn seen(tree: impl IntoIterator<Item = (String, Object, Option<usize>)>) -> BTreeMap<String, Seen> {
+    let tree: Vec<_> = tree.into_iter().collect();
+    let mut names: BTreeMap<usize, Vec<String>> = BTreeMap::new();
+    for (path, object, _) in &tree {
+        if let Object::File(number, _) = object {
+            names.entry(*number).or_default().push(path.clone());
+        }
+    }
+    let seen = tree.into_iter().map(|(path, object, links)| {
+        let seen = match object {
+            Object::Directory => Seen::Directory,
+            Object::File(number, text) => {
+                let names = &names[&number];
+                let links = links.unwrap_or(names.len());
+                Seen::File { text, links, first: names[0].clone() }
+            }
+        };
+        (path, seen)
+    });
+    seen.collect()
+}
 
 fn parent(path: &str) -> Option<&str> {
     if path.is_empty() { None } else { Some(path.rsplit_once('/').map_or("", |(above, _)| above)) }
@@ -45,7 +82,12 @@ struct Model {
     set: Vec<usize>,
     hidden: BTreeMap<usize, BTreeSet<String>>,
     private: Tree,
+    /// The last number of a private file.
+    last: usize,
 }
+
+/// Numbers of files are below this in each unit, and above all units' in the private layer.
+const FILES: usize = 1000;
 
 impl Model {
     /// Contributions at a path, topmost first, seen from merged directories above.
@@ -64,7 +106,7 @@ impl Model {
         // A private object that is no directory obscures all below it.
         let mut above = parent(path);
         while let Some(directory) = above {
-            if matches!(self.private.get(directory), Some(Object::File(_))) {
+            if matches!(self.private.get(directory), Some(Object::File(..))) {
                 return None;
             }
             above = parent(directory);
@@ -83,6 +125,10 @@ impl Model {
         let mut all: BTreeSet<String> = self.private.keys().cloned().collect();
         all.extend(self.set.iter().flat_map(|unit| self.units[*unit].keys().cloned()));
         all.into_iter().filter_map(|path| Some((path.clone(), self.get(&path)?))).collect()
+    }
+
+    fn seen(&self) -> BTreeMap<String, Seen> {
+        seen(self.tree().into_iter().map(|(path, object)| (path, object, None)))
     }
 
     fn children(&self, directory: &str) -> Vec<String> {
@@ -110,12 +156,62 @@ impl Model {
         self.private.insert(path.to_owned(), object);
     }
 
-    fn create(&mut self, path: &str, object: Object) -> Result<(), Errno> {
-        match self.get(parent(path).unwrap_or("")) {
-            None => return Err(Errno::NOENT),
-            Some(Object::File(_)) => return Err(Errno::NOTDIR),
-            Some(Object::Directory) => {}
+    fn new_file(&mut self, text: String) -> Object {
+        self.last += 1;
+        Object::File(FILES * UNITS + self.last, text)
+    }
+
+    /// All names of a file that are shown follow its copy.
+    fn copy_up(&mut self, path: &str) {
+        let Some(object) = self.lower(path).filter(|_| !self.private.contains_key(path)) else {
+            return;
+        };
+        let Object::File(_, text) = &object else { return self.put(path, object) };
+        let names: Vec<_> = self.tree().into_iter().filter(|(_, other)| *other == object).collect();
+        let copy = self.new_file(text.clone());
+        for (name, _) in names {
+            self.put(&name, copy.clone());
         }
+    }
+
+    fn write(&mut self, path: &str, new: &str) -> Result<(), Errno> {
+        if self.get(path).ok_or(Errno::NOENT)? == Object::Directory {
+            return Err(Errno::ISDIR);
+        }
+        self.copy_up(path);
+        let written = self.private[path].clone();
+        for object in self.private.values_mut().filter(|object| **object == written) {
+            if let Object::File(_, text) = object {
+                new.clone_into(text);
+            }
+        }
+        Ok(())
+    }
+
+    fn link(&mut self, from: &str, to: &str) -> Result<(), Errno> {
+        let source = self.get(from).ok_or(Errno::NOENT)?;
+        self.check_parent(to)?;
+        if self.get(to).is_some() {
+            return Err(Errno::EXIST);
+        }
+        if source == Object::Directory {
+            return Err(Errno::PERM);
+        }
+        self.copy_up(from);
+        self.put(to, self.private[from].clone());
+        Ok(())
+    }
+
+    fn check_parent(&self, path: &str) -> Result<(), Errno> {
+        match self.get(parent(path).unwrap_or("")) {
+            None => Err(Errno::NOENT),
+            Some(Object::File(..)) => Err(Errno::NOTDIR),
+            Some(Object::Directory) => Ok(()),
+        }
+    }
+
+    fn create(&mut self, path: &str, object: Object) -> Result<(), Errno> {
+        self.check_parent(path)?;
         if self.get(path).is_some() {
             return Err(Errno::EXIST);
         }
@@ -126,7 +222,7 @@ impl Model {
     fn remove(&mut self, path: &str, directory: bool) -> Result<(), Errno> {
         match (self.get(path).ok_or(Errno::NOENT)?, directory) {
             (Object::Directory, false) => return Err(Errno::ISDIR),
-            (Object::File(_), true) => return Err(Errno::NOTDIR),
+            (Object::File(..), true) => return Err(Errno::NOTDIR),
             (Object::Directory, true) if !self.children(path).is_empty() => {
                 return Err(Errno::NOTEMPTY);
             }
@@ -139,31 +235,29 @@ impl Model {
 
     fn rename(&mut self, from: &str, to: &str) -> Result<(), Errno> {
         let source = self.get(from).ok_or(Errno::NOENT)?;
-        match self.get(parent(to).unwrap_or("")) {
-            None => return Err(Errno::NOENT),
-            Some(Object::File(_)) => return Err(Errno::NOTDIR),
-            Some(Object::Directory) => {}
-        }
-        if from == to {
+        self.check_parent(to)?;
+        let target = self.get(to);
+        // Two names of one file: nothing happens.
+        if from == to || (source != Object::Directory && target.as_ref() == Some(&source)) {
             return Ok(());
         }
-        match (&source, self.get(to)) {
-            (_, None) | (Object::File(_), Some(Object::File(_))) => {}
-            (Object::Directory, Some(Object::File(_))) => return Err(Errno::NOTDIR),
-            (Object::File(_), Some(Object::Directory)) => return Err(Errno::ISDIR),
+        match (&source, target) {
+            (_, None) | (Object::File(..), Some(Object::File(..))) => {}
+            (Object::Directory, Some(Object::File(..))) => return Err(Errno::NOTDIR),
+            (Object::File(..), Some(Object::Directory)) => return Err(Errno::ISDIR),
             (Object::Directory, Some(Object::Directory)) => {
                 if !self.children(to).is_empty() {
                     return Err(Errno::NOTEMPTY);
                 }
             }
         }
-        let moved: Vec<(String, Object)> = self
-            .tree()
-            .into_iter()
-            .filter(|(path, _)| path == from || is_below(path, from))
-            .collect();
+        let is_moved = |path: &String| path == from || is_below(path, from);
         // The source is copied in place first, and the directories above it stay private.
         self.make_parents(from);
+        for path in self.tree().into_keys().filter(is_moved) {
+            self.copy_up(&path);
+        }
+        let moved: Vec<_> = self.tree().into_iter().filter(|(path, _)| is_moved(path)).collect();
         self.hide(from);
         self.hide(to);
         self.private.retain(|path, _| path != from && !is_below(path, from));
@@ -188,6 +282,7 @@ enum Operation {
     Unlink(String),
     Rmdir(String),
     Rename(String, String),
+    Link(String, String),
     Swap(Vec<usize>),
     Remount,
 }
@@ -197,14 +292,27 @@ fn path() -> impl Strategy<Value = String> {
         .prop_map(|names| names.join("/"))
 }
 
+#[derive(Debug, Clone, Copy)]
+enum Wanted {
+    Directory,
+    File,
+    /// Of one of the files before it.
+    Link(usize),
+}
+
 fn unit() -> impl Strategy<Value = Tree> {
-    proptest::collection::btree_map(path(), any::<bool>(), 0..8).prop_map(|wanted| {
+    let kind = prop_oneof![
+        3 => Just(Wanted::Directory),
+        2 => Just(Wanted::File),
+        3 => any::<usize>().prop_map(Wanted::Link),
+    ];
+    proptest::collection::btree_map(path(), kind, 0..8).prop_map(|wanted| {
         let mut tree = Tree::new();
-        for (path, is_directory) in wanted {
+        for (path, wanted) in wanted {
             let mut above = parent(&path);
             let mut blocked = false;
             while let Some(directory) = above.filter(|directory| !directory.is_empty()) {
-                blocked |= matches!(tree.get(directory), Some(Object::File(_)));
+                blocked |= matches!(tree.get(directory), Some(Object::File(..)));
                 above = parent(directory);
             }
             if blocked || tree.contains_key(&path) {
@@ -215,8 +323,13 @@ fn unit() -> impl Strategy<Value = Tree> {
                 tree.entry(directory.to_owned()).or_insert(Object::Directory);
                 above = parent(directory);
             }
-            let object =
-                if is_directory { Object::Directory } else { Object::File(format!("of {path}")) };
+            let files: Vec<_> =
+                tree.values().filter(|object| **object != Object::Directory).cloned().collect();
+            let object = match wanted {
+                Wanted::Directory => Object::Directory,
+                Wanted::Link(which) if !files.is_empty() => files[which % files.len()].clone(),
+                Wanted::File | Wanted::Link(_) => Object::File(files.len(), format!("of {path}")),
+            };
             tree.insert(path, object);
         }
         tree
@@ -235,6 +348,7 @@ fn operation() -> impl Strategy<Value = Operation> {
         4 => path().prop_map(Operation::Unlink),
         4 => path().prop_map(Operation::Rmdir),
         5 => (path(), path()).prop_map(|(from, to)| Operation::Rename(from, to)),
+        2 => (path(), path()).prop_map(|(from, to)| Operation::Link(from, to)),
         2 => set.prop_map(Operation::Swap),
         1 => Just(Operation::Remount),
     ]
@@ -254,10 +368,18 @@ impl Real {
         for (number, tree) in units.iter().enumerate() {
             let unit = directory.path().join(format!("unit{number}"));
             std::fs::create_dir(&unit).expect("made");
+            let mut files: BTreeMap<usize, PathBuf> = BTreeMap::new();
             for (path, object) in tree {
+                let at = unit.join(path);
                 match object {
-                    Object::Directory => std::fs::create_dir(unit.join(path)).expect("made"),
-                    Object::File(text) => std::fs::write(unit.join(path), text).expect("written"),
+                    Object::Directory => std::fs::create_dir(at).expect("made"),
+                    Object::File(number, text) => match files.get(number) {
+                        Some(first) => std::fs::hard_link(first, at).expect("linked"),
+                        None => {
+                            std::fs::write(&at, text).expect("written");
+                            files.insert(*number, at);
+                        }
+                    },
                 }
             }
             paths.push(unit);
@@ -339,18 +461,39 @@ impl Real {
             Operation::Rename(from, to) => {
                 vfs.rename(self.end(from)?, self.end(to)?, rename::Mode::Replace)?;
             }
+            Operation::Link(from, to) => {
+                let (node, (above, name)) = (self.walk(from)?, self.end(to)?);
+                // The kernel looks before it asks.
+                match vfs.lookup(above, name) {
+                    Ok(_) => return Err(Errno::EXIST),
+                    Err(Errno::NOENT) => {}
+                    Err(error) => return Err(error),
+                }
+                vfs.link(node, above, name)?;
+            }
             Operation::Swap(_) | Operation::Remount => {}
         }
         Ok(())
     }
 
-    fn tree(&self) -> Tree {
-        let mut tree = Tree::new();
+    fn tree(&self) -> BTreeMap<String, Seen> {
+        let mut tree = BTreeMap::new();
         self.read_directory(ROOT, "", &mut tree);
-        tree
+        // What one node is, is one file; the number of links is as of the last lookup.
+        let links: BTreeMap<String, usize> = tree
+            .iter()
+            .map(|(path, (_, node))| {
+                let attr = self.vfs().getattr(*node).expect("described").0;
+                (path.clone(), attr.nlink as usize)
+            })
+            .collect();
+        seen(tree.into_iter().map(|(path, (object, _))| {
+            let links = links[&path];
+            (path, object, Some(links))
+        }))
     }
 
-    fn read_directory(&self, node: u64, path: &str, tree: &mut Tree) {
+    fn read_directory(&self, node: u64, path: &str, tree: &mut BTreeMap<String, (Object, u64)>) {
         let vfs = self.vfs();
         let opened = vfs.opendir(node).expect("opened");
         let listing = vfs.listing(opened.handle, 0).expect("listed");
@@ -361,7 +504,7 @@ impl Real {
             let found = vfs.lookup(node, &listed.name).expect("what is listed is there");
             assert_eq!(found.attr.ino, listed.ino, "d_ino of {below}");
             if found.attr.kind == FileType::Directory {
-                tree.insert(below.clone(), Object::Directory);
+                tree.insert(below.clone(), (Object::Directory, found.id));
                 self.read_directory(found.id, &below, tree);
             } else {
                 let opened = vfs.open(found.id, OpenMode::default()).expect("opened");
@@ -370,7 +513,8 @@ impl Real {
                 vfs.release(opened.handle);
                 assert_eq!(found.attr.size, length as u64);
                 let text = String::from_utf8(bytes[..length].to_vec()).expect("ours");
-                tree.insert(below, Object::File(text));
+                let number = usize::try_from(found.id).expect("small");
+                tree.insert(below, (Object::File(number, text), found.id));
             }
         }
     }
@@ -378,20 +522,18 @@ impl Real {
 
 fn apply_to_model(model: &mut Model, operation: &Operation) -> Result<(), Errno> {
     match operation {
-        Operation::Create(path) => model.create(path, Object::File(String::new())),
+        Operation::Create(path) => {
+            let file = model.new_file(String::new());
+            model.create(path, file)
+        }
         Operation::Mkdir(path) => model.create(path, Object::Directory),
-        Operation::Write(path, byte) => match model.get(path).ok_or(Errno::NOENT)? {
-            Object::Directory => Err(Errno::ISDIR),
-            Object::File(_) => {
-                model.put(path, Object::File(format!("byte {byte}")));
-                Ok(())
-            }
-        },
+        Operation::Write(path, byte) => model.write(path, &format!("byte {byte}")),
         Operation::Chmod(path) => {
-            let object = model.get(path).ok_or(Errno::NOENT)?;
-            model.put(path, object);
+            model.get(path).ok_or(Errno::NOENT)?;
+            model.copy_up(path);
             Ok(())
         }
+        Operation::Link(from, to) => model.link(from, to),
         Operation::Unlink(path) => model.remove(path, false),
         Operation::Rmdir(path) => model.remove(path, true),
         Operation::Rename(from, to) => model.rename(from, to),
@@ -403,11 +545,18 @@ fn apply_to_model(model: &mut Model, operation: &Operation) -> Result<(), Errno>
     }
 }
 
-fn run(units: Vec<Tree>, operations: &[Operation]) {
+fn run(mut units: Vec<Tree>, operations: &[Operation]) {
     let mut real = Real::new(&units);
+    for (unit, tree) in units.iter_mut().enumerate() {
+        for object in tree.values_mut() {
+            if let Object::File(number, _) = object {
+                *number += FILES * unit;
+            }
+        }
+    }
     let mut model = Model { units, set: (0..UNITS).collect(), ..Model::default() };
     real.mount(&model.set);
-    assert_eq!(real.tree(), model.tree(), "at the mount");
+    assert_eq!(real.tree(), model.seen(), "at the mount");
     for (step, operation) in operations.iter().enumerate() {
         // The kernel refuses to move a directory into itself; we rely on it.
         if let Operation::Rename(from, to) = operation
@@ -417,7 +566,10 @@ fn run(units: Vec<Tree>, operations: &[Operation]) {
         }
         let expected = apply_to_model(&mut model, operation);
         let got = match operation {
-            Operation::Swap(set) => real.vfs().swap(real.layers(set), SetInfo::default()).map(drop),
+            Operation::Swap(set) => {
+                let swapped = real.vfs().swap(real.layers(set), SetInfo::default());
+                swapped.map(drop).map_err(|error| error.errno)
+            }
             Operation::Remount => {
                 real.mount(&model.set);
                 Ok(())
@@ -430,7 +582,7 @@ fn run(units: Vec<Tree>, operations: &[Operation]) {
             (got, expected) => got == expected,
         };
         assert!(same, "step {step}, {operation:?}: {got:?}, expected {expected:?}");
-        assert_eq!(real.tree(), model.tree(), "after step {step}, {operation:?}");
+        assert_eq!(real.tree(), model.seen(), "after step {step}, {operation:?}");
     }
 }
 
@@ -472,10 +624,10 @@ fn regression_rename_of_a_tree_with_an_obscured_directory() {
 fn regression_a_refused_rename_copies_nothing() {
     let directory: Tree = [
         ("a".to_owned(), Object::Directory),
-        ("a/a".to_owned(), Object::File("of a/a".to_owned())),
+        ("a/a".to_owned(), Object::File(0, "of a/a".to_owned())),
     ]
     .into();
-    let file: Tree = [("b".to_owned(), Object::File("of b".to_owned()))].into();
+    let file: Tree = [("b".to_owned(), Object::File(0, "of b".to_owned()))].into();
     let units = vec![directory, Tree::new(), Tree::new(), file];
     let operations = [Operation::Rename("a".to_owned(), "b".to_owned()), Operation::Swap(vec![3])];
     run(units, &operations);
@@ -485,7 +637,7 @@ fn regression_a_refused_rename_copies_nothing() {
 /// node of the dropped copy, and what was written to it was lost. `ci/soak` found it.
 #[test]
 fn regression_a_reverted_file_is_not_opened_by_its_old_node() {
-    let unit: Tree = [("a".to_owned(), Object::File("of a".to_owned()))].into();
+    let unit: Tree = [("a".to_owned(), Object::File(0, "of a".to_owned()))].into();
     let mut real = Real::new(&[unit]);
     real.mount(&[0]);
     real.apply(&Operation::Write("a".to_owned(), 1)).expect("copied");
@@ -496,5 +648,86 @@ fn regression_a_reverted_file_is_not_opened_by_its_old_node() {
         assert_eq!(real.vfs().open(node, mode).map(|opened| opened.handle), Err(Errno::STALE));
     }
     real.apply(&Operation::Write("a".to_owned(), 2)).expect("copied anew");
-    assert_eq!(real.tree()["a"], Object::File("byte 2".to_owned()));
+    let first = "a".to_owned();
+    assert_eq!(real.tree()["a"], Seen::File { text: "byte 2".to_owned(), links: 1, first });
+}
+
+/// A unit of one file with several names.
+fn linked(names: &[&str]) -> Tree {
+    let mut tree = Tree::new();
+    for name in names {
+        if let Some((above, _)) = name.rsplit_once('/') {
+            tree.insert(above.to_owned(), Object::Directory);
+        }
+        tree.insert((*name).to_owned(), Object::File(0, "linked".to_owned()));
+    }
+    tree
+}
+
+/// The copy of a hard link went to all its names, those of private files among them,
+/// whose data was lost.
+#[test]
+fn regression_a_copy_of_hard_links_replaces_no_private_object() {
+    let write = |path: &str| Operation::Write(path.to_owned(), 1);
+    let units =
+        vec![linked(&["a", "b", "c"]), linked(&["a/a", "b", "c"]), Tree::new(), Tree::new()];
+    for unit in [0, 1] {
+        let private = [Operation::Create("a".to_owned()), Operation::Mkdir("a".to_owned())];
+        for private in private {
+            let before = [Operation::Swap(vec![2]), private, Operation::Swap(vec![unit])];
+            for copied in [
+                write("b"),
+                Operation::Chmod("c".to_owned()),
+                Operation::Link("b".to_owned(), "d".to_owned()),
+                Operation::Rename("b".to_owned(), "d".to_owned()),
+            ] {
+                let mut operations = before.to_vec();
+                operations.extend([copied, write("a"), write("c"), Operation::Remount]);
+                run(units.clone(), &operations);
+            }
+        }
+    }
+}
+
+/// A name that the kernel knew, and that shows another file since a swap, got the copy.
+#[test]
+fn regression_a_copy_goes_to_a_name_that_shows_its_original() {
+    let mut top = Tree::new();
+    top.insert("b".to_owned(), Object::File(0, "of b".to_owned()));
+    let mut real = Real::new(&[linked(&["a", "b"]), top]);
+    real.mount(&[0]);
+    let node = real.walk("a").expect("there");
+    assert_eq!(real.walk("b"), Ok(node));
+    real.vfs().swap(real.layers(&[1, 0]), SetInfo::default()).expect("swapped");
+    real.apply(&Operation::Write("a".to_owned(), 1)).expect("written");
+    let text = |path: &str| match &real.tree()[path] {
+        Seen::File { text, links: 1, .. } => text.clone(),
+        other => panic!("{path}: {other:?}"),
+    };
+    assert_eq!((text("a"), text("b")), ("byte 1".to_owned(), "of b".to_owned()));
+}
+
+/// A private copy and the layers' file have one number: a name of the one that is shown
+/// again led to the other.
+#[test]
+fn regression_a_link_that_is_shown_again_is_no_name_of_the_copy() {
+    let mut real = Real::new(&[linked(&["a", "b", "c"])]);
+    real.mount(&[0]);
+    for name in ["a", "b", "c"] {
+        real.walk(name).expect("there");
+    }
+    real.apply(&Operation::Write("a".to_owned(), 1)).expect("copied");
+    for reverted in [&b"b"[..], b"c"] {
+        real.vfs().revert(reverted, &CALLER).expect("reverted");
+    }
+    let file = |text: &str, links, first: &str| Seen::File {
+        text: text.to_owned(),
+        links,
+        first: first.to_owned(),
+    };
+    let tree = real.tree();
+    assert_eq!(tree["a"], file("byte 1", 1, "a"));
+    assert_eq!((&tree["b"], &tree["c"]), (&file("linked", 2, "b"), &file("linked", 2, "b")));
+    real.mount(&[0]);
+    assert_eq!(real.tree(), tree);
 }
