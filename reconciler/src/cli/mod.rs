@@ -116,6 +116,7 @@ pub fn main() -> ExitCode {
         Command::Reconcile(args) if !args.once && args.action.is_none() => "info",
         _ => "warn",
     };
+    choose_cryptography();
     if let Err(failure) = start_log(cli.log.as_deref().unwrap_or(default)) {
         failure.print();
         return ExitCode::from(2);
@@ -128,6 +129,13 @@ pub fn main() -> ExitCode {
             ExitCode::from(2)
         }
     }
+}
+
+/// Two libraries bring TLS cryptography of their own, and where there are two, rustls
+/// takes neither by itself: a client that asks for the default one would panic.
+fn choose_cryptography() {
+    let chosen = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    debug_assert!(chosen.is_ok(), "nobody chose before");
 }
 
 /// Runs the command, and tells the audit log where it changes something.

@@ -83,6 +83,10 @@ fn from_an_ftp_server() {
     let mut vsftpd = command("vsftpd");
     vsftpd.arg(&file);
     let _vsftpd = bench.spawn(vsftpd, port, "apt-get install vsftpd");
+    // It speaks no TLS: that is an error like others.
+    bench.configure(&format!("ftps://127.0.0.1:{port}/main"), "");
+    let said = bench.refused(&["repo", "mirror", &bench.gitops()]);
+    assert!(said.contains("failed main: ftps://") && !said.contains("panicked"), "{said}");
     bench.configure(&format!("ftp://127.0.0.1:{port}/main"), "");
     bench.mirror();
     bench.assert_mirrored();

@@ -122,7 +122,12 @@ impl HttpsServer {
             .arg(&certificate));
         let chain = vec![CertificateDer::from_pem_file(&certificate).expect("a certificate")];
         let key = PrivateKeyDer::from_pem_file(&key).expect("a key");
-        let tls = ServerConfig::builder().with_no_client_auth().with_single_cert(chain, key);
+        let cryptography = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let tls = ServerConfig::builder_with_provider(cryptography)
+            .with_safe_default_protocol_versions()
+            .expect("versions of TLS")
+            .with_no_client_auth()
+            .with_single_cert(chain, key);
         let tls = Arc::new(tls.expect("a pair"));
         let listener = TcpListener::bind("127.0.0.1:0").expect("bound");
         let port = listener.local_addr().expect("an address").port();

@@ -82,7 +82,7 @@ pub fn undo(private: &Private, step: &Step) -> Result<(), Errno> {
 pub fn write(private: &Private, name: &[u8], steps: &[Step]) -> Result<Vec<u8>, Errno> {
     let (disk, flags) = (&private.disk, OFlags::RDONLY | OFlags::DIRECTORY);
     let directory = backing::open_beneath(private.root(), JOURNAL, flags, Mode::empty())?;
-    let flags = OFlags::WRONLY | OFlags::TRUNC;
+    let flags = OFlags::WRONLY | OFlags::TRUNC | OFlags::NONBLOCK;
     let fd = disk.create(&directory, name, flags, Mode::from_raw_mode(0o600))?;
     let written = write_all(disk, &fd, print(steps).as_bytes())
         .and_then(|()| disk.sync(&fd))
@@ -98,7 +98,8 @@ pub fn write(private: &Private, name: &[u8], steps: &[Step]) -> Result<Vec<u8>, 
 pub fn remove(private: &Private, name: &[u8]) -> Result<(), Errno> {
     let directory = backing::open_directory(private.root(), JOURNAL)?;
     private.disk.unlink(&directory, name).or_else(|error| {
-        let entry = backing::open_beneath(&directory, name, OFlags::WRONLY, Mode::empty())?;
+        let flags = OFlags::WRONLY | OFlags::NONBLOCK;
+        let entry = backing::open_beneath(&directory, name, flags, Mode::empty())?;
         private.disk.truncate(&entry, 0).map_err(|_| error)
     })
 }

@@ -594,7 +594,8 @@ pub(crate) fn write_small(
     name: &[u8],
     content: &[u8],
 ) -> Result<(), Errno> {
-    let flags = OFlags::WRONLY | OFlags::TRUNC;
+    // A FIFO that stands there must not be waited for.
+    let flags = OFlags::WRONLY | OFlags::TRUNC | OFlags::NONBLOCK;
     let fd = disk.create(directory, name, flags, Mode::from_raw_mode(0o644))?;
     write_all(disk, &fd, content)?;
     disk.sync(&fd)

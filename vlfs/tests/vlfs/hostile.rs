@@ -146,3 +146,27 @@ fn regression_a_fifo_in_the_journal_is_damage() {
     Damage::Fifo(at).apply(&place.path("private"), &place.path("outside"));
     assert!(place.open().is_none());
 }
+
+/// A FIFO is waited for nowhere, whatever else is damaged.
+#[test]
+fn regression_a_fifo_in_any_place_is_not_waited_for() {
+    let older = b"strata-private 2\n".to_vec();
+    let format = TARGETS.iter().position(|target| *target == "format").expect("listed");
+    for at in 0..TARGETS.len() {
+        for with in
+            [None, Some(Damage::Remove(format)), Some(Damage::Content(format, older.clone()))]
+        {
+            let place = Place::new();
+            used(&place);
+            for damage in with.into_iter().chain([Damage::Fifo(at)]) {
+                damage.apply(&place.path("private"), &place.path("outside"));
+            }
+            for _ in 0..2 {
+                if let Some(vfs) = place.open() {
+                    use_everything(&vfs, ROOT, 0);
+                }
+                place.check_outside();
+            }
+        }
+    }
+}
