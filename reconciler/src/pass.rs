@@ -498,8 +498,11 @@ impl Reconciler {
         failed.map_or(Ok(Some(report)), |error| Err(RolloutError::from(error).into()))
     }
 
-    pub fn fetch_deadline(&self) -> Duration {
-        self.options.fetch_deadline
+    /// The longest that one fetch takes: every remote may be asked, for a single commit
+    /// each a second time.
+    pub fn longest_fetch(&self) -> Duration {
+        let turns = self.source.remotes().len().saturating_mul(2);
+        self.options.fetch_deadline.saturating_mul(u32::try_from(turns).unwrap_or(u32::MAX))
     }
 
     /// The programs that VAs are made of, where they are there.

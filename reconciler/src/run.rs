@@ -138,7 +138,7 @@ async fn main_loop(
     let (rollouts, receiver) = channel(ROLLOUTS);
     let (store, audit_log) = (reconciler.store().clone(), reconciler.audit().clone());
     let source = reconciler.source().to_string();
-    let longest = reconciler.fetch_deadline();
+    let longest = reconciler.longest_fetch();
     let webhook = configuration.as_ref().and_then(|(_, settings)| settings.webhook.clone());
     let mut service = Service::start(store, audit_log, source, configuration, longest).await?;
     let verifier = Verifier::new(reconciler.store().clone());
