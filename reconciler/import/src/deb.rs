@@ -91,7 +91,7 @@ pub fn convert(
     Ok(Converted { metadata, manifest })
 }
 
-fn check_format<R: Read>(ar: &mut ArReader<R>) -> Result<(), DebError> {
+pub(crate) fn check_format<R: Read>(ar: &mut ArReader<R>) -> Result<(), DebError> {
     let first = ar.next_member()?.ok_or(DebError::Missing("debian-binary"))?;
     if first.name != "debian-binary" {
         return Err(DebError::Member { expected: "debian-binary", found: first.name });
@@ -106,7 +106,7 @@ fn check_format<R: Read>(ar: &mut ArReader<R>) -> Result<(), DebError> {
 
 /// Goes to the member `prefix` + suffix; those that start with `_` are passed
 /// over, as deb(5) lays down.
-fn next_archive<R: Read>(
+pub(crate) fn next_archive<R: Read>(
     ar: &mut ArReader<R>,
     prefix: &'static str,
 ) -> Result<(String, Compression), DebError> {
@@ -125,7 +125,8 @@ fn next_archive<R: Read>(
     }
 }
 
-fn open<'a, R: Read + Send>(
+/// A reader of the archive that [`next_archive`] went to.
+pub(crate) fn open<'a, R: Read + Send>(
     ar: &'a mut ArReader<R>,
     member: &str,
     compression: Compression,

@@ -1,4 +1,5 @@
-//! Making layers (§4.1, §5.3): from a directory, from Debian and from RPM packages.
+//! Making layers (§4.1, §5.3): from a directory, from Debian and from RPM packages. And
+//! boot environments, from packages of kernels ([`boot`]).
 //!
 //! Everything is converted in one pass: files are written below a staging
 //! directory of the store, hashed on the way, and described by the manifest
@@ -11,6 +12,7 @@
 pub mod apt;
 pub mod ar;
 pub mod archive;
+pub mod boot;
 pub mod build;
 pub mod compression;
 pub mod control;

@@ -17,7 +17,8 @@ use super::{Failure, Outcome};
 use crate::audit::{AuditError, AuditLog};
 
 /// Commands that change a store.
-const CHANGES: [&str; 29] = [
+const CHANGES: [&str; 30] = [
+    "boot build",
     "layer build",
     "layer from-private",
     "layer import",
@@ -50,9 +51,10 @@ const CHANGES: [&str; 29] = [
 ];
 /// Commands that change no store, or tell what they change by themselves.
 #[cfg(test)]
-const OTHERS: [&str; 32] = [
+const OTHERS: [&str; 33] = [
     "audit list",
     "audit verify",
+    "boot list",
     "check",
     "completions",
     "diff",

@@ -7,6 +7,7 @@
 
 mod audit;
 mod audited;
+mod boot;
 mod check;
 mod diff;
 mod events;
@@ -57,6 +58,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Audit(audit::AuditArgs),
+    Boot(boot::BootArgs),
     Check(check::CheckArgs),
     Completions(CompletionsArgs),
     Diff(diff::DiffArgs),
@@ -154,6 +156,7 @@ fn run_told(matches: &clap::ArgMatches, command: Command) -> Result<Outcome, Fai
 fn run(command: Command) -> Result<Outcome, Failure> {
     match command {
         Command::Audit(args) => audit::run(&args),
+        Command::Boot(args) => boot::run(&args),
         Command::Check(args) => check::run(&args),
         Command::Status(args) => status::run(&args),
         Command::Reconcile(args) => reconcile::run(&args),

@@ -21,11 +21,15 @@
 //! command's status, 128 + signal, 127 or 126 where it cannot be run, and 125
 //! where the VA cannot be entered.
 //!
+//! As `/init` of a boot environment, the first process of a machine, it takes no form and
+//! does all that lies between the kernel and the appliance ([`boot`], `docs/boot.md`).
+//!
 //! Making namespaces ([`namespaces`]), filling a root with the kernel's file
 //! systems ([`root`], which takes the root as an argument) and being PID 1
 //! ([`pid1`]) do not know of one another, so that a boot environment can use the
-//! last two without the first. The program parses no format and reads no store.
+//! last two without the first. Only that one reads the store.
 
+mod boot;
 mod capabilities;
 mod error;
 mod namespaces;
@@ -54,6 +58,9 @@ const USAGE: &str = "usage: strata-init in-cgroup CGROUP -- PROGRAM [ARG…]
 const EXIT_NOT_ENTERED: u8 = 125;
 
 fn main() -> ExitCode {
+    if boot::is_asked_for(std::env::args_os().next().as_deref()) {
+        boot::run();
+    }
     let mut words: Vec<OsString> = std::env::args_os().skip(1).collect();
     let separator = words.iter().position(|word| word == "--").unwrap_or(words.len());
     let command: Vec<OsString> = words.drain(separator..).skip(1).collect();
@@ -98,6 +105,7 @@ fn main() -> ExitCode {
         Some(["script", cgroup, group, pid]) => {
             code_of(namespaces::script(Path::new(cgroup), Path::new(group), pid, &command))
         }
+        Some([boot::services::FORM]) => boot::services::first_process(),
         Some(["--help" | "-h"]) => {
             println!("{USAGE}");
             ExitCode::SUCCESS

@@ -26,7 +26,7 @@ const GRACE: Duration = Duration::from_secs(10);
 /// How often PID 1 looks whether all are gone: a process whose parent is outside
 /// the VA (`strata va exec`) ends without a SIGCHLD to PID 1.
 const LOOK: Duration = Duration::from_millis(20);
-const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// What the first process is called once the VA can be entered: who runs something in
 /// it (`strata-vlfs`) looks for this, and not for a number.

@@ -101,7 +101,10 @@ fn mount(
 }
 
 /// Makes sure that a directory is there.
-fn directory(path: &Path, mode: u32) -> Result<(), InitError> {
+///
+/// # Errors
+/// It is not there and cannot be made.
+pub fn directory(path: &Path, mode: u32) -> Result<(), InitError> {
     if path.is_dir() {
         return Ok(());
     }

@@ -20,6 +20,24 @@ pub fn unshare_namespaces() -> io::Result<()> {
     unsafe { rustix::thread::unshare_unsafe(flags) }.map_err(io::Error::from)
 }
 
+/// Leaves the caller's mount namespace for a copy of it.
+///
+/// # Errors
+/// As unshare(2).
+pub fn unshare_mounts() -> io::Result<()> {
+    // SAFETY: as above; the working directory is this thread's alone.
+    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }.map_err(io::Error::from)
+}
+
+/// Gives the caller's children process ids of their own.
+///
+/// # Errors
+/// As unshare(2).
+pub fn unshare_processes() -> io::Result<()> {
+    // SAFETY: as above; it concerns children that are not there yet.
+    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWPID) }.map_err(io::Error::from)
+}
+
 /// Leaves the caller's network for one with nothing but a loopback interface.
 ///
 /// # Errors

@@ -1,6 +1,7 @@
 //! Packages and directories into a real store, compared with what dpkg-deb and
 //! GNU tar make of them. Needs root (owners, devices), `dpkg-deb` and `tar`.
 
+mod boot;
 mod faithful;
 mod fuzzed;
 mod hostile;
