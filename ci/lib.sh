@@ -64,6 +64,55 @@ need_packages() {
     fi
 }
 
+# need_qemu: a QEMU that emulates a PC. Where parts of QEMU are from the backports already,
+# the rest is taken from there, too: the two do not go together.
+need_qemu() {
+    command -v qemu-system-x86_64 >/dev/null && return
+    case "$(dpkg-query -W -f '${Version}' qemu-utils 2>/dev/null)" in
+        *bpo*) need_backports qemu-system-x86 ;;
+        *) need_packages qemu-system-x86 ;;
+    esac
+}
+
+# need_backports PACKAGE…: installs packages from the backports, which this machine need not
+# have among its sources.
+need_backports() {
+    local codename uri lists="$PWD/$ci_log/backports"
+    case "$ci_log" in /*) lists="$ci_log/backports" ;; esac
+    codename=$(. /etc/os-release && printf '%s' "$VERSION_CODENAME")
+    uri=$(apt-get indextargets --format '$(REPO_URI)' "Codename: $codename" | head -n 1)
+    [ "$(id -u)" = 0 ] && [ -n "$uri" ] || fail "packages are missing" \
+        "sudo apt-get install -t $codename-backports $*"
+    say "installing from $codename-backports: $*"
+    mkdir -p "$lists/parts" "$lists/lists/partial"
+    cp /etc/apt/sources.list.d/*.sources "$lists/parts/" 2>/dev/null || true
+    printf 'deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] %s %s main\n' \
+        "$uri" "$codename-backports" >"$lists/parts/backports.list"
+    local options=(-q -o "Dir::Etc::sourceparts=$lists/parts" -o "Dir::State::Lists=$lists/lists")
+    if ! { apt-get "${options[@]}" update && apt-get "${options[@]}" -y -t "$codename-backports" \
+        --no-install-recommends install "$@"; } >"$ci_log/apt.log" 2>&1 </dev/null; then
+        tail -n 30 "$ci_log/apt.log" >&2
+        fail "apt-get failed (see $ci_log/apt.log)" "apt-get install -t $codename-backports $*"
+    fi
+}
+
+# need_debs: the packages that machines of tests are made of, downloaded once into
+# target/ci/debs and not installed: a kernel with its modules, and one static program.
+need_debs() {
+    local debs="$ci_log/debs" kernel
+    [ -e "$debs/kernel.deb" ] && [ -e "$debs/busybox.deb" ] && return
+    say "downloading: a kernel and busybox"
+    mkdir -p "$debs/new"
+    [ -n "$(apt-cache madison linux-image-amd64)" ] || apt-get -q update >/dev/null </dev/null
+    kernel=$(apt-cache depends linux-image-amd64 | awk '/Depends: linux-image/ { print $2; exit }')
+    [ -n "$kernel" ] || fail "this system offers no package of a kernel" "apt-get update"
+    (cd "$debs/new" && apt-get -q download "$kernel" busybox-static >/dev/null 2>&1) \
+        || fail "the packages cannot be downloaded" "apt-get update; apt-get download $kernel"
+    mv "$debs/new/$kernel"_*.deb "$debs/kernel.deb"
+    mv "$debs/new"/busybox-static_*.deb "$debs/busybox.deb"
+    rmdir "$debs/new"
+}
+
 # need_rust: cargo, rustfmt and clippy of at least the workspace's rust-version.
 need_rust() {
     local wanted found

@@ -117,6 +117,12 @@ impl Workspace {
         fs::read_to_string(self.path("logs").join(name)).unwrap_or_default()
     }
 
+    /// The id of a spawned process.
+    #[track_caller]
+    pub fn pid(&self, name: &str) -> u32 {
+        self.running.get(name).expect("a process of this name was spawned").id()
+    }
+
     /// Sends a signal to a spawned process and waits for its end; returns its code
     /// (-1 where a signal ended it).
     #[track_caller]
