@@ -4,11 +4,10 @@
 use std::sync::atomic::AtomicBool;
 
 use git2::Oid;
-use strata_core::Severity;
 
-use super::{Checked, PassError, Reconciler, Verdict};
+use super::{PassError, Reconciler};
 use crate::mirror::{Advance, Fetched};
-use crate::state::{Fallback, StateError, TestingState};
+use crate::state::{Fallback, StateError};
 use crate::trust::{self, Candidate};
 
 impl Reconciler {
@@ -87,56 +86,8 @@ impl Reconciler {
         Ok(Some(testing).filter(|_| !merged))
     }
 
-    /// Checks a commit with the chosen definitions of the testing branch in place of its
-    /// own. One that cannot be taken holds nobody else up: then those of the testing
-    /// commit that was used last stay, or else the commit's own count.
-    pub(super) fn judge_with_testing(
-        &mut self,
-        commit: Oid,
-        seen: Option<Oid>,
-        cancelled: &AtomicBool,
-    ) -> Result<(Option<TestingState>, Checked), PassError> {
-        if self.source.testing().is_none() {
-            return Ok((None, self.judge(commit, None, cancelled)?));
-        }
-        let former = seen.and(self.former_testing()).filter(|former| Some(*former) != seen);
-        let mut refused = None;
-        for testing in [seen, former].into_iter().flatten() {
-            let why = match self.trusted_testing(commit, testing, cancelled)? {
-                trust::Verdict::Untrusted { message } => message,
-                trust::Verdict::Trusted { .. } => {
-                    let checked = self.judge(commit, Some(testing), cancelled)?;
-                    match &checked.verdict {
-                        Verdict::Taken(_) => {
-                            let commit = Some(testing.to_string());
-                            return Ok((Some(TestingState { commit, refused }), checked));
-                        }
-                        Verdict::Refused { message, .. } => {
-                            let first = checked
-                                .diagnostics
-                                .iter()
-                                .find(|diagnostic| diagnostic.severity == Severity::Error);
-                            let first = first.map(|first| format!(": {first}")).unwrap_or_default();
-                            format!("{testing}: with it {message}{first}")
-                        }
-                    }
-                }
-            };
-            tracing::warn!(%testing, why, "the testing branch is not used");
-            refused.get_or_insert(why);
-        }
-        let checked = self.judge(commit, None, cancelled)?;
-        Ok((Some(TestingState { commit: None, refused }), checked))
-    }
-
-    /// The testing commit that was used last.
-    pub(super) fn former_testing(&self) -> Option<Oid> {
-        let former = self.state.testing.as_ref()?.commit.as_ref()?;
-        Oid::from_str(former).ok()
-    }
-
     /// Whether all that the testing branch has beyond the commit is signed as it must be.
-    fn trusted_testing(
+    pub(super) fn trusted_testing(
         &mut self,
         commit: Oid,
         testing: Oid,

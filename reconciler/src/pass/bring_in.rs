@@ -1,0 +1,81 @@
+//! Makes the store say what a commit says that was taken: what is desired is planned
+//! against what the store shows, and the plan is carried out.
+
+use std::time::Instant;
+
+use strata_core::RepositoryName;
+use strata_core::plan::{self, Action, Desired, Observed, Plan};
+use strata_store::{Store, StoreError};
+
+use super::judgement::Accepted;
+use super::report::lap;
+use super::{PassError, PassReport, PassResult, Reconciler, now_ms};
+use crate::apply;
+use crate::audit::passes;
+use crate::rollout::RolloutError;
+
+impl Reconciler {
+    /// Makes the store say what a commit says, as far as its rollouts are.
+    pub(super) fn bring_in(
+        &mut self,
+        accepted: &Accepted,
+        report: &mut PassReport,
+        since: &mut Instant,
+    ) -> Result<(), PassError> {
+        let Accepted { taken, materials, checks } = accepted;
+        self.checks.use_list(checks);
+        let observed = observe(&self.store, &taken.desired)?;
+        let Plan { actions, notes } = plan::plan(&taken.desired, &observed);
+        report.timings.plan_ms = lap(since);
+        // Nothing is linked before its ring has a generation.
+        let is_link = |action: &Action| matches!(action, Action::LinkVa { .. });
+        let (links, seals): (Vec<_>, Vec<_>) = actions.into_iter().partition(is_link);
+        apply::apply(&self.store, &seals, materials, &taken.commit)?;
+        let mut stepped = self.rollouts.step(taken, true, &mut self.checks, now_ms())?;
+        let failed = stepped.failed.take();
+        report.actions = seals;
+        report.add(stepped);
+        self.audit.tell(&taken.who, &passes::links(&links, now_ms()))?;
+        apply::apply(&self.store, &links, materials, &taken.commit)?;
+        report.actions.extend(links);
+        report.timings.apply_ms = lap(since);
+        report.notes = notes;
+        report.result = match report.actions.is_empty() {
+            true => PassResult::Unchanged,
+            false => PassResult::Applied,
+        };
+        report.news |= !report.actions.is_empty();
+        failed.map_or(Ok(()), |error| Err(RolloutError::from(error).into()))
+    }
+}
+
+/// Looks at all that the desired state names, and at every ring.
+fn observe(store: &Store, desired: &Desired) -> Result<Observed, PassError> {
+    let mut observed = Observed { rings: store.rings()?, ..Observed::default() };
+    if !desired.layers.is_empty() {
+        let templates = match store.database(&RepositoryName::templates()) {
+            Ok(database) => database,
+            Err(StoreError::NoRepository(_)) => Default::default(),
+            Err(error) => return Err(error.into()),
+        };
+        for unit in templates.units() {
+            let metadata = &unit.metadata;
+            observed.layers.insert((metadata.layer.clone(), metadata.version.clone()));
+        }
+    }
+    let ids = desired.compositions.values();
+    observed.generations.extend(ids.filter(|id| store.has_generation(id)));
+    for mac in desired.appliances.keys() {
+        match store.va_target(*mac) {
+            Ok(Some(target)) => {
+                observed.va_links.insert(*mac, target);
+            }
+            Ok(None) => {}
+            Err(error) if error.is_foreign_link() => {
+                observed.foreign_va_links.insert(*mac);
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(observed)
+}

@@ -1,0 +1,278 @@
+//! What a commit that may be brought in says, and whether it can be taken: it is read,
+//! its layers are mirrored, and the whole is checked against the repositories.
+//!
+//! A verdict holds until the commit or something that it depends on changes, so that an
+//! idle pass reads nothing. Nothing here moves anything in the store.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use git2::Oid;
+use strata_core::Severity;
+use strata_core::check::{CheckResult, check_desired};
+use strata_core::configuration::Configuration;
+use strata_core::desired::DesiredState;
+use strata_core::diagnostic::Diagnostic;
+use strata_core::plan::{DeclaredVa, Desired};
+use strata_core::source::SourceTree;
+
+use super::{PassError, Reconciler};
+use crate::apply::Materials;
+use crate::commit_tree::{self, ReadError};
+use crate::library::{self, Stamps};
+use crate::mirror::Mirror;
+use crate::probe::CheckList;
+use crate::repositories::{self, mirrors};
+use crate::rollout::Taken;
+use crate::state::{RefusalReason, StateError, TestingState};
+use crate::trust;
+
+/// A commit that was read and checked against the repositories as they then were.
+#[derive(Debug)]
+pub(super) struct Checked {
+    pub(super) commit: Oid,
+    /// The testing commit that was looked at, and what came of it.
+    pub(super) seen: Option<Oid>,
+    pub(super) testing: Option<TestingState>,
+    pub(super) stamps: Stamps,
+    pub(super) configuration: Configuration,
+    pub(super) diagnostics: Vec<Diagnostic>,
+    pub(super) verdict: Verdict,
+}
+
+#[derive(Debug)]
+pub(super) enum Verdict {
+    Taken(Arc<Accepted>),
+    Refused { reason: RefusalReason, message: String },
+}
+
+/// What a commit that was taken wants, and what it brings for it.
+#[derive(Debug)]
+pub(super) struct Accepted {
+    pub(super) taken: Taken,
+    pub(super) materials: Materials,
+    pub(super) checks: Arc<CheckList>,
+}
+
+impl Reconciler {
+    /// Reads and checks the commit, unless that was done and nothing it depends
+    /// on has changed since.
+    pub(super) fn check(&mut self, commit: Oid, cancelled: &AtomicBool) -> Result<(), PassError> {
+        let seen = self.testing_head(commit)?;
+        if let Some(checked) = &self.checked
+            && checked.commit == commit
+            && checked.seen == seen
+            && !self.library.is_expired(repositories::now())
+            && !self.mirrors.is_due(&checked.configuration)
+            && library::stamps(&self.store, &checked.configuration)? == checked.stamps
+        {
+            return Ok(());
+        }
+        self.checked = None;
+        let (testing, checked) = self.judge_with_testing(commit, seen, cancelled)?;
+        self.checked = Some(Checked { seen, testing, ..checked });
+        Ok(())
+    }
+
+    /// The last commit that was taken; after a restart it is read from the mirror,
+    /// as the head may be one that was refused.
+    pub(super) fn accepted(
+        &mut self,
+        cancelled: &AtomicBool,
+    ) -> Result<Option<Arc<Accepted>>, PassError> {
+        if self.accepted.is_none()
+            && !std::mem::replace(&mut self.recalled, true)
+            && let Some(applied) = &self.state.applied
+        {
+            let commit = Oid::from_str(&applied.commit).map_err(|_| StateError::Commit)?;
+            if let Verdict::Taken(accepted) =
+                self.judge(commit, self.former_testing(), cancelled)?.verdict
+            {
+                self.accepted = Some(accepted);
+            }
+        }
+        Ok(self.accepted.clone())
+    }
+
+    /// Checks a commit with the chosen definitions of the testing branch in place of its
+    /// own. One that cannot be taken holds nobody else up: then those of the testing
+    /// commit that was used last stay, or else the commit's own count.
+    fn judge_with_testing(
+        &mut self,
+        commit: Oid,
+        seen: Option<Oid>,
+        cancelled: &AtomicBool,
+    ) -> Result<(Option<TestingState>, Checked), PassError> {
+        if self.source.testing().is_none() {
+            return Ok((None, self.judge(commit, None, cancelled)?));
+        }
+        let former = seen.and(self.former_testing()).filter(|former| Some(*former) != seen);
+        let mut refused = None;
+        for testing in [seen, former].into_iter().flatten() {
+            let why = match self.trusted_testing(commit, testing, cancelled)? {
+                trust::Verdict::Untrusted { message } => message,
+                trust::Verdict::Trusted { .. } => {
+                    let checked = self.judge(commit, Some(testing), cancelled)?;
+                    match &checked.verdict {
+                        Verdict::Taken(_) => {
+                            let commit = Some(testing.to_string());
+                            return Ok((Some(TestingState { commit, refused }), checked));
+                        }
+                        Verdict::Refused { message, .. } => {
+                            let first = checked
+                                .diagnostics
+                                .iter()
+                                .find(|diagnostic| diagnostic.severity == Severity::Error);
+                            let first = first.map(|first| format!(": {first}")).unwrap_or_default();
+                            format!("{testing}: with it {message}{first}")
+                        }
+                    }
+                }
+            };
+            tracing::warn!(%testing, why, "the testing branch is not used");
+            refused.get_or_insert(why);
+        }
+        let checked = self.judge(commit, None, cancelled)?;
+        Ok((Some(TestingState { commit: None, refused }), checked))
+    }
+
+    /// The testing commit that was used last.
+    fn former_testing(&self) -> Option<Oid> {
+        let former = self.state.testing.as_ref()?.commit.as_ref()?;
+        Oid::from_str(former).ok()
+    }
+
+    /// Reads and checks a commit, with the chosen definitions of `testing`.
+    fn judge(
+        &mut self,
+        commit: Oid,
+        testing: Option<Oid>,
+        cancelled: &AtomicBool,
+    ) -> Result<Checked, PassError> {
+        let read = self.read(commit, cancelled).and_then(|mut tree| {
+            let (Some(id), Some(testing)) = (testing, self.source.testing().cloned()) else {
+                return Ok(tree);
+            };
+            let other = self.read(id, cancelled)?;
+            for path in testing.definitions() {
+                tree.take_definition(&other, path).map_err(|source| PassError::Read {
+                    commit: id.to_string(),
+                    source: source.into(),
+                })?;
+            }
+            Ok(tree)
+        });
+        let tree = match read {
+            Ok(tree) => tree,
+            Err(PassError::Read { source, .. }) => return Ok(unreadable(commit, &source)),
+            Err(error) => return Err(error),
+        };
+        let (desired, mut diagnostics) = DesiredState::read(&tree);
+        drop(tree);
+        let configuration = desired.configuration.clone();
+        let wanted = mirrors::wanted(&desired);
+        let unmirrored = self.mirrors.bring(&self.store, &configuration, &wanted, cancelled)?;
+        let not_mirrored = unmirrored.iter().find(|fault| fault.severity == Severity::Error);
+        let not_mirrored = not_mirrored.map(|fault| fault.message.clone());
+        diagnostics.extend(unmirrored);
+        let (stamps, faults) = self.library.refresh(&self.store, &configuration)?;
+        diagnostics.extend(faults);
+        let empty = desired.definitions.is_empty();
+        let manifests = self.library.manifests(&self.store);
+        let result = check_desired(desired, diagnostics, self.library.universe(), &manifests);
+        self.library.forget_unused();
+        let verdict = if empty {
+            let reason = RefusalReason::Empty;
+            let message = "the commit holds no layer definition file at all".to_owned();
+            Verdict::Refused { reason, message }
+        } else if result.accepted() {
+            let (desired, materials) = desired_and_materials(&result);
+            let policy = configuration.rollout.clone();
+            let checks = Arc::new(check_list(&result.desired));
+            let who = self.who(commit)?;
+            let taken = Taken { commit: commit.to_string(), who, desired, policy };
+            Verdict::Taken(Arc::new(Accepted { taken, materials, checks }))
+        } else if let Some(message) = not_mirrored {
+            Verdict::Refused { reason: RefusalReason::Mirror, message }
+        } else {
+            let error = |found: &&Diagnostic| found.severity == Severity::Error;
+            let count = result.diagnostics.iter().filter(error).count();
+            let message = match count {
+                1 => "the commit has 1 error".to_owned(),
+                _ => format!("the commit has {count} errors"),
+            };
+            Verdict::Refused { reason: RefusalReason::Invalid, message }
+        };
+        let diagnostics = result.diagnostics;
+        let (seen, testing) = (None, None);
+        Ok(Checked { commit, seen, testing, stamps, configuration, diagnostics, verdict })
+    }
+
+    /// Reads the commit; where an object is missing or damaged, once more from a
+    /// mirror that was made anew.
+    fn read(&mut self, commit: Oid, cancelled: &AtomicBool) -> Result<SourceTree, PassError> {
+        let read = |mirror: &Mirror| -> Result<SourceTree, PassError> {
+            let repository = mirror.repository()?;
+            commit_tree::read(&repository, commit)
+                .map_err(|source| PassError::Read { commit: commit.to_string(), source })
+        };
+        match read(&self.mirror) {
+            Err(PassError::Read { source, .. })
+                if source.is_damage() && !self.mirror.is_complete_for(commit) =>
+            {
+                tracing::warn!(error = %source, "the mirror is damaged and made anew");
+                self.mirror.fetch_anew(self.options.fetch_deadline, cancelled)?;
+                read(&self.mirror)
+            }
+            other => other,
+        }
+    }
+}
+
+fn unreadable(commit: Oid, error: &ReadError) -> Checked {
+    Checked {
+        commit,
+        seen: None,
+        testing: None,
+        stamps: Stamps::new(),
+        configuration: Configuration::default(),
+        diagnostics: Vec::new(),
+        verdict: Verdict::Refused { reason: RefusalReason::Unreadable, message: error.to_string() },
+    }
+}
+
+fn desired_and_materials(result: &CheckResult) -> (Desired, Materials) {
+    let mut materials = Materials::default();
+    let mut desired =
+        Desired { rings: result.desired.configuration.rings.clone(), ..Desired::default() };
+    for (name, generation) in &result.compositions {
+        let id = generation.id();
+        desired.compositions.insert(name.clone(), id);
+        materials.generations.insert(id, generation.clone());
+    }
+    for definition in result.desired.definitions.values() {
+        if let Some(tree) = &definition.tree {
+            desired.layers.push(tree.entry());
+            materials.trees.insert(tree.unit().digest, tree.clone());
+        }
+    }
+    for (name, declared) in &result.desired.appliances {
+        let va = DeclaredVa {
+            name: name.clone(),
+            composition: declared.composition.clone(),
+            ring: declared.ring.clone(),
+        };
+        desired.appliances.insert(declared.mac, va);
+    }
+    (desired, materials)
+}
+
+fn check_list(desired: &DesiredState) -> CheckList {
+    let mut list = CheckList { checks: desired.health_checks(), ..CheckList::default() };
+    for (name, declared) in &desired.appliances {
+        let mut labels = declared.labels.clone();
+        labels.insert("name".to_owned(), name.to_string());
+        list.labels.insert(declared.mac, labels);
+    }
+    list
+}
