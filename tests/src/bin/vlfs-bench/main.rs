@@ -5,6 +5,7 @@
 //! counts. So a machine that is busy with other things makes all of them slower,
 //! and the ratios stay. Run by the script, which builds and installs what is needed.
 
+mod disk;
 mod floor;
 mod generations;
 mod memory;
@@ -19,6 +20,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
 
+use disk::Disk;
 use report::Report;
 use system::{ALL, Kind, System};
 use trees::{FULL, QUICK, Sources, Trees};
@@ -75,20 +77,22 @@ fn bench() -> Result<bool> {
     let arguments = arguments()?;
     let size = if arguments.quick { QUICK } else { FULL };
     let started = Instant::now();
-    let work = tempfile::Builder::new().prefix("strata-bench.").tempdir_in(report::scratch())?;
+    let scratch = tempfile::Builder::new().prefix("strata-bench.").tempdir_in(report::scratch())?;
+    let disk = Disk::make(scratch.path())?;
+    let work = disk.root();
     let wanted = |name: &str| arguments.only.as_ref().is_none_or(|only| name.contains(only));
     let mut report = Report::new(started);
     if wanted("floor") {
-        floor::measure(work.path(), &mut report).context("the empty FUSE server")?;
+        floor::measure(work, &mut report).context("the empty FUSE server")?;
     }
-    let native = work.path().join("native");
+    let native = work.join("native");
     std::fs::create_dir(&native)?;
     if work::all().iter().any(|workload| wanted(workload.name)) {
         report.progress("making layers");
-        let trees = Trees::make(work.path(), &native, &size, &arguments.sources)?;
+        let trees = Trees::make(work, &native, &size, &arguments.sources)?;
         let mut systems = vec![System::native(&native)];
         for kind in ALL.into_iter().filter(|kind| *kind != Kind::Native) {
-            systems.push(System::mount(kind, work.path(), &trees, &arguments.vlfs)?);
+            systems.push(System::mount(kind, work, &trees, &arguments.vlfs)?);
         }
         for workload in work::all().iter().filter(|workload| wanted(workload.name)) {
             report.progress(workload.name);
@@ -99,10 +103,11 @@ fn bench() -> Result<bool> {
     }
     if wanted("generations") {
         report.progress("generations");
-        generations::measure(work.path(), &arguments.vlfs, &size, &mut report)
+        generations::measure(work, &arguments.vlfs, &size, &mut report)
             .context("large generations")?;
     }
     report.progress("removing what was made");
-    work.close().context("the bench's directory stays")?;
+    drop(disk);
+    scratch.close().context("the bench's directory stays")?;
     report.finish(arguments.json.as_deref())
 }
