@@ -18,15 +18,20 @@
 //! environment variables.
 
 pub mod cgroup;
+mod clone;
 mod control;
+mod destroy;
 mod error;
 mod machines;
 mod mounts;
 mod namespace;
 mod provision;
 mod record;
+mod registry;
+mod rename;
 mod wait;
 
+pub use clone::CloneRequest;
 pub use control::{ControlError, Served, served};
 pub use error::MachineError;
 pub use machines::{ExecCommand, Machines, Network, Observation, Programs, StartRequest};

@@ -3,8 +3,8 @@
 //! The directory `machines/<name>` claims the name and the link `va/<mac>` the
 //! address, each with one system call that lets one of two commands win. The link
 //! comes last: a record without one is a VA by halves, which the same command
-//! completes when it is given again. Destroying goes the other way round. One
-//! lock over the store keeps one command's halves from being another's.
+//! completes when it is given again. One lock over the store keeps one command's
+//! halves from being another's (`registry`).
 //!
 //! The VAs that a commit declares have their link from the reconciler; whoever
 //! names the address of one and what its link names gives it its record.
@@ -13,21 +13,16 @@ use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use rustix::fs::FlockOperation;
 use strata_core::rollout::policy::base_ring;
-use strata_core::status::RunState;
 use strata_core::{CompositionName, MacAddr, RingName, VaName};
-use strata_store::{StoreError, StoreLock, VaTarget};
+use strata_store::{StoreError, VaTarget};
 
 use crate::error::{Context, MachineError};
 use crate::machines::Machines;
 use crate::record::{self, Driver, RecordError, VaRecord};
-use crate::wait;
 
-/// How long to wait for another command that provisions or destroys.
-const LOCK_DEADLINE: Duration = Duration::from_secs(60);
 /// The ring of whoever does not care.
 const COMMON_RING: &str = "everyone";
 /// From this many on, one sync of the file system is cheaper than one a file.
@@ -58,10 +53,14 @@ pub enum ProvisionError {
     TooMany(u32),
     #[error("a name is {0:?}: {1}")]
     Name(String, strata_core::names::NameError),
-    #[error("another command has been provisioning or destroying VAs for {0:?}")]
+    #[error("another command has been changing which VAs there are for {0:?}")]
     Busy(Duration),
     #[error("the private layer {0} is in use: the VA runs on another host")]
     InUse(PathBuf),
+    #[error("another command is cloning a VA to the name {0}")]
+    Cloning(VaName),
+    #[error("the private layer {path} cannot be copied: {reason}")]
+    Copy { path: PathBuf, reason: String },
     #[error("the record cannot be written: {0}")]
     Record(#[from] RecordError),
     #[error(transparent)]
@@ -125,7 +124,7 @@ impl Machines<'_> {
         if count > COUNT_LIMIT {
             return Err(ProvisionError::TooMany(count));
         }
-        let ring = self.choose_ring(request)?;
+        let ring = self.choose_ring(&request.composition, request.ring.as_ref())?;
         let _lock = self.registry_lock()?;
         self.sweep()?;
         let target =
@@ -167,45 +166,13 @@ impl Machines<'_> {
         Ok(provisioned)
     }
 
-    /// Destroys a stopped VA: its link, its record, its report and its private
-    /// layer. Returns a private directory that was left because it is none that
-    /// Strata made.
-    ///
-    /// # Errors
-    /// It is not stopped, or something of it cannot be removed.
-    pub fn destroy(&self, name: &VaName) -> Result<Option<PathBuf>, ProvisionError> {
-        let registry = self.registry_lock()?;
-        self.sweep()?;
-        let (record, _lock) = self.locked(name)?;
-        match self.run_state(&record)? {
-            RunState::Running => return Err(MachineError::Running(name.clone()).into()),
-            RunState::Suspended => return Err(MachineError::Suspended(name.clone()).into()),
-            RunState::Stopped => self.clear(&record)?,
-        }
-        let directory = self.directory(name);
-        let private = record.private_in(&directory);
-        refuse_in_use(&private)?;
-        self.store().release_va(record.mac)?;
-        let report = self.store().reports().join(record.mac.to_string());
-        self.store().disk().remove_file(&report)?;
-        let mut kept = None;
-        if !private.starts_with(&directory) {
-            if is_private_layer(&private)? {
-                remove_tree(&private)?;
-            } else if private.exists() {
-                kept = Some(private);
-            }
-        }
-        let doomed = self.store().machines().join(format!("{DESTROYED}{name}"));
-        fs::rename(&directory, &doomed).at("rename", &directory)?;
-        self.store().disk().sync_directory(&self.store().machines())?;
-        drop(registry);
-        remove_tree(&doomed)?;
-        Ok(kept)
-    }
-
-    fn choose_ring(&self, request: &ProvisionRequest) -> Result<RingName, ProvisionError> {
-        let composition = request.composition.clone();
+    /// The ring that a new VA follows: the one `wanted`, or the one that goes without saying.
+    pub(crate) fn choose_ring(
+        &self,
+        composition: &CompositionName,
+        wanted: Option<&RingName>,
+    ) -> Result<RingName, ProvisionError> {
+        let composition = composition.clone();
         let mut available: Vec<RingName> = Vec::new();
         for (name, ring) in self.store().rings()?.into_keys() {
             if name == composition && !base_ring(&ring).1 {
@@ -213,7 +180,7 @@ impl Machines<'_> {
             }
         }
         let common = available.iter().find(|ring| ring.as_str() == COMMON_RING);
-        match (&request.ring, common, available.as_slice()) {
+        match (wanted, common, available.as_slice()) {
             (_, _, []) => Err(ProvisionError::NoTemplate(composition)),
             (Some(ring), _, _) if available.contains(ring) => Ok(ring.clone()),
             (Some(ring), _, _) => {
@@ -293,7 +260,7 @@ impl Machines<'_> {
     }
 
     /// Makes the link that brings the VA to life.
-    fn claim_address(
+    pub(crate) fn claim_address(
         &self,
         va: &mut Provisioned,
         target: &VaTarget,
@@ -327,7 +294,7 @@ impl Machines<'_> {
     }
 
     /// An address is taken by a record, or by a declared VA that follows another target.
-    fn refuse_taken(
+    pub(crate) fn refuse_taken(
         &self,
         mac: MacAddr,
         name: Option<&VaName>,
@@ -342,36 +309,11 @@ impl Machines<'_> {
         }
     }
 
-    fn settle(&self, batch: bool, directory: &Path) -> Result<(), ProvisionError> {
+    pub(crate) fn settle(&self, batch: bool, directory: &Path) -> Result<(), ProvisionError> {
         if batch {
             self.store().sync()?;
         } else {
             self.store().disk().sync_directory(directory)?;
-        }
-        Ok(())
-    }
-
-    fn registry_lock(&self) -> Result<StoreLock, ProvisionError> {
-        let mut lock = None;
-        wait::until(Instant::now() + LOCK_DEADLINE, || match self.store().try_lock("machines") {
-            Ok(taken) => {
-                lock = Some(taken);
-                Ok(true)
-            }
-            Err(StoreError::Locked(_)) => Ok(false),
-            Err(error) => Err(error),
-        })?;
-        lock.ok_or(ProvisionError::Busy(LOCK_DEADLINE))
-    }
-
-    /// Removes what destroyed VAs left when their command died.
-    fn sweep(&self) -> Result<(), ProvisionError> {
-        let machines = self.store().machines();
-        for entry in fs::read_dir(&machines).at("list", &machines)? {
-            let entry = entry.at("list", &machines)?;
-            if entry.file_name().to_string_lossy().starts_with(DESTROYED) {
-                remove_tree(&entry.path())?;
-            }
         }
         Ok(())
     }
@@ -387,47 +329,16 @@ enum Present {
     Whole,
 }
 
-const DESTROYED: &str = ".destroyed-";
-
-/// Removes a directory with all in it; that it is gone already is no error.
-fn remove_tree(path: &Path) -> Result<(), MachineError> {
-    match fs::remove_dir_all(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        result => result.at("remove", path),
-    }
-}
-
-fn is_private_layer(path: &Path) -> Result<bool, MachineError> {
-    match fs::read(path.join("format")) {
-        Ok(format) => Ok(format.starts_with(b"strata-private")),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(error).at("read", path),
-    }
-}
-
-/// A mounted VLFS holds its private layer's lock, on whichever host it runs.
-fn refuse_in_use(private: &Path) -> Result<(), ProvisionError> {
-    let path = private.join("lock");
-    let file = match File::options().read(true).write(true).open(&path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        file => file.at("open", &path)?,
-    };
-    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Err(rustix::io::Errno::WOULDBLOCK) => Err(ProvisionError::InUse(private.to_owned())),
-        result => Ok(result.at("lock", &path)?),
-    }
-}
-
 /// Random addresses.
-struct Entropy(File);
+pub(crate) struct Entropy(File);
 
 impl Entropy {
-    fn open() -> Result<Self, MachineError> {
+    pub(crate) fn open() -> Result<Self, MachineError> {
         let path = Path::new("/dev/urandom");
         File::open(path).map(Entropy).at("open", path)
     }
 
-    fn mac(&mut self) -> Result<MacAddr, MachineError> {
+    pub(crate) fn mac(&mut self) -> Result<MacAddr, MachineError> {
         let mut bits = [0; 6];
         self.0.read_exact(&mut bits).at("read", Path::new("/dev/urandom"))?;
         Ok(MacAddr::locally_administered(bits))

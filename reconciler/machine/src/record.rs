@@ -51,12 +51,21 @@ impl VaRecord {
     /// # Errors
     /// Anything but a record of this version and VA.
     pub fn parse(text: &[u8], name: &VaName) -> Result<Self, RecordError> {
+        let record = Self::parse_anywhere(text)?;
+        if record.name != *name {
+            return Err(RecordError::Misplaced(record.name));
+        }
+        Ok(record)
+    }
+
+    /// Parses a record that stands in no VA's place, as while it is renamed.
+    ///
+    /// # Errors
+    /// Anything but a record of this version.
+    pub fn parse_anywhere(text: &[u8]) -> Result<Self, RecordError> {
         let record: VaRecord = serde_json::from_slice(text)?;
         if record.version != VERSION {
             return Err(RecordError::Version(record.version));
-        }
-        if record.name != *name {
-            return Err(RecordError::Misplaced(record.name));
         }
         Ok(record)
     }

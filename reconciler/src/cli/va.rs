@@ -1,10 +1,12 @@
 //! `strata va`: the machines that VAs run on.
 
+mod clone;
 mod destroy;
 mod drift;
 mod lifecycle;
 mod pin;
 mod provision;
+mod rename;
 mod show;
 
 pub(super) use show::active;
@@ -18,7 +20,7 @@ use strata_machine::{MachineError, Programs, ProvisionError};
 
 use super::{Failure, Outcome, StoreArgs};
 
-/// Provision, start, suspend, resume, stop and look at VAs
+/// Provision, clone, start, suspend, resume, stop and look at VAs
 #[derive(Debug, Args)]
 pub struct VaArgs {
     #[command(subcommand)]
@@ -29,6 +31,8 @@ pub struct VaArgs {
 enum VaCommand {
     Provision(provision::ProvisionArgs),
     Destroy(destroy::DestroyArgs),
+    Clone(clone::CloneArgs),
+    Rename(rename::RenameArgs),
     Start(lifecycle::StartArgs),
     Exec(lifecycle::ExecArgs),
     Suspend(lifecycle::SuspendArgs),
@@ -48,6 +52,8 @@ pub fn run(args: &VaArgs) -> Result<Outcome, Failure> {
     match &args.command {
         VaCommand::Provision(args) => provision::run(args),
         VaCommand::Destroy(args) => destroy::run(args),
+        VaCommand::Clone(args) => clone::run(args),
+        VaCommand::Rename(args) => rename::run(args),
         VaCommand::Start(args) => lifecycle::start(args),
         VaCommand::Exec(args) => lifecycle::exec(args),
         VaCommand::Suspend(args) => lifecycle::suspend(args),
@@ -156,6 +162,8 @@ fn provision_failure(error: ProvisionError) -> Failure {
         ProvisionError::TooMany(_) => Some("use several commands".to_owned()),
         ProvisionError::Name(..) => Some("choose a shorter name".to_owned()),
         ProvisionError::Busy(_) => Some("wait for the other command, or end it".to_owned()),
+        ProvisionError::Cloning(_) => Some("wait for it, or choose another name".to_owned()),
+        ProvisionError::Copy { .. } => Some("nothing is left of the copy".to_owned()),
         ProvisionError::InUse(_) => Some("stop the VA on that host first".to_owned()),
     };
     match error {

@@ -5,5 +5,6 @@
 //! tested end to end in `tests/`.
 
 mod fleet;
+mod life;
 mod lifecycle;
 mod provisioning;

@@ -78,11 +78,16 @@ pub fn run(args: &ProvisionArgs) -> Result<Outcome, Failure> {
         })
         .map_err(provision_failure)?;
     bar.finish_and_clear();
-    match args.output.output {
-        OutputFormat::Json => print_json(&made.iter().map(line).collect::<Vec<_>>())?,
-        OutputFormat::Text => print_bytes(text(&made).as_bytes())?,
-    }
+    print(&made, args.output.output)?;
     Ok(Outcome::Done)
+}
+
+/// Prints VAs that were made.
+pub fn print(made: &[Provisioned], output: OutputFormat) -> Result<(), Failure> {
+    match output {
+        OutputFormat::Json => print_json(&made.iter().map(line).collect::<Vec<_>>()),
+        OutputFormat::Text => print_bytes(text(made).as_bytes()),
+    }
 }
 
 /// Hidden where standard error is no terminal, and for a few.
