@@ -1,7 +1,8 @@
-//! Revisions of a repository that the operator works in, for `strata plan` and
-//! `strata update`.
+//! Revisions of a repository that the operator works in, for `strata plan`,
+//! `strata update` and `strata template`.
 //!
-//! Objects are read and written by id; no work tree is touched and nothing is fetched.
+//! Objects are read and written by id; nothing is fetched, and no work tree is touched but
+//! by [`WorkRepository::commit_to_head`].
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -21,6 +22,14 @@ pub enum RevisionError {
     Committer(git2::Error),
     #[error("there is no revision {0:?}")]
     Unknown(String),
+    #[error("{0} is a bare repository: there is no work tree to commit")]
+    Bare(PathBuf),
+    #[error("{0} has no commit yet")]
+    NoCommit(PathBuf),
+    #[error("in {0} a merge, rebase or the like is under way")]
+    Unfinished(PathBuf),
+    #[error("git is to sign commits here (commit.gpgsign), which strata cannot")]
+    Signing,
     #[error("the commit {commit}: {source}")]
     Read { commit: Oid, source: ReadError },
 }
@@ -59,6 +68,73 @@ impl WorkRepository {
             }
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Opens the repository at `directory` if a commit can be made there on what is
+    /// checked out.
+    ///
+    /// # Errors
+    /// As [`WorkRepository::open`], or a commit is not possible, or not without more.
+    pub fn open_to_commit(directory: &Path) -> Result<Self, RevisionError> {
+        let work = Self::open(directory)?;
+        let repository = &work.repository;
+        let path = || directory.to_owned();
+        if repository.is_bare() {
+            return Err(RevisionError::Bare(path()));
+        }
+        if repository.state() != git2::RepositoryState::Clean {
+            return Err(RevisionError::Unfinished(path()));
+        }
+        match repository.head() {
+            Err(error) if error.code() == git2::ErrorCode::UnbornBranch => {
+                return Err(RevisionError::NoCommit(path()));
+            }
+            head => head?,
+        };
+        repository.signature().map_err(RevisionError::Committer)?;
+        if repository.config()?.get_bool("commit.gpgsign").unwrap_or(false) {
+            return Err(RevisionError::Signing);
+        }
+        Ok(work)
+    }
+
+    /// A file of the commit that is checked out; `None` where there is no such file.
+    ///
+    /// # Errors
+    /// The commit cannot be read.
+    pub fn text_at_head(&self, path: &str) -> Result<Option<Vec<u8>>, RevisionError> {
+        let tree = self.repository.head()?.peel_to_tree()?;
+        match tree.get_path(Path::new(path)) {
+            Err(error) if error.code() == git2::ErrorCode::NotFound => Ok(None),
+            entry => Ok(Some(self.repository.find_blob(entry?.id())?.content().to_vec())),
+        }
+    }
+
+    /// Commits these files, as the work tree has them, on what is checked out. What
+    /// else is changed or staged stays so.
+    ///
+    /// # Errors
+    /// The index or the commit cannot be written, or another commit came first.
+    pub fn commit_to_head(
+        &self,
+        files: &BTreeMap<String, String>,
+        message: &str,
+    ) -> Result<Oid, RevisionError> {
+        let head = self.repository.head()?.resolve()?;
+        let parent = head.peel_to_commit()?.id();
+        let commit = self.commit(parent, files, message)?;
+        // Cut off after this, the files are staged and not committed.
+        let mut index = self.repository.index()?;
+        for path in files.keys() {
+            index.add_path(Path::new(path))?;
+        }
+        index.write()?;
+        let name = std::str::from_utf8(head.name_bytes())
+            .map_err(|_| git2::Error::from_str("the branch has no UTF-8 name"))?;
+        let subject = message.lines().next().unwrap_or_default();
+        let log = format!("commit: {subject}");
+        self.repository.reference_matching(name, commit, true, parent, &log)?;
+        Ok(commit)
     }
 
     /// The commit that a revision names.

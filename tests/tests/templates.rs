@@ -347,3 +347,143 @@ fn a_build_that_goes_on_from_a_former_one_upgrades() {
     assert_eq!(bench.build(&["--check"]).code, 0);
     bench.workspace.finish();
 }
+
+impl Bench {
+    fn template(&self, command: &str, arguments: &[&str]) -> Finished {
+        let mut strata = self.workspace.strata();
+        finish(strata.args(["template", command]).arg(&self.git).args(arguments))
+    }
+
+    fn va(&self, arguments: &[&str]) -> Finished {
+        finish(self.workspace.strata().arg("va").args(arguments))
+    }
+
+    fn sh(&self, va: &str, script: &str) -> String {
+        self.va(&["exec", va, "--", "sh", "-c", script]).ok()
+    }
+
+    fn reconcile(&self) {
+        let mut reconcile = self.workspace.strata();
+        finish(reconcile.args(["reconcile", "--once", "--source"]).arg(&self.git)).ok();
+    }
+
+    fn read(&self, path: &str) -> String {
+        fs::read_to_string(self.git.join(path)).unwrap_or_else(|e| format!("{path}: {e}"))
+    }
+}
+
+#[test]
+fn a_template_is_configured_by_hand_and_kept() {
+    let bench = Bench::new("by-hand");
+    strata_tests::git::init(&bench.git);
+    strata_tests::git::commit_all(&bench.git, "nothing yet");
+    let git = |arguments: &[&str]| strata_tests::git::git(&bench.git, arguments);
+    git(&["config", "user.name", "Ann"]);
+    git(&["config", "user.email", "ann@example.org"]);
+    git(&["config", "commit.gpgsign", "true"]);
+    let signed = bench.template("create", &["web", "--layer", "tools", "--commit"]).exits(2);
+    assert!(signed.stderr.contains("commit.gpgsign"), "{signed:?}");
+    git(&["config", "commit.gpgsign", "false"]);
+    bench.template("create", &["web", "--layer", "tools", "--commit"]).ok();
+    assert_eq!(bench.read("templates/web.ldf"), "main/tools 1\n");
+    assert_eq!(git(&["log", "-1", "--format=%s"]), "Define the template web");
+    assert_eq!(git(&["status", "--porcelain"]), "");
+    let again = bench.template("create", &["web", "--layer", "tools"]).exits(2);
+    assert!(again.stderr.contains("there is a web already"), "{again:?}");
+
+    bench.reconcile();
+    bench.va(&["provision", "--template", "web", "draft"]).ok();
+    bench.va(&["start", "draft"]).ok();
+    bench.sh(
+        "draft",
+        "mkdir -p /etc/ssh /etc/web; echo tuned >/etc/web/conf; rm /etc/host.conf; \
+         echo secret >/etc/ssh/ssh_host_rsa_key; echo x >/tmp/x",
+    );
+    let arguments = ["web", "draft", "--repo", "main"];
+    let running = bench.template("commit", &arguments).exits(2);
+    assert!(running.stderr.contains("is running"), "{running:?}");
+    bench.va(&["stop", "draft"]).ok();
+
+    let dry = bench.template("commit", &[&arguments[..], &["--dry-run"]].concat()).ok();
+    for line in ["+ /etc/web/conf", "- /etc/host.conf", "! /etc/ssh/ssh_host_rsa_key", "! /tmp/x"] {
+        assert!(dry.lines().any(|found| found == line), "{line}: {dry}");
+    }
+    assert!(!dry.contains("+ /etc/ssh/ssh_host_rsa_key"), "{dry}");
+    fs::write(bench.git.join("templates/web.ldf"), "main/tools 1 # mine\n").expect("written");
+    let dirty = bench.template("commit", &arguments).exits(2);
+    assert!(dirty.stderr.contains("not committed"), "{dirty:?}");
+    git(&["checkout", "-q", "templates/web.ldf"]);
+
+    // Something else is staged, and stays so.
+    fs::write(bench.git.join("NOTES"), "mine\n").expect("written");
+    git(&["add", "NOTES"]);
+    bench.template("commit", &arguments).ok();
+    assert_eq!(bench.read("templates/web.ldf"), "main/tools 1\nmain/web-changes 1\n");
+    assert_eq!(git(&["status", "--porcelain"]), "A  NOTES");
+    assert_eq!(git(&["show", "--format=", "--name-only", "HEAD"]), "templates/web.ldf");
+    let layer = bench.workspace.path("store/repos/main/web-changes_1/filesystem");
+    assert!(layer.join("etc/web/conf").exists());
+    assert!(!layer.join("etc/ssh/ssh_host_rsa_key").exists());
+
+    // A new VA has it; the draft goes on, and its next commit has both.
+    bench.reconcile();
+    bench.va(&["provision", "--template", "web", "second"]).ok();
+    bench.va(&["start", "second"]).ok();
+    let seen = bench.sh("second", "cat /etc/web/conf; ls /etc/host.conf /etc/ssh 2>&1 || true");
+    assert!(seen.starts_with("tuned\n") && !seen.contains("ssh_host"), "{seen}");
+    assert!(seen.contains("host.conf'") || seen.contains("host.conf:"), "{seen}");
+    bench.va(&["stop", "second"]).ok();
+    bench.va(&["start", "draft"]).ok();
+    bench.sh("draft", "echo more >/etc/web/more");
+    bench.va(&["stop", "draft"]).ok();
+    bench.template("commit", &["web", "draft", "-m", "more"]).ok();
+    assert_eq!(bench.read("templates/web.ldf"), "main/tools 1\nmain/web-changes 2\n");
+    assert_eq!(git(&["log", "-1", "--format=%s"]), "more");
+    let layer = bench.workspace.path("store/repos/main/web-changes_2");
+    for path in ["conf", "more"] {
+        assert!(layer.join("filesystem/etc/web").join(path).exists(), "{path}");
+    }
+    let hidden = fs::read_to_string(layer.join("scripts/whiteouts")).expect("it hides one");
+    assert!(hidden.contains("/etc/host.conf\n"), "{hidden}");
+    for va in ["draft", "second"] {
+        bench.va(&["destroy", "--yes", va]).ok();
+    }
+    bench.workspace.finish();
+}
+
+#[test]
+fn templates_are_composed_and_conflicts_told() {
+    let bench = Bench::new("composed");
+    let layer = |name: &str, files: &[(&str, &str)]| {
+        let root = bench.workspace.write(format!("layers/{name}"), files);
+        let mut build = bench.workspace.strata();
+        build.args(["layer", "build", "--repo", "main", "--version", "1", "--name", name]);
+        finish(build.arg("--root").arg(root)).ok();
+    };
+    layer("sql", &[("usr/share/sql/a", "a")]);
+    layer("other-sql", &[("usr/share/sql/a", "b")]);
+    bench.template("create", &["web", "--layer", "tools"]).ok();
+    bench.template("create", &["sql", "--layer", "main/sql"]).ok();
+    bench.template("create", &["both", "--from", "sql", "--from", "web"]).ok();
+    assert_eq!(bench.read("templates/both.ldf"), "@sql\n@web\n");
+    let mut check = bench.workspace.strata();
+    finish(check.arg("check").arg(&bench.git)).ok();
+
+    let clash = bench.template("create", &["clash", "--from", "both", "--layer", "other-sql"]);
+    let clash = clash.exits(2);
+    assert!(clash.stderr.contains("usr/share/sql/a"), "{clash:?}");
+    let unknown = bench.template("create", &["x", "--layer", "no-such"]).exits(2);
+    assert!(unknown.stderr.contains("no repository has no-such"), "{unknown:?}");
+    let unknown = bench.template("create", &["x", "--from", "no-such"]).exits(2);
+    assert!(unknown.stderr.contains("there is no template no-such"), "{unknown:?}");
+    let nothing = bench.template("create", &["x"]).exits(2);
+    assert!(nothing.stderr.contains("--layer"), "{nothing:?}");
+    let commit = bench.template("create", &["x", "--layer", "sql", "--commit"]).exits(2);
+    assert!(commit.stderr.contains("no git repository"), "{commit:?}");
+    let names: Vec<_> = fs::read_dir(bench.git.join("templates"))
+        .expect("listed")
+        .map(|entry| entry.expect("listed").file_name())
+        .collect();
+    assert_eq!(names.len(), 3, "{names:?}");
+    bench.workspace.finish();
+}

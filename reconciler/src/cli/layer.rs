@@ -1,6 +1,6 @@
 //! `strata layer`: making, judging, listing and withdrawing layer units.
 
-mod from_private;
+pub(super) mod from_private;
 mod import;
 mod import_apt;
 mod infer;

@@ -168,6 +168,12 @@ impl From<RevisionError> for Failure {
             RevisionError::Committer(_) => {
                 Some("git config user.name NAME && git config user.email ADDRESS")
             }
+            RevisionError::Bare(_) => Some("name a clone of it that has a work tree"),
+            RevisionError::NoCommit(_) => Some("make the first commit with git"),
+            RevisionError::Unfinished(_) => Some("finish or abort it: git status"),
+            RevisionError::Signing => Some(
+                "have the files written only (without --commit, with --no-commit), and commit with git",
+            ),
             RevisionError::Git(_) | RevisionError::Read { .. } => None,
         };
         let failure = Failure::new(&error);

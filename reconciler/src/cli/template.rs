@@ -1,10 +1,13 @@
 //! `strata template`: what templates are made of.
 
 mod build;
+mod commit;
+mod composition;
+mod create;
 
 use super::{Failure, Outcome};
 
-/// Build the configuration layers of templates
+/// Make templates, and the configuration layers that they have
 #[derive(Debug, clap::Args)]
 pub struct TemplateArgs {
     #[command(subcommand)]
@@ -13,13 +16,17 @@ pub struct TemplateArgs {
 
 #[derive(Debug, clap::Subcommand)]
 enum TemplateCommand {
+    Create(create::CreateArgs),
     Build(build::BuildArgs),
+    Commit(commit::CommitArgs),
 }
 
 /// # Errors
 /// What the command wanted does not hold.
 pub fn run(args: &TemplateArgs) -> Result<Outcome, Failure> {
     match &args.command {
+        TemplateCommand::Create(args) => create::run(args),
         TemplateCommand::Build(args) => build::run(args),
+        TemplateCommand::Commit(args) => commit::run(args),
     }
 }

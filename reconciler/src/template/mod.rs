@@ -5,10 +5,12 @@
 //! - [`sandbox`]: the build VA: composed in a store aside, without network.
 //! - [`scripts`]: the maintainer scripts, in dpkg's order.
 //! - [`seal`]: what they changed, as a layer unit.
+//! - [`handmade`]: what an operator changed in a VA instead, as a layer unit.
 //!
 //! A build is a function of its inputs: the same layers give the same unit on every
 //! machine, and a unit that is there already is not built again.
 
+pub mod handmade;
 pub mod inputs;
 pub mod sandbox;
 pub mod scripts;

@@ -66,7 +66,7 @@ pub struct FromPrivateArgs {
 
 /// A pattern for absolute paths.
 #[derive(Debug, Clone)]
-struct Pattern(glob::Pattern);
+pub struct Pattern(glob::Pattern);
 
 impl std::str::FromStr for Pattern {
     type Err = String;
@@ -81,7 +81,7 @@ impl std::str::FromStr for Pattern {
 }
 
 /// Whether a pattern matches the path (relative) or a directory above it.
-fn matches(patterns: &[Pattern], path: &[u8]) -> bool {
+pub fn matches(patterns: &[Pattern], path: &[u8]) -> bool {
     let text = format!("/{}", String::from_utf8_lossy(path));
     let options = glob::MatchOptions {
         case_sensitive: true,
@@ -100,7 +100,7 @@ pub fn run(args: &FromPrivateArgs) -> Result<Outcome, Failure> {
     let scratch = tempfile::tempdir().map_err(|error| {
         Failure::new(format!("a directory for the view: {error}")).hint("set TMPDIR")
     })?;
-    let seen = view(&store, args, scratch.path())?;
+    let seen = view(&store, &args.va, args.generation, scratch.path())?;
     let chosen = |paths: &[Vec<u8>]| -> Vec<Vec<u8>> {
         paths.iter().filter(|path| matches(&args.select, path)).cloned().collect()
     };
@@ -111,7 +111,7 @@ pub fn run(args: &FromPrivateArgs) -> Result<Outcome, Failure> {
         return Err(Failure::new(format!("no pattern matches what {} has changed", args.va)).hint(
             format!(
                 "see what it has changed: strata-vlfs diff {}",
-                private(&store, args)?.display()
+                private(&store, &args.va)?.display()
             ),
         ));
     }
@@ -150,35 +150,38 @@ pub fn run(args: &FromPrivateArgs) -> Result<Outcome, Failure> {
     Ok(Outcome::Done)
 }
 
-fn private(store: &Store, args: &FromPrivateArgs) -> Result<PathBuf, Failure> {
+fn private(store: &Store, va: &VaName) -> Result<PathBuf, Failure> {
     let machines = Machines::open(store).map_err(machine_failure)?;
-    let record = machines.record(&args.va).map_err(machine_failure)?;
-    Ok(record.private_in(&machines.directory(&args.va)))
+    let record = machines.record(va).map_err(machine_failure)?;
+    Ok(record.private_in(&machines.directory(va)))
 }
 
-fn view(
+/// What a VA that does not run has changed against a generation, by default the one that
+/// its link names.
+///
+/// # Errors
+/// It runs, has no link, or was never started.
+pub fn view(
     store: &Store,
-    args: &FromPrivateArgs,
+    va: &VaName,
+    generation: Option<GenerationId>,
     scratch: &std::path::Path,
 ) -> Result<PrivateView, Failure> {
     let machines = Machines::open(store).map_err(machine_failure)?;
-    let record = machines.record(&args.va).map_err(machine_failure)?;
+    let record = machines.record(va).map_err(machine_failure)?;
     if machines.run_state(&record).map_err(machine_failure)? == RunState::Running {
-        return Err(Failure::new(format!(
-            "{} is running: its files would change meanwhile",
-            args.va
-        ))
-        .hint(format!("suspend it first: strata va suspend {}", args.va)));
+        return Err(Failure::new(format!("{va} is running: its files would change meanwhile"))
+            .hint(format!("suspend it first: strata va suspend {va}")));
     }
-    let generation = match args.generation {
+    let generation = match generation {
         Some(generation) => generation,
         None => store.desired(record.mac)?.ok_or_else(|| {
-            Failure::new(format!("{} has no link in the store", args.va))
+            Failure::new(format!("{va} has no link in the store"))
                 .hint("name the generation: --generation ID")
         })?,
     };
     let vlfs = programs()?.vlfs;
-    let private = private(store, args)?;
+    let private = private(store, va)?;
     PrivateView::open(&vlfs, store.root(), &private, generation, scratch).map_err(|error| {
         let none = matches!(&error, PrivateViewError::Program { what: "diff", .. });
         let failure = Failure::new(&error);

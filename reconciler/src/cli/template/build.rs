@@ -1,26 +1,21 @@
 //! `strata template build`.
 
 use std::io::IsTerminal;
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
-use strata_core::check::check_desired;
-use strata_core::desired::{Definition, DesiredState};
-use strata_core::generation::Generation;
+use strata_core::desired::Definition;
 use strata_core::ldf::LayerLine;
-use strata_core::{CompositionName, Digest, LayerName, LayerVersion, RepositoryName, Severity};
-use strata_store::durable::Disk;
-use strata_store::{Store, refuse_reserved};
+use strata_core::{CompositionName, Digest, LayerName, LayerVersion, RepositoryName};
+use strata_store::refuse_reserved;
 
+use super::composition::{composition, name_layer};
 use crate::cli::output::print_bytes;
 use crate::cli::va::programs;
 use crate::cli::{Failure, Outcome, OutputArgs, OutputFormat, StoreArgs, print_json, quantity};
-use crate::directory::read_directory;
-use crate::repositories::{StoreManifests, load_universe};
 use crate::template::{self, BuildError, Inputs, Options};
 
 /// Run the scripts of a template's packages once, and keep what they write as a layer
@@ -145,7 +140,13 @@ pub fn run(args: &BuildArgs) -> Result<Outcome, Failure> {
     bar.finish_and_clear();
     let built = built.map_err(failure)?;
     let status = if built.unit.new { Status::Built } else { Status::Present };
-    let written = args.write && write(&args.directory, &definition, &repository, &built.unit)?;
+    let line = LayerLine {
+        hold: true,
+        repository: repository.clone(),
+        layer: built.unit.layer.clone(),
+        version: Some(built.unit.version.clone()),
+    };
+    let written = args.write && name_layer(&args.directory, &definition, line)?.is_some();
     let report = Report {
         digest: Some(built.unit.digest),
         entries: Some(built.unit.entries),
@@ -182,32 +183,6 @@ fn report(
     }
 }
 
-/// The composition as it would run, and where it is defined.
-fn composition(
-    store: &Store,
-    directory: &Path,
-    name: &CompositionName,
-) -> Result<(Definition, Generation), Failure> {
-    let (tree, unreadable) = read_directory(directory)?;
-    let (desired, mut diagnostics) = DesiredState::read(&tree);
-    let (universe, faults) = load_universe(store, &desired.configuration);
-    diagnostics.extend(faults);
-    diagnostics.extend(unreadable);
-    let mut checked = check_desired(desired, diagnostics, &universe, &StoreManifests::new(store));
-    let Some(definition) = checked.desired.definitions.remove(name) else {
-        let known: Vec<_> = checked.desired.definitions.keys().map(ToString::to_string).collect();
-        return Err(Failure::new(format!("{} defines no {name}", directory.display()))
-            .hint(format!("it defines: {}", known.join(", "))));
-    };
-    if let Some(generation) = checked.compositions.remove(name) {
-        return Ok((definition, generation));
-    }
-    let faults = checked.diagnostics.iter().filter(|found| found.severity == Severity::Error);
-    let faults: Vec<_> = faults.map(ToString::to_string).collect();
-    Err(Failure::new(format!("{name} has faults:\n{}", faults.join("\n")))
-        .hint("mend them first; `strata resolve` writes versions and what layers depend on"))
-}
-
 /// The repository that was asked for, or that of the former layer.
 fn repository(
     args: &BuildArgs,
@@ -222,31 +197,6 @@ fn repository(
     })?;
     refuse_reserved(&repository)?;
     Ok(repository)
-}
-
-/// Names the layer in the LDF. Returns whether that changed it.
-fn write(
-    directory: &Path,
-    definition: &Definition,
-    repository: &RepositoryName,
-    unit: &strata_import::Imported,
-) -> Result<bool, Failure> {
-    let mut ldf = definition.ldf.clone();
-    ldf.put_explicit(LayerLine {
-        hold: true,
-        repository: repository.clone(),
-        layer: unit.layer.clone(),
-        version: Some(unit.version.clone()),
-    });
-    let text = ldf.print();
-    if text == definition.ldf.print() {
-        return Ok(false);
-    }
-    let path = directory.join(&definition.file);
-    let mode = std::fs::metadata(&path).map(|found| found.permissions().mode() & 0o777);
-    let mode = mode.map_err(|error| Failure::new(format!("{}: {error}", path.display())))?;
-    Disk::default().write_file(&path, text.as_bytes(), mode)?;
-    Ok(true)
 }
 
 fn progress() -> ProgressBar {
