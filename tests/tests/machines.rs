@@ -193,3 +193,92 @@ fn whatever_is_killed_stop_cleans_up() {
     }
     workspace.finish();
 }
+
+#[test]
+fn a_va_is_renamed_and_cloned_with_what_it_wrote() {
+    let workspace = Workspace::new("cloned");
+    workspace.init_store();
+    build_tiny(&workspace, "1");
+    roll_out_with(&workspace, "1", &["/srv/db"]);
+    va(&workspace, &["provision", "--template", "web", "first"]).ok();
+    va(&workspace, &["start", "first"]).ok();
+    let run = |name: &str, script: &str| va(&workspace, &["exec", name, "--", "sh", "-c", script]);
+    run("first", "echo mine >/etc/mine; echo changed >/etc/version; echo rows >/srv/db/rows").ok();
+    let running = va(&workspace, &["rename", "first", "web"]).exits(2);
+    assert!(running.stderr.contains("hint: stop it first"), "{running:?}");
+    va(&workspace, &["stop", "first"]).ok();
+    va(&workspace, &["rename", "first", "web"]).ok();
+    let made = va(&workspace, &["clone", "--private", "--output", "json", "web", "copy"]).ok();
+    let made: serde_json::Value = serde_json::from_str(&made).expect("JSON");
+    assert_eq!((&made[0]["name"], &made[0]["template"]), (&"copy".into(), &"web".into()));
+    va(&workspace, &["clone", "web", "fresh"]).ok();
+    for name in ["web", "copy", "fresh"] {
+        va(&workspace, &["start", name]).ok();
+    }
+    for name in ["web", "copy"] {
+        let seen = run(name, "cat /etc/mine /etc/version /srv/db/rows");
+        assert_eq!(seen.ok(), "mine\nchanged\nrows\n", "{name}");
+    }
+    // Each has its own from now on.
+    run("copy", "echo other >/etc/mine; echo none >/srv/db/rows").ok();
+    assert_eq!(run("web", "cat /etc/mine /srv/db/rows").ok(), "mine\nrows\n");
+    assert_eq!(run("fresh", "cat /etc/version; cat /etc/mine || echo none").stdout, "1none\n");
+    for name in ["web", "copy", "fresh"] {
+        va(&workspace, &["stop", name]).ok();
+    }
+    workspace.finish();
+}
+
+/// §4.5, and `docs/drill.md`: found from outside, reset, salvaged, back in service.
+#[test]
+fn a_compromised_va_is_found_reset_and_salvaged() {
+    let workspace = Workspace::new("drill");
+    workspace.init_store();
+    build_tiny(&workspace, "1");
+    roll_out(&workspace, "1");
+    va(&workspace, &["provision", "--template", "web", "web"]).ok();
+    va(&workspace, &["start", "web"]).ok();
+    sh(&workspace, "echo 'a year of work' >/etc/work").ok();
+    // The intruder: a program replaced, one added that gives root away, a trace removed.
+    sh(&workspace, "cat /usr/bin/cat >/usr/bin/sleep; cat /usr/bin/sh >/usr/bin/back").ok();
+    let private = workspace.store().join("machines/web/private");
+    let back = private.join("upper/usr/bin/back");
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o4755);
+    fs::set_permissions(&back, mode).expect("set");
+
+    // Nothing in it runs while it is looked at, and nothing of it is asked.
+    va(&workspace, &["suspend", "web"]).ok();
+    let mut diff = workspace.vlfs();
+    let found = finish(diff.arg("diff").arg(&private)).exits(1).stdout;
+    for line in ["A /usr/bin/back", "M /usr/bin/sleep", "A /etc/work"] {
+        assert!(found.lines().any(|found| found.starts_with(line)), "{line}: {found}");
+    }
+    let watched = ["drift", "web", "--watch", "usr/**", "--watch", "setuid", "--output", "json"];
+    let drift = va(&workspace, &watched).exits(1).stdout;
+    assert!(drift.contains("usr/bin/back") && drift.contains("setuid"), "{drift}");
+
+    // Out of service at once, a fresh private layer, and back.
+    va(&workspace, &["stop", "web", "--timeout", "0"]).ok();
+    let mac = status(&workspace)["mac"].as_str().expect("an address").to_owned();
+    let mut reset = workspace.vlfs();
+    finish(reset.arg("reset").arg(&private)).ok();
+    va(&workspace, &["start", "web"]).ok();
+    assert_eq!(sh(&workspace, "cat /etc/version").ok(), "1");
+    assert_ne!(sh(&workspace, "test -e /usr/bin/back").code, 0);
+    va(&workspace, &["drift", "web", "--watch", "usr/**", "--watch", "setuid"]).ok();
+
+    // What it held is read and copied, never run: the old files read-only, beside it.
+    let mut former = fs::read_dir(private.join("former")).expect("kept");
+    let former = former.next().expect("one").expect("listed").path();
+    let rescue = workspace.path("rescue");
+    fs::create_dir(&rescue).expect("made");
+    let mut mount = workspace.vlfs();
+    mount.args(["mount", "--va", &mac, "--former"]).arg(&former).arg(&rescue);
+    finish(&mut mount).ok();
+    let work = fs::read_to_string(rescue.join("etc/work")).expect("salvaged");
+    assert_eq!(work, "a year of work\n");
+    assert!(fs::write(rescue.join("etc/work"), "x").is_err(), "read-only");
+    finish(Command::new("umount").arg(&rescue)).ok();
+    va(&workspace, &["stop", "web"]).ok();
+    workspace.finish();
+}
