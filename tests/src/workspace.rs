@@ -150,13 +150,18 @@ impl Workspace {
         });
     }
 
-    /// Logs, mounts, processes and the store's tree, on stderr.
+    /// Logs, mounts and processes, on stderr.
     fn show(&self) {
         for entry in fs::read_dir(self.path("logs")).into_iter().flatten().flatten() {
             let name = entry.file_name().to_string_lossy().into_owned();
             eprintln!("--- log of {name}\n{}", self.log(&name));
         }
         eprintln!("--- left behind\n{}", leaks::everything(self.directory.path()).join("\n"));
+    }
+
+    /// The store's tree, on stderr. Nothing may be mounted there: a suspended VA's file
+    /// system answers nobody.
+    fn show_store(&self) {
         let mut find = Command::new("find");
         find.arg(self.store()).args(["-maxdepth", "5", "-not", "-path", "*/filesystem/*"]);
         eprintln!("--- store\n{}", finish(find.args(["-printf", "%P %y %l\n"])).stdout);
@@ -200,10 +205,14 @@ impl Workspace {
 
 impl Drop for Workspace {
     fn drop(&mut self) {
-        if std::thread::panicking() {
+        let failed = std::thread::panicking();
+        if failed {
             self.show();
         }
         self.clear();
+        if failed {
+            self.show_store();
+        }
     }
 }
 

@@ -250,7 +250,7 @@ fn a_compromised_va_is_found_reset_and_salvaged() {
     va(&workspace, &["suspend", "web"]).ok();
     let mut diff = workspace.vlfs();
     let found = finish(diff.arg("diff").arg(&private)).exits(1).stdout;
-    for line in ["A /usr/bin/back", "M /usr/bin/sleep", "A /etc/work"] {
+    for line in ["A usr/bin/back", "M usr/bin/sleep", "A etc/work"] {
         assert!(found.lines().any(|found| found.starts_with(line)), "{line}: {found}");
     }
     let watched = ["drift", "web", "--watch", "usr/**", "--watch", "setuid", "--output", "json"];

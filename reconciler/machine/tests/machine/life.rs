@@ -48,7 +48,7 @@ fn a_renamed_va_is_the_same_va() {
     assert_eq!((record.name, record.mac), (va("new"), mac));
     assert_eq!(fleet.machines().names().expect("listed"), [va("new"), va("other")]);
     fleet.start("new", &[]);
-    assert_eq!(fleet.sh_stdout("new", "cat /etc/mine; hostname"), "mine\nnew\n");
+    assert_eq!(fleet.sh_stdout("new", "cat /etc/mine; hostname"), "mine\nnew");
     let running = fleet.machines().rename(&va("new"), &va("newer"));
     let running = running.expect_err("it runs");
     assert!(matches!(running, ProvisionError::Machine(MachineError::Running(_))), "{running}");
@@ -136,7 +136,7 @@ fn a_clone_with_the_private_layer_has_all_of_it() {
     assert!(!copy.join("vlfs.log").exists());
     assert_eq!(entries(&fleet.machines().directory(&va("copy"))), ["lock", "private", "va.json"]);
     fleet.start("copy", &[]);
-    assert_eq!(fleet.sh_stdout("copy", "cat /etc/mine /srv/data"), "mine\ndata\n");
+    assert_eq!(fleet.sh_stdout("copy", "cat /etc/mine /srv/data"), "mine\ndata");
     let running = fleet.machines().clone_va(&clone_request("copy", "third"));
     assert!(
         matches!(running, Err(ProvisionError::Machine(MachineError::Running(_)))),
