@@ -188,7 +188,11 @@ impl Modules {
 mod tests {
     use super::*;
 
-    fn modules(known: &[(&str, &[&str], &[&str], &[&str])], builtin: &[&str]) -> Modules {
+    type Names<'a> = &'a [&'a str];
+    /// A module, what it depends on, what is better before it, its aliases.
+    type Known<'a> = (&'a str, Names<'a>, Names<'a>, Names<'a>);
+
+    fn modules(known: &[Known<'_>], builtin: &[&str]) -> Modules {
         let owned = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
         let known = known.iter().map(|(name, depends, before, aliases)| {
             let info = ModuleInfo {

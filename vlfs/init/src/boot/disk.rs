@@ -89,13 +89,13 @@ pub fn choose(disks: &[Disk], named: Option<&str>, mac: MacAddr) -> Result<Strin
         return Ok(disk.name.clone());
     }
     let others = disks.iter().filter(eligible);
-    let foreign = others.filter_map(|disk| match &disk.content {
+    let mut foreign = others.filter_map(|disk| match &disk.content {
         Content::Ext4 { label } if named.is_some() || label.starts_with(LABEL_PREFIX) => {
             Some((disk.name.clone(), label.clone()))
         }
         Content::Ext4 { .. } | Content::Other => None,
     });
-    if let Some((name, found)) = foreign.last() {
+    if let Some((name, found)) = foreign.next_back() {
         return Err(BootError::ForeignDisk { name, mac, found, label });
     }
     Err(BootError::NoDisk { mac, label, found: shown(disks) })
