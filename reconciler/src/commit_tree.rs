@@ -6,6 +6,7 @@
 
 use git2::{ObjectType, Odb, Oid, Repository, Tree};
 use strata_core::limits;
+use strata_core::printable::is_unprintable;
 use strata_core::source::{SourceContent, SourceError, SourceTree};
 
 /// Bytes of one directory of a commit.
@@ -54,14 +55,14 @@ pub fn read(repository: &Repository, id: Oid) -> Result<SourceTree, ReadError> {
     Ok(reader.tree)
 }
 
-/// The author of a commit, as it names itself; short and without control characters.
+/// The author of a commit, as it names itself; short and of printable characters.
 pub fn author(repository: &Repository, id: Oid) -> Option<String> {
     const CHARACTERS: usize = 200;
     let commit = repository.find_commit(id).ok()?;
     let author = commit.author();
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     let whole = format!("{} <{}>", text(author.name_bytes()), text(author.email_bytes()));
-    Some(whole.chars().filter(|c| !c.is_control()).take(CHARACTERS).collect())
+    Some(whole.chars().filter(|c| !is_unprintable(*c)).take(CHARACTERS).collect())
 }
 
 /// When a commit was made, as its committer's clock said, in milliseconds since 1970.

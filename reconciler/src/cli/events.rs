@@ -7,6 +7,7 @@ use clap::{Args, ValueEnum};
 use serde::Serialize;
 use strata_core::audit::Record;
 use strata_core::event::{Event, Importance, short};
+use strata_core::printable::printable;
 use strata_core::{CompositionName, MacAddr, RingName, VaName};
 use strata_machine::Machines;
 use strata_store::Store;
@@ -192,7 +193,7 @@ pub fn record_line(record: &Record, with_who: bool) -> String {
     if let Some(signer) = record.who.signer.as_ref().filter(|_| with_who) {
         line.push_str(&format!(" signed by {signer}"));
     }
-    line
+    printable(&line).into_owned()
 }
 
 /// Specified in `docs/schemas/events-1.json`.

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use strata_core::printable::printable_lines;
 use strata_store::StoreError;
 
 use crate::directory::DirectoryError;
@@ -39,9 +40,9 @@ impl Failure {
 
     /// Prints it to stderr, the hint on a line of its own.
     pub fn print(&self) {
-        eprintln!("error: {}", self.message);
+        eprintln!("error: {}", printable_lines(&self.message));
         if let Some(hint) = &self.hint {
-            eprintln!("hint: {hint}");
+            eprintln!("hint: {}", printable_lines(hint));
         }
     }
 }

@@ -41,7 +41,7 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use clap_complete::Shell;
 
 pub use failure::{Failure, Outcome};
-pub use output::{OutputArgs, OutputFormat, print_bytes, print_json, quantity};
+pub use output::{OutputArgs, OutputFormat, print_bytes, print_json, print_text, quantity};
 
 /// Keeps a fleet of virtual appliances in line with layer definition files in git.
 #[derive(Debug, Parser)]

@@ -4,6 +4,7 @@ use std::io::{self, Write};
 
 use clap::{Args, ValueEnum};
 use serde::Serialize;
+use strata_core::printable::printable_lines;
 
 use super::Failure;
 
@@ -39,6 +40,15 @@ pub fn print_json(value: &impl Serialize) -> Result<(), Failure> {
 /// See [`print_json`].
 pub fn print_bytes(text: &[u8]) -> Result<(), Failure> {
     print_live(text).map(|_read| ())
+}
+
+/// Prints text for people: nothing in it steers a terminal. Parts of unknown origin that
+/// must stay on their line are written with [`printable`](strata_core::printable::printable).
+///
+/// # Errors
+/// See [`print_json`].
+pub fn print_text(text: &str) -> Result<(), Failure> {
+    print_bytes(printable_lines(text).as_bytes())
 }
 
 /// As [`print_bytes`]. False where the reader has gone away.

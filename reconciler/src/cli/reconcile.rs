@@ -8,10 +8,11 @@ use std::time::Duration;
 use clap::Args;
 use strata_core::event::Event;
 use strata_core::plan::Action;
+use strata_core::printable::printable;
 use strata_core::{CompositionName, GenerationId};
 
 use super::output::print_bytes;
-use super::{Failure, Outcome, OutputFormat, StoreArgs, quantity};
+use super::{Failure, Outcome, OutputFormat, StoreArgs, print_text, quantity};
 use crate::control::{self, ControlError};
 use crate::pass::{Options, PassError, PassReport, PassResult, Reconciler, RolloutWaits};
 use crate::run::{self, RunError, Schedule};
@@ -133,7 +134,7 @@ fn now(args: &ReconcileArgs) -> Result<Outcome, Failure> {
                 ("unchanged", None) => format!("{commit} nothing to do\n"),
                 (result, None) => format!("{commit} {result}\n"),
             };
-            print_bytes(line.as_bytes())?;
+            print_text(&line)?;
         }
     }
     Ok(match text("result") {
@@ -144,7 +145,7 @@ fn now(args: &ReconcileArgs) -> Result<Outcome, Failure> {
 
 fn print(report: &PassReport, output: OutputFormat) -> Result<(), Failure> {
     let text = match output {
-        OutputFormat::Text => text(report),
+        OutputFormat::Text => return print_text(&text(report)),
         OutputFormat::Json => {
             let mut text = serde_json::to_string(report)
                 .map_err(|error| Failure::new(format!("write JSON: {error}")))?;
@@ -162,7 +163,7 @@ fn text(report: &PassReport) -> String {
     }
     let commit = report.commit.get(..12).unwrap_or(&report.commit);
     if let Some(message) = &report.message {
-        let _infallible = writeln!(text, "{commit} refused: {message}; nothing was moved");
+        let _infallible = writeln!(text, "{commit} refused: {}; nothing was moved", printable(message));
         return text;
     }
     if let Some(fallback) = &report.fallback {
@@ -172,13 +173,14 @@ fn text(report: &PassReport) -> String {
         let _infallible = writeln!(text, "{change}");
     }
     for note in &report.notes {
-        let _infallible = writeln!(text, "note: {note}");
+        let _infallible = writeln!(text, "note: {}", printable(&note.to_string()));
     }
     for record in report.events.iter().filter(|record| is_told(&record.event)) {
         let _infallible = writeln!(text, "{}", record.event);
     }
     for RolloutWaits { composition, waiting } in &report.waiting {
-        let _infallible = writeln!(text, "{composition} waits: {waiting}");
+        let waiting = waiting.to_string();
+        let _infallible = writeln!(text, "{composition} waits: {}", printable(&waiting));
     }
     let took = report.timings.total_ms;
     let _infallible = match report.result {
@@ -202,7 +204,7 @@ fn text(report: &PassReport) -> String {
 pub fn fallback_text(fallback: &Fallback) -> String {
     let Fallback { remote, failures, behind } = fallback;
     let behind = if *behind { ", which is behind what was applied" } else { "" };
-    format!("{remote} is used{behind}: {}", failures.join("; "))
+    printable(&format!("{remote} is used{behind}: {}", failures.join("; "))).into_owned()
 }
 
 /// Whether the actions do not say it already.

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use clap::{Args, Subcommand};
 use serde::Serialize;
+use strata_core::printable::{is_unprintable, printable};
 use strata_core::rollout::policy::base_ring;
 use strata_core::rollout::{Command, Order, RolloutState, apply_command};
 use strata_core::status::{Summary, SyncState};
@@ -13,7 +14,7 @@ use strata_core::{CompositionName, GenerationId, RingName};
 use strata_store::{Store, StoreError};
 
 use super::status::ago;
-use super::{Failure, Outcome, OutputArgs, OutputFormat, StoreArgs, print_bytes, print_json};
+use super::{Failure, Outcome, OutputArgs, OutputFormat, StoreArgs, print_json, print_text};
 use crate::fleet;
 use crate::pass::LOCK;
 use crate::rollout::request::{self, Ask, Request};
@@ -204,7 +205,7 @@ pub(super) fn caller() -> String {
     let named =
         ["SUDO_USER", "USER", "LOGNAME"].into_iter().find_map(|key| std::env::var(key).ok());
     let name = named.unwrap_or_else(|| format!("uid {}", rustix::process::getuid().as_raw()));
-    name.chars().filter(|c| !c.is_control()).take(64).collect()
+    name.chars().filter(|c| !is_unprintable(*c)).take(64).collect()
 }
 
 /// Specified in `docs/formats.md`, "Rollout status".
@@ -252,7 +253,7 @@ fn status(args: &StatusArgs) -> Result<Outcome, Failure> {
     let report = Report { version: VERSION, rollouts, removals_waiting };
     match args.output.output {
         OutputFormat::Json => print_json(&report)?,
-        OutputFormat::Text => print_bytes(text(&report).as_bytes())?,
+        OutputFormat::Text => print_text(&text(&report))?,
     }
     Ok(if done { Outcome::Done } else { Outcome::Difference })
 }
@@ -268,7 +269,7 @@ fn text(report: &Report) -> String {
             "{count} removals wait, {limit} a pass are allowed: strata rollout confirm {token}"
         );
         for removal in first {
-            let _infallible = writeln!(text, "  {removal}");
+            let _infallible = writeln!(text, "  {}", printable(removal));
         }
     }
     for Rollout { composition, phase, state, vas } in &report.rollouts {
@@ -278,7 +279,7 @@ fn text(report: &Report) -> String {
         let _infallible =
             writeln!(text, "{composition}  {phase}  {target} from {commit}, {begun} ago");
         for line in remarks(state) {
-            let _infallible = writeln!(text, "  {line}");
+            let _infallible = writeln!(text, "  {}", printable(&line));
         }
         for (ring, at) in &state.rings {
             let step = serde_json::to_value(at.step).unwrap_or_default();

@@ -5,6 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::Args;
 use serde::Serialize;
+use strata_core::printable::printable;
 use strata_core::rollout::policy::DEFAULT_SILENT_DAYS;
 use strata_core::status::{Age, Summary, SyncState, VaConditionReason, VaStatus};
 use strata_core::{CompositionName, GenerationId, MacAddr, RingName, VaName};
@@ -167,19 +168,19 @@ impl View for Report {
 fn text(report: &Report, wide: bool) -> String {
     let mut text = reconciler_text(report.reconciler.as_ref());
     for damage in &report.damage {
-        let _infallible = writeln!(text, "damaged  {damage}");
+        let _infallible = writeln!(text, "damaged  {}", printable(damage));
     }
     for Unfinished { composition, phase, message } in &report.rollouts {
-        let _infallible = writeln!(text, "rollout  {composition} {phase}: {message}");
+        let _infallible = writeln!(text, "rollout  {composition} {phase}: {}", printable(message));
     }
     for Receiver { receiver, dropped, dropped_why, failing, .. } in &report.telling {
         if let Some(Failing { message, since_ms, .. }) = failing {
             let since = ago(*since_ms);
             let _infallible =
-                writeln!(text, "telling  {receiver} has failed for {since}: {message}");
+                writeln!(text, "telling  {receiver} has failed for {since}: {}", printable(message));
         } else if *dropped > 0 {
             let why = dropped_why.as_deref().unwrap_or_default();
-            let _infallible = writeln!(text, "telling  {receiver} lost {dropped}: {why}");
+            let _infallible = writeln!(text, "telling  {receiver} lost {dropped}: {}", printable(why));
         }
     }
     if !report.silent.is_empty() {
@@ -209,13 +210,13 @@ pub(super) fn reconciler_text(state: Option<&ReconcileState>) -> String {
     let Some(state) = state else {
         return "no reconciler has run on this store\n".to_owned();
     };
-    let _infallible = writeln!(text, "source   {}", state.source);
+    let _infallible = writeln!(text, "source   {}", printable(&state.source));
     let _infallible = match &state.applied {
         Some(applied) => writeln!(text, "applied  {} {} ago", applied.commit, ago(applied.at_ms)),
         None => writeln!(text, "applied  no commit yet"),
     };
     if let Some(refused) = &state.refused {
-        let (commit, message) = (&refused.commit, &refused.message);
+        let (commit, message) = (&refused.commit, printable(&refused.message));
         let _infallible = writeln!(text, "refused  {commit} {} ago: {message}", ago(refused.at_ms));
         for problem in &refused.problems {
             let _infallible = writeln!(text, "         {}", problem.replace('\n', "\n         "));
@@ -229,12 +230,12 @@ pub(super) fn reconciler_text(state: Option<&ReconcileState>) -> String {
         let commit = testing.commit.as_deref().unwrap_or("nothing that is not merged");
         let _infallible = writeln!(text, "testing  {commit}");
         if let Some(refused) = &testing.refused {
-            let _infallible = writeln!(text, "         not used: {refused}");
+            let _infallible = writeln!(text, "         not used: {}", printable(refused));
         }
     }
     if let Some(failing) = &state.failing {
         let _infallible =
-            writeln!(text, "failing  {} ago: {}", ago(failing.at_ms), failing.message);
+            writeln!(text, "failing  {} ago: {}", ago(failing.at_ms), printable(&failing.message));
     }
     text
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 use serde_json::Value;
+use strata_core::printable::{printable, printable_lines};
 use yaml_rust2::{Yaml, YamlEmitter};
 
 use super::output::print_live;
@@ -57,13 +58,16 @@ impl Table {
 
     /// Adds a row: a cell for each heading, the wide ones included.
     pub fn row(&mut self, cells: impl IntoIterator<Item = String>) {
-        let cells = cells.into_iter().map(|cell| if cell.is_empty() { "-".into() } else { cell });
-        self.rows.push(cells.collect());
+        self.sparse_row(cells.into_iter().map(|cell| match cell.is_empty() {
+            true => "-".into(),
+            false => cell,
+        }));
     }
 
-    /// As [`Self::row`], with empty cells left empty.
+    /// As [`Self::row`], with empty cells left empty. A cell never leaves its line.
     pub fn sparse_row(&mut self, cells: impl IntoIterator<Item = String>) {
-        self.rows.push(cells.into_iter().collect());
+        let cells = cells.into_iter().map(|cell| printable(&cell).into_owned());
+        self.rows.push(cells.collect());
     }
 
     pub fn text(&self, wide: bool) -> String {
@@ -124,7 +128,9 @@ impl FormatArgs {
         match self.output {
             Format::Json => Ok(serde_json::to_string_pretty(view).map_err(json)? + "\n"),
             Format::Yaml => yaml(&serde_json::to_value(view).map_err(json)?),
-            Format::Table | Format::Wide => Ok(view.page(self.is_wide())),
+            Format::Table | Format::Wide => {
+                Ok(printable_lines(&view.page(self.is_wide())).into_owned())
+            }
         }
     }
 
@@ -222,5 +228,15 @@ mod tests {
         table.row(["web-1".to_owned(), String::new(), "02".to_owned()]);
         assert_eq!(table.text(false), "NAME   STATE\nweb-1  -\n");
         assert_eq!(table.text(true), "NAME   STATE  MAC\nweb-1  -      02\n");
+    }
+
+    #[test]
+    fn no_cell_forges_a_row() {
+        let mut table = Table::new(&["NAME", "WHY"], &[]);
+        table.sparse_row(["a".to_owned(), "\u{1b}[2Jx\r\nb  in-sync\u{202e}".to_owned()]);
+        assert_eq!(
+            table.text(false),
+            "NAME  WHY\na     \\u{1b}[2Jx\\r\\nb  in-sync\\u{202e}\n"
+        );
     }
 }

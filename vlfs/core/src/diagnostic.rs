@@ -5,6 +5,7 @@ use std::fmt;
 use serde::Serialize;
 
 use crate::position::Located;
+use crate::printable::{printable, printable_lines};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -67,13 +68,13 @@ impl fmt::Display for Diagnostic {
             Severity::Error => "error",
             Severity::Warning => "warning",
         };
-        write!(f, "{}", self.file)?;
+        write!(f, "{}", printable(&self.file))?;
         if self.line > 0 {
             write!(f, ":{}:{}", self.line, self.column)?;
         }
-        write!(f, ": {severity}: {} [{}]", self.message, self.code)?;
+        write!(f, ": {severity}: {} [{}]", printable_lines(&self.message), self.code)?;
         if let Some(hint) = &self.hint {
-            write!(f, "\n  hint: {hint}")?;
+            write!(f, "\n  hint: {}", printable_lines(hint))?;
         }
         Ok(())
     }

@@ -4,12 +4,13 @@
 //! An event says what was decided or found, once, by whoever decided or found it.
 //! The JSON form is versioned and specified in `docs/formats.md`, "Events".
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 
 use serde::{Deserialize, Serialize};
 
 use crate::digest::GenerationId;
 use crate::names::{CompositionName, MacAddr, RingName, VaName};
+use crate::printable::OneLine;
 use crate::rollout::health::UnhealthyVa;
 use crate::status::SyncState;
 
@@ -399,7 +400,14 @@ impl Event {
 }
 
 impl fmt::Display for Event {
+    /// One line, whatever the reasons, messages and names in it are.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.write(&mut OneLine(f))
+    }
+}
+
+impl Event {
+    fn write(&self, f: &mut OneLine<'_, '_>) -> fmt::Result {
         match self {
             Event::RolloutStarted { composition, generation, commit } => {
                 write!(f, "{composition}: {} starts, from {}", generation.short(), short(commit))

@@ -41,6 +41,7 @@ pub mod names;
 pub mod plan;
 pub mod position;
 pub mod preview;
+pub mod printable;
 
 pub mod relation;
 pub mod remote;

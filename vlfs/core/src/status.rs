@@ -5,13 +5,14 @@
 //! is evidence. A report of a running VA that was not renewed in time is none
 //! either, whatever it says.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 
 use serde::{Deserialize, Serialize};
 
 use crate::digest::GenerationId;
 use crate::links::VaTarget;
 use crate::names::{CompositionName, MacAddr, RingName, VaName};
+use crate::printable::OneLine;
 use crate::report::{Report, ServingState};
 use crate::rollout::policy::base_ring;
 use crate::scripts::outcome::{ScriptFailure, ScriptsState};
@@ -142,7 +143,10 @@ impl fmt::Display for Reason {
             Reason::OtherGeneration => write!(f, "serves another generation"),
             Reason::Stale { age_ms } => write!(f, "last report {} ago", Age(*age_ms)),
             Reason::NoReport => write!(f, "runs and has not reported"),
-            Reason::UnreadableReport { error } | Reason::Refused { error } => write!(f, "{error}"),
+            // What a VA claims.
+            Reason::UnreadableReport { error } | Reason::Refused { error } => {
+                OneLine(f).write_str(error)
+            }
             Reason::AsOfLastReport { run_state, age_ms } => {
                 write!(f, "{run_state}, last report {} ago", Age(*age_ms))
             }

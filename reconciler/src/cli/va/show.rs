@@ -11,7 +11,7 @@ use strata_machine::{ControlError, Driver, Machines, Observation, RunState, VaRe
 use strata_store::{Store, VaTarget};
 
 use super::machine_failure;
-use crate::cli::{Failure, Outcome, OutputArgs, OutputFormat, StoreArgs, print_bytes, print_json};
+use crate::cli::{Failure, Outcome, OutputArgs, OutputFormat, StoreArgs, print_json, print_text};
 
 /// How long a VLFS may take to say its generation.
 const ANSWER: Duration = Duration::from_secs(2);
@@ -80,7 +80,7 @@ pub fn list(args: &ListArgs) -> Result<Outcome, Failure> {
     }
     match args.output.output {
         OutputFormat::Json => print_json(&rows)?,
-        OutputFormat::Text => print_bytes(table(&rows).as_bytes())?,
+        OutputFormat::Text => print_text(&table(&rows))?,
     }
     damaged.map_or(Ok(Outcome::Done), |error| Err(machine_failure(error)))
 }
@@ -182,7 +182,7 @@ pub fn status(args: &StatusArgs) -> Result<Outcome, Failure> {
     };
     match args.output.output {
         OutputFormat::Json => print_json(&status)?,
-        OutputFormat::Text => print_bytes(describe(&status).as_bytes())?,
+        OutputFormat::Text => print_text(&describe(&status))?,
     }
     Ok(Outcome::Done)
 }

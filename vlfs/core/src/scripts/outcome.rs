@@ -1,10 +1,11 @@
 //! How a script ended, as the VA's journal, its report and the status say it.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 
 use serde::{Deserialize, Serialize};
 
 use super::Script;
+use crate::printable::{OneLine, is_unprintable};
 
 /// The most failures that a report names, the latest ones.
 pub const REPORTED_FAILURES: usize = 8;
@@ -55,9 +56,10 @@ pub struct ScriptFailure {
 impl fmt::Display for ScriptFailure {
     /// One line, with the last line of the output. The text may be a VA's claim.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}: {}", printable(&self.layer), self.script, self.outcome)?;
+        let mut f = OneLine(f);
+        write!(f, "{} {}: {}", self.layer, self.script, self.outcome)?;
         let last = self.output.lines().rev().map(str::trim).find(|line| !line.is_empty());
-        last.map_or(Ok(()), |line| write!(f, ": {}", printable(line)))
+        last.map_or(Ok(()), |line| write!(f, ": {line}"))
     }
 }
 
@@ -87,14 +89,12 @@ pub struct ScriptsReport {
     pub failure_count: u32,
 }
 
-/// Text that does nothing to a terminal: newlines and tabs stay, other control
-/// characters become a replacement character.
+/// Text that does nothing to a terminal: newlines and tabs stay, what else is not
+/// printable becomes a replacement character, so that the text does not grow.
 pub fn printable(text: &str) -> String {
     let plain = |c: char| match c {
         '\n' | '\t' => c,
-        c if c.is_control() || ('\u{202a}'..='\u{202e}').contains(&c) => {
-            char::REPLACEMENT_CHARACTER
-        }
+        c if is_unprintable(c) => char::REPLACEMENT_CHARACTER,
         c => c,
     };
     text.chars().map(plain).collect()
@@ -122,7 +122,7 @@ mod tests {
         };
         assert_eq!(
             failure.to_string(),
-            "main/app 2 post-install: exit status 3: \u{fffd}[2Jno such user"
+            "main/app 2 post-install: exit status 3: \\u{1b}[2Jno such user"
         );
     }
 
