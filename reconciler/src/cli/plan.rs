@@ -12,7 +12,7 @@ use strata_core::preview::{Preview, Side, preview};
 use strata_core::source::SourceTree;
 
 use super::inventory::ProductionArgs;
-use super::{Failure, Outcome, print_bytes, print_json};
+use super::{Failure, Outcome, print_json, print_text};
 use crate::directory::read_directory;
 use crate::production::Production;
 use crate::revision::{Revision, RevisionError, WorkRepository};
@@ -31,7 +31,7 @@ const VERSION: u32 = 1;
 
 Without --head, the directory is compared as it stands, committed or not; without
 --base, with HEAD, or with the head's first parent. Where the base went on since the head left it,
-the commit where they parted is compared.
+the commit where they parted is compared. The limits are the base's, or the head's where they are tighter.
 
 Exit status: 0 the head can be taken, 1 it has errors or touches more VAs than strata.toml
 allows (with --exit-code: or it changes anything), 2 an error.")]
@@ -89,8 +89,8 @@ pub fn run(args: &PlanArgs) -> Result<Outcome, Failure> {
     let report = compare(trees, &production)?;
     match args.output {
         PlanFormat::Json => print_json(&report)?,
-        PlanFormat::Text => print_bytes(render::text(&report).as_bytes())?,
-        PlanFormat::Markdown => print_bytes(render::markdown(&report).as_bytes())?,
+        PlanFormat::Text => print_text(&render::text(&report))?,
+        PlanFormat::Markdown => print_text(&render::markdown(&report))?,
     }
     let quiet = !args.exit_code || report.preview.is_empty();
     Ok(if report.can_be_taken() && quiet { Outcome::Done } else { Outcome::Difference })

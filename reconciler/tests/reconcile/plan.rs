@@ -161,3 +161,30 @@ fn what_is_missing_is_said_with_a_hint() {
         assert!(said.contains(words) && said.contains("hint: "), "{said}");
     }
 }
+
+#[test]
+fn a_change_that_moves_no_layer_is_shown_all_the_same() {
+    let world = fleet();
+    let store = store(&world);
+    world.write(
+        "strata.toml",
+        "rings = [\"everyone\"]\n[[repository]]\nname = \"main\"\n[rollout]\non-failure = \"halt\"\n",
+    );
+    world.write("templates/web.health", "[[check]]\ncommand = [\"sh\", \"-c\", \"x | sh\"]\n");
+    let output = strata(&world, &["plan", ".", "--store", &store, "--exit-code"]);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let printed = text(&output);
+    for line in [
+        "settings in strata.toml\n",
+        "+ rollout.on-failure: \"halt\"",
+        "health checks\n  + web: command [\"sh\", \"-c\", \"x | sh\"] (10 s, 3 retries), run in 5 VAs",
+        "verdict: can be taken",
+    ] {
+        assert!(printed.contains(line), "{line:?} in:\n{printed}");
+    }
+    let comment = text(&strata(&world, &["plan", ".", "--store", &store, "--output", "markdown"]));
+    assert!(comment.contains("**health checks**\n\n- `+ web: command [\"sh\""), "{comment}");
+    let plan = json(&strata(&world, &["plan", ".", "--store", &store, "--output", "json"]));
+    assert_eq!(plan["health"][0]["command"][2], "x | sh");
+    assert!(plan["settings"].as_array().is_some_and(|all| !all.is_empty()), "{plan}");
+}

@@ -18,6 +18,7 @@ use crate::remote::{Credentials, Location, Remote, Scheme};
 use crate::rollout::policy::{RolloutPolicy, assign_rings};
 use crate::scripts::policy::{LONGEST_TIME_LIMIT_S, OnFailure, ScriptPolicy};
 use crate::signed::{PublicKeyText, Role, RoleName};
+use crate::stated::{Stated, stated};
 pub use crate::toml_reader::Placed;
 use crate::toml_reader::{TableReader, TomlFile};
 
@@ -132,6 +133,8 @@ pub struct Configuration {
     pub pins: Vec<Pin>,
     /// In the order of the file; whether there are such LDFs, [`crate::desired`] says.
     pub templates: Vec<TemplateConfiguration>,
+    /// All that the file says, to compare it with another.
+    pub stated: Stated,
 }
 
 impl Default for Configuration {
@@ -148,6 +151,7 @@ impl Default for Configuration {
             architecture: None,
             pins: Vec::new(),
             templates: Vec::new(),
+            stated: Stated::new(),
         }
     }
 }
@@ -158,6 +162,7 @@ impl Configuration {
         let (mut file, table) = TomlFile::parse(CONFIGURATION_FILE, text);
         let mut configuration = Configuration::default();
         let Some(table) = table else { return (configuration, file.diagnostics) };
+        configuration.stated = stated(&table);
         let mut reader = TableReader::new(&table, 0, CONFIGURATION_FILE);
         for (repository, at) in reader.tables(&mut file, "repository") {
             configuration.read_repository(&mut file, repository, at);

@@ -52,6 +52,7 @@ pub mod scripts;
 pub mod shared_paths;
 pub mod signed;
 pub mod source;
+pub mod stated;
 pub mod status;
 pub mod template_tree;
 mod toml_reader;

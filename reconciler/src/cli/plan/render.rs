@@ -8,8 +8,10 @@ use std::fmt::Write as _;
 use indicatif::HumanBytes;
 use strata_core::inventory::VaGroup;
 use strata_core::preview::{
-    ApplianceChange, CompositionPreview, Existence, LayerChange, LayerChangeKind, Preview, Role,
+    ApplianceChange, CheckChange, CompositionPreview, Existence, HealthChange, LayerChange,
+    LayerChangeKind, Place, Preview, Role, SettingChange,
 };
+use strata_core::printable::printable;
 
 use super::Report;
 use crate::cli::quantity;
@@ -33,12 +35,9 @@ enum Style {
 
 impl Style {
     fn name(self, name: &str) -> String {
-        let plain: String = name
-            .chars()
-            .flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] })
-            .collect();
+        let plain = printable(name);
         match self {
-            Style::Text => plain,
+            Style::Text => plain.into_owned(),
             Style::Markdown => code_span(&plain),
         }
     }
@@ -170,6 +169,11 @@ fn sections(composition: &CompositionPreview, style: Style) -> Vec<(String, Vec<
         .iter()
         .map(|run| format!("{} of {}", name(&run.script), name(&run.unit)));
     section("scripts that each VA runs".to_owned(), scripts.collect());
+    let data = composition.data.iter().map(|change| {
+        let mark = if change.change == Existence::Removed { '-' } else { '+' };
+        format!("{mark} {}", name(&change.path.to_string()))
+    });
+    section("data directories".to_owned(), data.collect());
     let unknown = paths.unknown_units.iter().map(|unit| name(unit));
     section("files not known here, of".to_owned(), unknown.collect());
     sections
@@ -202,11 +206,55 @@ fn appliance(change: &ApplianceChange) -> String {
             format!("+ {name} ({mac}): {composition} in {ring}")
         }
         ApplianceChange::Removed { name, mac } => format!("- {name} ({mac})"),
-        ApplianceChange::Moved { name, from, to } => format!(
-            "~ {name}: {} in {} ({}) → {} in {} ({})",
-            from.composition, from.ring, from.mac, to.composition, to.ring, to.mac
-        ),
+        ApplianceChange::Moved { name, from, to } => {
+            let labelled = from.labels != to.labels;
+            format!("~ {name}: {} → {}", place(from, labelled), place(to, labelled))
+        }
     }
+}
+
+fn place(place: &Place, labelled: bool) -> String {
+    let Place { mac, composition, ring, labels } = place;
+    let mut text = format!("{composition} in {ring} ({mac}");
+    for (key, value) in labels.iter().filter(|_| labelled) {
+        let _infallible = write!(text, ", {key} {value:?}");
+    }
+    text + ")"
+}
+
+/// `~ rollout.ring[canary].soak: "1h" → "1m"`
+fn setting(change: &SettingChange) -> String {
+    let SettingChange { key, from, to } = change;
+    match (from, to) {
+        (Some(from), Some(to)) => format!("~ {key}: {from} → {to}"),
+        (Some(from), None) => format!("- {key}: {from}"),
+        (None, to) => format!("+ {key}: {}", to.as_deref().unwrap_or_default()),
+    }
+}
+
+/// `+ web: command ["test", "-e", "/run/ready"] (10 s, 3 retries), in 5 VAs`
+fn health(change: &HealthChange) -> String {
+    let HealthChange { composition, command, http, tcp, deadline_ms, retries, vas, .. } = change;
+    let mark = if change.change == CheckChange::Added { '+' } else { '-' };
+    let probe = match (command, http, tcp) {
+        (Some(words), ..) => format!("command {words:?}"),
+        (None, Some(url), _) => format!("http {url}"),
+        (None, None, address) => format!("tcp {}", address.as_deref().unwrap_or_default()),
+    };
+    let place = if command.is_some() { "run in" } else { "asked of" };
+    let (seconds, vas) = (deadline_ms / 1000, quantity(*vas, "VA"));
+    format!("{mark} {composition}: {probe} ({seconds} s, {retries} retries), {place} {vas}")
+}
+
+/// What changes besides compositions: a heading and its entries, of which none may be
+/// taken for markup.
+fn besides(preview: &Preview) -> Vec<(&'static str, Vec<String>)> {
+    let sections = [
+        ("declared VAs", preview.appliances.iter().map(appliance).collect::<Vec<_>>()),
+        ("settings in strata.toml", preview.settings.iter().map(setting).collect()),
+        ("health checks", preview.health.iter().map(health).collect()),
+    ];
+    sections.into_iter().filter(|(_, entries)| !entries.is_empty()).collect()
 }
 
 fn revision(revision: &Revision) -> String {
@@ -224,6 +272,9 @@ pub(in crate::cli) fn blast_radius(preview: &Preview) -> String {
         quantity(radius.fleet_vas, "VA"),
         radius.percent()
     );
+    if radius.moved_vas > 0 {
+        let _infallible = write!(text, ", {} by a move", radius.moved_vas);
+    }
     let limits: Vec<_> = [
         radius.most_vas.map(|most| quantity(most, "VA")),
         radius.most_percent.map(|most| format!("{most} %")),
@@ -290,9 +341,10 @@ pub(in crate::cli) fn body(preview: &Preview) -> String {
             list(&mut text, "    ", &entries);
         }
     }
-    if !preview.appliances.is_empty() {
-        text.push_str("\ndeclared VAs\n");
-        list(&mut text, "  ", &preview.appliances.iter().map(appliance).collect::<Vec<_>>());
+    for (heading, entries) in besides(preview) {
+        let _infallible = writeln!(text, "\n{heading}");
+        let entries: Vec<_> = entries.iter().map(|entry| Style::Text.name(entry)).collect();
+        list(&mut text, "  ", &entries);
     }
     if !preview.diagnostics.is_empty() {
         text.push('\n');
@@ -341,6 +393,12 @@ pub(super) fn markdown(report: &Report) -> String {
         text.push_str("\n**Diagnostics**\n\n");
         list(&mut text, "- ", &errors);
     }
+    // Before the long part, so that none of it is cut off.
+    for (heading, entries) in besides(preview) {
+        let _infallible = writeln!(text, "\n**{heading}**\n");
+        let entries: Vec<_> = entries.iter().map(|entry| Style::Markdown.name(entry)).collect();
+        list(&mut text, "- ", &entries);
+    }
     for composition in preview.compositions.iter().take(SHOWN) {
         let _infallible = writeln!(
             text,
@@ -357,14 +415,6 @@ pub(super) fn markdown(report: &Report) -> String {
         if text.len() > COMMENT_BYTES {
             break;
         }
-    }
-    if !preview.appliances.is_empty() {
-        text.push_str("\n**Declared VAs**\n\n");
-        list(
-            &mut text,
-            "- ",
-            &preview.appliances.iter().map(|a| code_span(&appliance(a))).collect::<Vec<_>>(),
-        );
     }
     shorten(text)
 }

@@ -1,5 +1,7 @@
 //! What changes among the declared VAs.
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 
 use crate::configuration::Appliance;
@@ -21,11 +23,15 @@ pub struct Place {
     pub mac: MacAddr,
     pub composition: CompositionName,
     pub ring: RingName,
+    /// By which selectors choose, and which health checks fill in.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
 }
 
 fn place(appliance: &Appliance) -> Place {
-    let Appliance { mac, composition, ring, .. } = appliance;
-    Place { mac: *mac, composition: composition.clone(), ring: ring.clone() }
+    let Appliance { mac, composition, ring, labels, .. } = appliance;
+    let (composition, ring, labels) = (composition.clone(), ring.clone(), labels.clone());
+    Place { mac: *mac, composition, ring, labels }
 }
 
 /// By name.
@@ -37,7 +43,7 @@ pub(super) fn changes(base: &DesiredState, head: &DesiredState) -> Vec<Appliance
     let of = |name: &VaName| {
         let name = name.clone();
         match (before.get(&name).map(place), after.get(&name).map(place)) {
-            (None, Some(Place { mac, composition, ring })) => {
+            (None, Some(Place { mac, composition, ring, .. })) => {
                 Some(ApplianceChange::Added { name, mac, composition, ring })
             }
             (Some(Place { mac, .. }), None) => Some(ApplianceChange::Removed { name, mac }),

@@ -7,8 +7,11 @@
 //! [`crate::plan`].
 
 mod appliances;
+mod blast_radius;
+mod health;
 mod layers;
 mod paths;
+mod settings;
 mod units;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,12 +19,16 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-pub use appliances::ApplianceChange;
+pub use appliances::{ApplianceChange, Place};
+pub use blast_radius::BlastRadius;
+pub use health::{CheckChange, HealthChange};
 pub use layers::{Held, LayerChange, LayerChangeKind, changes as layer_changes};
 pub use paths::{ConfigurationFile, FileChange, HandedPath, PathChanges, ShadowedPath};
+pub use settings::SettingChange;
 pub use units::{KnownUnits, UnitSource};
 
 use crate::check::CheckResult;
+use crate::data_paths::DataPath;
 use crate::desired::DefinitionRole;
 use crate::diagnostic::Diagnostic;
 use crate::digest::GenerationId;
@@ -51,12 +58,21 @@ pub struct Preview {
     /// Compositions of the head that cannot be compared, as they have errors.
     pub unknown: Vec<CompositionName>,
     pub appliances: Vec<ApplianceChange>,
+    /// What `strata.toml` says otherwise: repositories, rings, gates, windows, limits,
+    /// what may be removed, how scripts run.
+    pub settings: Vec<SettingChange>,
+    /// Health checks that come or go, by composition.
+    pub health: Vec<HealthChange>,
     pub blast_radius: BlastRadius,
 }
 
 impl Preview {
     pub fn is_empty(&self) -> bool {
-        self.compositions.is_empty() && self.unknown.is_empty() && self.appliances.is_empty()
+        self.compositions.is_empty()
+            && self.unknown.is_empty()
+            && self.appliances.is_empty()
+            && self.settings.is_empty()
+            && self.health.is_empty()
     }
 }
 
@@ -84,6 +100,8 @@ pub struct CompositionPreview {
     /// Those of units that go, then those of units that come, each in the order of the
     /// layer set; the order of the swap itself is [`crate::scripts`]'s.
     pub scripts: Vec<ScriptRun>,
+    /// Data directories that come or go, by path.
+    pub data: Vec<DataChange>,
     /// Sizes of the files of units that come in.
     pub bytes_added: u64,
     /// Those of them that the store does not have yet.
@@ -117,31 +135,19 @@ impl From<DefinitionRole> for Role {
     }
 }
 
+/// A data directory that a composition gets or loses.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct DataChange {
+    pub change: Existence,
+    pub path: DataPath,
+}
+
 /// A script that each VA of the composition runs in the swap.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ScriptRun {
     /// `repository/layer version`
     pub unit: String,
     pub script: String,
-}
-
-/// How much of the fleet a commit touches, beside what it may touch.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct BlastRadius {
-    pub touched_vas: u64,
-    pub fleet_vas: u64,
-    /// Limits of the head's `strata.toml`; `None` where it sets none.
-    pub most_vas: Option<u64>,
-    pub most_percent: Option<u32>,
-    pub within_limits: bool,
-}
-
-impl BlastRadius {
-    /// Of the whole fleet, in whole percent, rounded up; 0 of an empty fleet.
-    pub fn percent(&self) -> u64 {
-        let touched = u128::from(self.touched_vas) * 100;
-        u64::try_from(touched.div_ceil(u128::from(self.fleet_vas.max(1)))).unwrap_or(u64::MAX)
-    }
 }
 
 /// Compares two commits.
@@ -190,6 +196,7 @@ pub fn preview(base: Side<'_>, head: Side<'_>, units: &dyn UnitSource, vas: &[Va
             held: to.map(|_| layers::held(definition, views.of(name))).unwrap_or_default(),
             paths: paths::changes(&old, &new, &manifests),
             scripts: scripts(&old, &new, units),
+            data: data(from, to),
             bytes_added: arriving.iter().map(size).sum(),
             bytes_to_mirror: arriving
                 .iter()
@@ -201,13 +208,18 @@ pub fn preview(base: Side<'_>, head: Side<'_>, units: &dyn UnitSource, vas: &[Va
             layers,
         });
     }
-    let blast_radius = blast_radius(head.checked, &compositions, vas);
+    let (before, after) = (&base.checked.desired, &head.checked.desired);
+    let appliances = appliances::changes(before, after);
+    let health = health::changes(before, after, vas);
+    let blast_radius = blast_radius::of(before, after, &compositions, &appliances, &health, vas);
     Preview {
         accepted: head.checked.accepted(),
         diagnostics: head.checked.diagnostics.clone(),
         compositions,
         unknown,
-        appliances: appliances::changes(&base.checked.desired, &head.checked.desired),
+        settings: settings::changes(&before.configuration.stated, &after.configuration.stated),
+        appliances,
+        health,
         blast_radius,
     }
 }
@@ -235,22 +247,19 @@ fn scripts(old: &[LayerSetEntry], new: &[LayerSetEntry], units: &dyn UnitSource)
     runs
 }
 
-fn blast_radius(
-    head: &CheckResult,
-    compositions: &[CompositionPreview],
-    vas: &[VaGroup],
-) -> BlastRadius {
-    let configuration = &head.desired.configuration;
-    let mut radius = BlastRadius {
-        touched_vas: compositions.iter().map(CompositionPreview::touched_vas).sum(),
-        fleet_vas: vas.iter().map(|group| group.count).sum(),
-        most_vas: configuration.most_touched_vas.map(u64::from),
-        most_percent: configuration.most_touched_percent,
-        within_limits: true,
+/// Data directories that only one of the two has.
+fn data(from: Option<&Generation>, to: Option<&Generation>) -> Vec<DataChange> {
+    let of = |generation: Option<&Generation>| -> BTreeSet<DataPath> {
+        generation.map(|found| found.data().iter().cloned().collect()).unwrap_or_default()
     };
-    radius.within_limits = radius.most_vas.is_none_or(|most| radius.touched_vas <= most)
-        && radius.most_percent.is_none_or(|most| radius.percent() <= u64::from(most));
-    radius
+    let (old, new) = (of(from), of(to));
+    let change = |path: &DataPath| match (old.contains(path), new.contains(path)) {
+        (false, true) => Some(Existence::Added),
+        (true, false) => Some(Existence::Removed),
+        _ => None,
+    };
+    let all = old.union(&new);
+    all.filter_map(|path| Some(DataChange { change: change(path)?, path: path.clone() })).collect()
 }
 
 /// Manifests of units and of the two commits' own trees.

