@@ -159,14 +159,15 @@ impl Reconciler {
         };
         let mut next = self.state.after(&found, now_ms());
         if let Ok(report) = &passed {
-            next.fallback.clone_from(&report.fallback);
+            next.take_fallback(report.fallback.as_ref());
             if report.refusal.is_none() {
                 next.testing.clone_from(&report.testing);
             }
         }
         let news = next != self.state;
         if news {
-            let told = self.audit.tell(&self.who, &[passes::ended(&passed, now_ms())]);
+            let ended = next.is_news(&self.state, &found).then(|| passes::ended(&passed, now_ms()));
+            let told = self.audit.tell(&self.who, ended.as_slice());
             let written = told.map_err(PassError::from).and_then(|()| Ok(next.write(&self.store)?));
             match (&passed, written) {
                 (_, Ok(())) => self.state = next,

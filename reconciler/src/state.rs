@@ -120,6 +120,49 @@ pub struct ReconcileState {
     pub testing: Option<TestingState>,
 }
 
+/// A message without what it measured: two attempts that fail alike differ in how long
+/// they took and how many bytes had come. Numbers before a unit become `N`.
+pub fn gist(message: &str) -> String {
+    const UNITS: [&str; 12] = [
+        "ms",
+        "millisecond",
+        "milliseconds",
+        "s",
+        "sec",
+        "second",
+        "seconds",
+        "byte",
+        "bytes",
+        "B",
+        "KiB",
+        "MiB",
+    ];
+    let mut gist = String::with_capacity(message.len());
+    let mut rest = message;
+    while let Some(at) = rest.find(|c: char| c.is_ascii_digit()) {
+        let (before, from) = rest.split_at(at);
+        gist.push_str(before);
+        let end = from.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(from.len());
+        let (number, after) = from.split_at(end);
+        let unit = after.strip_prefix(' ').unwrap_or(after);
+        let unit = unit.split(|c: char| !c.is_ascii_alphabetic()).next().unwrap_or_default();
+        let stands_alone = !before.ends_with(|c: char| c.is_alphanumeric());
+        let is_measured = stands_alone && UNITS.contains(&unit);
+        gist.push_str(if is_measured { "N" } else { number });
+        rest = after;
+    }
+    gist + rest
+}
+
+impl Fallback {
+    /// Whether the same remotes fail in the same way.
+    fn is_like(&self, other: &Fallback) -> bool {
+        let gists =
+            |fallback: &Fallback| fallback.failures.iter().map(|f| gist(f)).collect::<Vec<_>>();
+        (&self.remote, self.behind) == (&other.remote, other.behind) && gists(self) == gists(other)
+    }
+}
+
 /// What a pass found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Found {
@@ -231,12 +274,33 @@ impl ReconcileState {
                 (next.refused, next.failing) = (Some(refusal), None);
             }
             Found::Failed { message } => {
-                if self.failing.as_ref().is_none_or(|failing| failing.message != *message) {
+                let same = |failing: &Failure| gist(&failing.message) == gist(message);
+                if !self.failing.as_ref().is_some_and(same) {
                     next.failing = Some(Failure { message: message.clone(), at_ms });
                 }
             }
         }
         next
+    }
+
+    /// Takes the remote that a pass used; the one of before where it is used for the
+    /// same reasons.
+    pub fn take_fallback(&mut self, found: Option<&Fallback>) {
+        let same = |(before, found): (&Fallback, &Fallback)| before.is_like(found);
+        if !self.fallback.as_ref().zip(found).is_some_and(same) {
+            self.fallback = found.cloned();
+        }
+    }
+
+    /// Whether what a pass found is to be told, where this state followed `before`:
+    /// another commit, an end of a refusal, another refusal, another failure. That
+    /// another remote is used, or one works again, brings no commit.
+    pub fn is_news(&self, before: &Self, found: &Found) -> bool {
+        match found {
+            Found::Applied { .. } => self.applied != before.applied || before.refused.is_some(),
+            Found::Refused { .. } => self.refused != before.refused,
+            Found::Failed { .. } => self.failing != before.failing,
+        }
     }
 
     /// The commit that the branch was last seen on.
@@ -340,6 +404,44 @@ mod tests {
         }
         let problems = &state.refused.expect("refused").problems;
         assert_eq!((problems.len(), problems[PROBLEMS].as_str()), (201, "and 100 more"));
+    }
+
+    #[test]
+    fn the_same_failure_is_the_same_however_long_it_took() {
+        let failed = |host: &str, ms: u32, bytes: u32| Found::Failed {
+            message: format!(
+                "fatal: Failed to connect to {host} port 443 after {ms} ms: {bytes} bytes; 10.1s"
+            ),
+        };
+        let first = ReconcileState::new(String::new()).after(&failed("git1.example.org", 3, 17), 1);
+        let again = first.after(&failed("git1.example.org", 191, 4096), 2);
+        assert_eq!(first, again);
+        assert!(!again.is_news(&first, &failed("git1.example.org", 191, 4096)));
+        let other = first.after(&failed("git2.example.org", 3, 17), 3);
+        assert!(other.is_news(&first, &failed("git2.example.org", 3, 17)));
+        assert_eq!(gist("HTTP 503 of h2s, port 443, 20s"), "HTTP 503 of h2s, port 443, Ns");
+        assert_ne!(gist("the status is 401"), gist("the status is 503"));
+    }
+
+    #[test]
+    fn another_remote_brings_no_commit() {
+        let fallback = |ms: u32| Fallback {
+            remote: "/srv/b".to_owned(),
+            failures: vec![format!("/srv/a: no route after {ms} ms")],
+            behind: false,
+        };
+        let before = ReconcileState::new(String::new()).after(&applied("a"), 1);
+        let mut next = before.after(&applied("a"), 2);
+        next.take_fallback(Some(&fallback(7)));
+        assert_ne!(next, before);
+        assert!(!next.is_news(&before, &applied("a")), "a was applied before");
+        let mut later = next.after(&applied("a"), 3);
+        later.take_fallback(Some(&fallback(90)));
+        assert_eq!(later, next);
+        let refusal = next.after(&refused("b", 1), 4);
+        assert!(refusal.is_news(&next, &refused("b", 1)));
+        assert!(refusal.after(&applied("a"), 5).is_news(&refusal, &applied("a")), "b is withdrawn");
+        assert!(next.after(&applied("c"), 6).is_news(&next, &applied("c")));
     }
 
     #[test]

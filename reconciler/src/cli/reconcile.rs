@@ -163,7 +163,8 @@ fn text(report: &PassReport) -> String {
     }
     let commit = report.commit.get(..12).unwrap_or(&report.commit);
     if let Some(message) = &report.message {
-        let _infallible = writeln!(text, "{commit} refused: {}; nothing was moved", printable(message));
+        let _infallible =
+            writeln!(text, "{commit} refused: {}; nothing was moved", printable(message));
         return text;
     }
     if let Some(fallback) = &report.fallback {

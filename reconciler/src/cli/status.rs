@@ -176,11 +176,15 @@ fn text(report: &Report, wide: bool) -> String {
     for Receiver { receiver, dropped, dropped_why, failing, .. } in &report.telling {
         if let Some(Failing { message, since_ms, .. }) = failing {
             let since = ago(*since_ms);
-            let _infallible =
-                writeln!(text, "telling  {receiver} has failed for {since}: {}", printable(message));
+            let _infallible = writeln!(
+                text,
+                "telling  {receiver} has failed for {since}: {}",
+                printable(message)
+            );
         } else if *dropped > 0 {
             let why = dropped_why.as_deref().unwrap_or_default();
-            let _infallible = writeln!(text, "telling  {receiver} lost {dropped}: {}", printable(why));
+            let _infallible =
+                writeln!(text, "telling  {receiver} lost {dropped}: {}", printable(why));
         }
     }
     if !report.silent.is_empty() {

@@ -234,9 +234,6 @@ mod tests {
     fn no_cell_forges_a_row() {
         let mut table = Table::new(&["NAME", "WHY"], &[]);
         table.sparse_row(["a".to_owned(), "\u{1b}[2Jx\r\nb  in-sync\u{202e}".to_owned()]);
-        assert_eq!(
-            table.text(false),
-            "NAME  WHY\na     \\u{1b}[2Jx\\r\\nb  in-sync\\u{202e}\n"
-        );
+        assert_eq!(table.text(false), "NAME  WHY\na     \\u{1b}[2Jx\\r\\nb  in-sync\\u{202e}\n");
     }
 }

@@ -4,8 +4,10 @@ use minijinja::{Environment, UndefinedBehavior, Value, context};
 use strata_core::Digest;
 use strata_core::audit::Record;
 use strata_core::event::Importance;
+use strata_core::printable::{is_unprintable, printable, printable_lines};
 
 use crate::settings::Notify;
+use crate::state::gist;
 
 /// Bytes of a message that are sent.
 const TEXT_BYTES: usize = 16 << 10;
@@ -64,13 +66,16 @@ pub fn render(notify: &Notify, record: &Record, more: u64) -> Message {
         Importance::Warning => "warning",
         Importance::Error => "error",
     };
-    let event = serde_json::to_value(&record.event).unwrap_or_default();
+    let mut event = serde_json::to_value(&record.event).unwrap_or_default();
+    let mut who = serde_json::to_value(&record.who).unwrap_or_default();
+    plain_values(&mut event);
+    plain_values(&mut who);
     let values = context! {
         importance,
         kind => record.event.kind(),
         text => record.event.to_string(),
         event => Value::from_serialize(&event),
-        who => Value::from_serialize(&record.who),
+        who => Value::from_serialize(&who),
         more,
         seq => record.seq,
         host => &record.host,
@@ -85,8 +90,24 @@ pub fn render(notify: &Notify, record: &Record, more: u64) -> Message {
     let plain = || record.event.to_string();
     let subject = fill(notify.subject.as_deref().unwrap_or(SUBJECT), &plain);
     let text = fill(notify.text.as_deref().unwrap_or(TEXT), &plain);
-    let line: String = subject.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-    Message { subject: cut(&line, SUBJECT_BYTES), text: cut(&text, TEXT_BYTES), importance, more }
+    let line: String = subject.chars().map(|c| if is_unprintable(c) { ' ' } else { c }).collect();
+    let text = cut(&printable_lines(&text), TEXT_BYTES);
+    Message { subject: cut(&line, SUBJECT_BYTES), text, importance, more }
+}
+
+/// Makes every text printable, so that no reason and no message forges a line; a problem
+/// of a commit has its hint on a second one.
+fn plain_values(value: &mut serde_json::Value) {
+    use serde_json::Value;
+    match value {
+        Value::String(text) => *text = printable(text).into_owned(),
+        Value::Array(items) => items.iter_mut().for_each(plain_values),
+        Value::Object(members) => {
+            let members = members.iter_mut().filter(|(key, _)| *key != "problems");
+            members.for_each(|(_, value)| plain_values(value));
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) => {}
+    }
 }
 
 fn cut(text: &str, bytes: usize) -> String {
@@ -109,6 +130,9 @@ pub fn key(record: &Record) -> Digest {
         PASSING.iter().for_each(|member| {
             members.remove(*member);
         });
+        if let Some(serde_json::Value::String(message)) = members.get_mut("message") {
+            *message = gist(message);
+        }
     }
     Digest::of(event.to_string().as_bytes())
 }

@@ -133,9 +133,6 @@ mod tests {
 
     #[test]
     fn how_it_is_written_does_not_count() {
-        assert_eq!(
-            of("# x\n[a]\nb = 'c'\nd = 0x10\n"),
-            of("a = { d = 0x10, b = \"c\" }\n"),
-        );
+        assert_eq!(of("# x\n[a]\nb = 'c'\nd = 0x10\n"), of("a = { d = 0x10, b = \"c\" }\n"),);
     }
 }

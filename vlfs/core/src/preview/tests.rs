@@ -270,7 +270,9 @@ fn no_commit_widens_its_own_limits() {
 fn vas_that_move_to_another_template_are_touched() {
     let appliances = |ldf: &str| {
         let declare = |n: u32| {
-            format!("[[appliance]]\nname = \"w{n}\"\nmac = \"52:54:00:00:00:0{n}\"\nldf = \"{ldf}\"\nring = \"canary\"\n")
+            format!(
+                "[[appliance]]\nname = \"w{n}\"\nmac = \"52:54:00:00:00:0{n}\"\nldf = \"{ldf}\"\nring = \"canary\"\n"
+            )
         };
         (1..=5).map(declare).collect::<String>()
     };
