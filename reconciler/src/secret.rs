@@ -80,6 +80,44 @@ fn is_line(text: &str) -> bool {
     !text.is_empty() && !text.chars().any(char::is_control)
 }
 
+/// The text with what may convince somebody taken out of the URLs in it: users, passwords,
+/// and queries, in which forges and object stores take tokens. Where a URL is odd, rather
+/// too much is taken out.
+pub fn without_credentials(text: &str) -> String {
+    let mut pieces = text.split("://");
+    let mut clean = pieces.next().unwrap_or_default().to_owned();
+    for piece in pieces {
+        clean.push_str("://");
+        clean.push_str(&without_query(&piece[user_information(piece)..]));
+    }
+    clean
+}
+
+/// Bytes of the user and the password at the beginning of what follows a URL's scheme.
+fn user_information(piece: &str) -> usize {
+    let url = piece.split(char::is_whitespace).next().unwrap_or_default();
+    let authority = url.split(['/', '?', '#']).next().unwrap_or_default();
+    let port = authority.rsplit_once(':').map_or("", |(_, port)| port);
+    let is_port = port.bytes().all(|byte| byte.is_ascii_digit()) || authority.starts_with('[');
+    // What stands where a port would and is none is a password with a slash in it.
+    let within = if authority.contains('@') || is_port { authority } else { url };
+    within.rfind('@').map_or(0, |at| at + 1)
+}
+
+fn without_query(piece: &str) -> String {
+    let end = piece.find(|c: char| c.is_whitespace() || matches!(c, '"' | '`' | '>'));
+    let url = &piece[..end.unwrap_or(piece.len())];
+    // What a sentence goes on with is no part of it.
+    let (url, after) = piece.split_at(url.trim_end_matches([':', ';', ',', '.', ')', '\'']).len());
+    match url.split_once('?') {
+        Some((before, query)) if !query.is_empty() => {
+            let fragment = query.find('#').map_or("", |at| &query[at..]);
+            format!("{before}?…{fragment}{after}")
+        }
+        _ => piece.to_owned(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -100,5 +138,33 @@ mod tests {
         }
         let gone = SecretReference::Environment("STRATA_TEST_NO_SUCH_VARIABLE".to_owned());
         assert!(gone.read().is_err());
+    }
+
+    #[test]
+    fn urls_are_shown_without_credentials() {
+        for (text, clean) in [
+            ("no URL: ann@example.org", "no URL: ann@example.org"),
+            ("https://h/r.git#main", "https://h/r.git#main"),
+            ("https://ann:s3cret@h:8443/a@b", "https://h:8443/a@b"),
+            ("https://s3cret@h/r", "https://h/r"),
+            ("--from=https://ann:s3/cret@h/r", "--from=https://h/r"),
+            ("https://ann:s3@cret@h/r", "https://h/r"),
+            ("ssh://git@[::1]:22/r", "ssh://[::1]:22/r"),
+            ("http://[::1]/r", "http://[::1]/r"),
+            ("https://h/r?token=s3cret&x=1#part", "https://h/r?…#part"),
+            ("https://h/r? yes", "https://h/r? yes"),
+            ("https://h/r?t=s3cret: no answer", "https://h/r?…: no answer"),
+            ("('https://h/r?t=s3cret').", "('https://h/r?…')."),
+            (
+                "two: 'https://a:s3cret@h/r': 404, \"ssh://b:s3cret@g/\"",
+                "two: 'https://h/r': 404, \"ssh://g/\"",
+            ),
+            ("https://proxy/https://ann:s3cret@h/r", "https://proxy/https://h/r"),
+            ("https://h/r?to=https://ann:s3cret@g/", "https://h/r?…://g/"),
+            ("https://", "https://"),
+        ] {
+            assert_eq!(without_credentials(text), clean, "{text}");
+            assert!(!clean.contains("s3"), "{clean}");
+        }
     }
 }

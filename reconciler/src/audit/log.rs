@@ -10,6 +10,7 @@ use strata_store::{Store, StoreError, StoreLock};
 
 use super::read::{self, Tail};
 use super::{DIRECTORY, SEGMENT_BYTES, segment_name, segment_number};
+use crate::secret::without_credentials;
 use crate::state::milliseconds;
 
 /// How long a writer waits for the others.
@@ -109,10 +110,7 @@ impl AuditLog {
             who.operator = by.or(who.operator);
             let host = self.host.clone();
             let record = Record { version: VERSION, seq: end.next, at_ms, host, who, event };
-            let (line, hash) = match audit::line(&end.hash, &record) {
-                Err(LineError::TooLong) => audit::line(&end.hash, &clipped(&record))?,
-                line => line?,
-            };
+            let (line, hash) = line(&end.hash, &record)?;
             text.extend_from_slice(&line);
             (end.next, end.hash) = (end.next + 1, hash);
         }
@@ -171,6 +169,41 @@ impl AuditLog {
         tracing::debug!(segment, %previous, "the audit log begins a segment");
         *end = End { segment, bytes: line.len() as u64, next: first, hash };
         Ok(())
+    }
+}
+
+/// The line of a record. Whoever made the event, no credentials of a URL get into the log.
+fn line(previous: &Digest, record: &Record) -> Result<(Vec<u8>, Digest), LineError> {
+    let mut value = match audit::line(previous, record) {
+        Ok(line) if !has_url(&line.0) => return Ok(line),
+        Err(LineError::TooLong) => clipped(record),
+        line => {
+            line?;
+            serde_json::to_value(record).map_err(|e| LineError::Content(e.to_string()))?
+        }
+    };
+    each_text(&mut value, &|text: &mut String| {
+        if text.contains("://") {
+            *text = without_credentials(text);
+        }
+    });
+    audit::line(previous, &value)
+}
+
+/// Whether there is a URL in the line with more than a host and a path.
+fn has_url(line: &[u8]) -> bool {
+    let at = line.windows(3).position(|window| window == b"://");
+    at.is_some_and(|at| line[at..].iter().any(|byte| matches!(byte, b'@' | b'?')))
+}
+
+fn each_text(value: &mut serde_json::Value, change: &dyn Fn(&mut String)) {
+    match value {
+        serde_json::Value::String(text) => change(text),
+        serde_json::Value::Array(values) => values.iter_mut().for_each(|v| each_text(v, change)),
+        serde_json::Value::Object(members) => {
+            members.values_mut().for_each(|value| each_text(value, change));
+        }
+        _ => {}
     }
 }
 

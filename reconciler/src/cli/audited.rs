@@ -1,19 +1,21 @@
 //! Operators' commands in the audit log: before they change anything, and how they ended.
 //!
 //! Every command is in one of two lists; a test makes sure that a new one is put into
-//! the right one. The reconciler tells what it does by itself.
+//! the right one. The reconciler tells what it does by itself; that somebody made it look at
+//! its source (`strata reconcile now`) is told here.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-use clap::ArgMatches;
+use clap::{ArgMatches, CommandFactory};
 use strata_core::audit::Who;
 use strata_core::event::Event;
 use strata_store::Store;
 
+use super::command_line::CommandLine;
 use super::rollout::caller;
-use super::{Failure, Outcome};
+use super::{Cli, Failure, Outcome};
 use crate::audit::{AuditError, AuditLog};
 
 /// Commands that change a store.
@@ -52,7 +54,8 @@ const CHANGES: &[&str] = &[
     "va suspend",
     "va unpin",
 ];
-/// Commands that change no store, or tell what they change by themselves.
+/// Commands that change no store, or tell what they change by themselves; of `reconcile`,
+/// `reconcile now` is told all the same.
 #[cfg(test)]
 const OTHERS: &[&str] = &[
     "audit list",
@@ -91,14 +94,11 @@ const OTHERS: &[&str] = &[
     "va status",
 ];
 
-/// Bytes of a command that are kept.
-const COMMAND_BYTES: usize = 4 << 10;
-
 /// A command that is in the log as begun.
 pub struct Begun {
     log: AuditLog,
     who: Who,
-    command: String,
+    command: CommandLine,
     at: Instant,
 }
 
@@ -113,7 +113,7 @@ pub fn begin(matches: &ArgMatches) -> Result<Option<Begun>, Failure> {
         name.push(sub);
         inner = below;
     }
-    if !CHANGES.contains(&name.join(" ").as_str()) {
+    if !is_told(&name.join(" "), inner) {
         return Ok(None);
     }
     let Ok(Some(store)) = inner.try_get_one::<PathBuf>("store") else { return Ok(None) };
@@ -121,9 +121,16 @@ pub fn begin(matches: &ArgMatches) -> Result<Option<Begun>, Failure> {
     let Ok(store) = Store::open(store) else { return Ok(None) };
     let log = AuditLog::new(Arc::new(store));
     let who = Who { operator: Some(caller()), ..Who::default() };
-    let command = command_line(std::env::args_os().skip(1));
-    log.note(&who, Event::CommandBegun { command: command.clone() })?;
+    let command = CommandLine::of(&Cli::command(), matches);
+    log.note(&who, Event::CommandBegun { command: command.text().to_owned() })?;
     Ok(Some(Begun { log, who, command, at: Instant::now() }))
+}
+
+/// Whether a command is one that is told. The reconciler tells what it does by itself,
+/// but not who made it look.
+fn is_told(name: &str, matches: &ArgMatches) -> bool {
+    let asks = || matches.try_contains_id("action").unwrap_or(false);
+    CHANGES.contains(&name) || (name == "reconcile" && asks())
 }
 
 impl Begun {
@@ -135,28 +142,12 @@ impl Begun {
         let (status, message) = match result {
             Ok(Outcome::Done) => (0, None),
             Ok(Outcome::Difference) => (1, None),
-            Err(failure) => (2, Some(failure.message().to_owned())),
+            Err(failure) => (2, Some(self.command.clean(failure.message()))),
         };
         let took_ms = u64::try_from(self.at.elapsed().as_millis()).unwrap_or(u64::MAX);
-        let event = Event::CommandEnded { command: self.command, status, message, took_ms };
+        let command = self.command.text().to_owned();
+        let event = Event::CommandEnded { command, status, message, took_ms };
         Ok(self.log.note(&self.who, event)?)
-    }
-}
-
-/// The arguments as text, without credentials in URLs.
-fn command_line(arguments: impl Iterator<Item = std::ffi::OsString>) -> String {
-    let words: Vec<_> =
-        arguments.map(|word| without_credentials(&word.to_string_lossy())).collect();
-    let text = words.join(" ");
-    text.chars().filter(|c| !c.is_control()).take(COMMAND_BYTES).collect()
-}
-
-fn without_credentials(word: &str) -> String {
-    let Some((scheme, rest)) = word.split_once("://") else { return word.to_owned() };
-    let host = rest.split('/').next().unwrap_or(rest);
-    match host.rsplit_once('@') {
-        Some((credentials, _)) => format!("{scheme}://{}", &rest[credentials.len() + 1..]),
-        None => word.to_owned(),
     }
 }
 
@@ -170,8 +161,6 @@ impl From<AuditError> for Failure {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     /// The names of all commands that have none below them.
@@ -196,9 +185,14 @@ mod tests {
     }
 
     #[test]
-    fn no_credential_reaches_the_log() {
-        let words = ["layer", "import", "https://ann:secret@example.org/a@b", "a@b", "x\ny"];
-        let line = command_line(words.iter().map(Into::into));
-        assert_eq!(line, "layer import https://example.org/a@b a@b xy");
+    fn who_makes_the_reconciler_look_is_told() {
+        let told = |words: &[&str]| {
+            let matches = Cli::command().try_get_matches_from(words).expect("arguments of strata");
+            let (name, inner) = matches.subcommand().expect("a command");
+            is_told(name, inner)
+        };
+        assert!(told(&["strata", "reconcile", "now", "--store", "/s"]));
+        assert!(!told(&["strata", "reconcile", "--source", "/s.git", "--once", "--store", "/s"]));
+        assert!(!told(&["strata", "status", "--store", "/s"]));
     }
 }

@@ -9,6 +9,7 @@ mod audit;
 mod audited;
 mod boot;
 mod check;
+mod command_line;
 mod diff;
 mod events;
 mod explain;

@@ -269,25 +269,63 @@ fn a_record_that_is_too_long_is_cut_and_nothing_stops() {
     assert!(matches!(last.event, Event::PassFailed { message } if message.ends_with('…')));
 }
 
+/// Runs the program on a world's store. Returns its exit status and what it printed.
+fn strata(world: &World, arguments: &[&str]) -> (Option<i32>, String) {
+    let output = Command::new(env!("CARGO_BIN_EXE_strata"))
+        .args(arguments)
+        .env("STRATA_STORE", world.store.root())
+        .env("SUDO_USER", "ann")
+        .output()
+        .expect("runs");
+    (output.status.code(), String::from_utf8(output.stdout).expect("UTF-8"))
+}
+
+#[test]
+fn no_secret_of_a_command_line_gets_into_the_log() {
+    let world = World::new();
+    world.once();
+    let provision = ["va", "provision", "--template", "web", "--ring", "everyone", "w1"];
+    assert_eq!(strata(&world, &provision).0, Some(0));
+    // It does not run, so this fails, and says why.
+    assert_eq!(strata(&world, &["va", "exec", "w1", "--", "mysql", "-ps3cret"]).0, Some(2));
+    let build = ["layer", "build", "--name", "x", "--version", "1", "--"];
+    let shell = ["sh", "-c", "exit 3", "s3cret", "TOKEN=s3cret"];
+    assert_eq!(strata(&world, &[&build[..], &shell[..]].concat()).0, Some(2));
+    assert_eq!(strata(&world, &[&build[..], &["/no/such s3cret"]].concat()).0, Some(2));
+    let url = "https://ann:s3cret@example.org/x.deb?token=s3cret";
+    assert_eq!(strata(&world, &["layer", "import", url]).0, Some(2));
+    // Nor by whatever else is told.
+    let message = format!("git could not fetch {url}: no answer");
+    AuditLog::new(world.store.clone())
+        .note(&operator("ann"), Event::PassFailed { message })
+        .expect("written");
+    let text = fs::read_to_string(segment(&world.store, 1)).expect("read");
+    assert!(!text.contains("s3cret"), "{text}");
+    for part in [
+        "\"va exec w1 -- mysql (1 argument, not kept)\"",
+        "\"layer build --name x --version 1 -- sh (4 arguments, not kept)\"",
+        "layer build --name x --version 1 -- (a program)",
+        "layer import https://example.org/x.deb?…",
+        "git could not fetch https://example.org/x.deb?…: no answer",
+    ] {
+        assert!(text.contains(part), "{part} in\n{text}");
+    }
+    assert_eq!(verify(&world.store, None).expect("readable").broken, None);
+}
+
 #[test]
 fn commands_are_told_and_the_log_is_listed() {
     let world = World::new();
     world.once();
-    let strata = |arguments: &[&str]| {
-        let output = Command::new(env!("CARGO_BIN_EXE_strata"))
-            .args(arguments)
-            .env("STRATA_STORE", world.store.root())
-            .env("SUDO_USER", "ann")
-            .output()
-            .expect("runs");
-        (output.status.code(), String::from_utf8(output.stdout).expect("UTF-8"))
-    };
+    let strata = |arguments: &[&str]| strata(&world, arguments);
     assert_eq!(
         strata(&["va", "provision", "--template", "web", "--ring", "everyone", "w1"]).0,
         Some(0)
     );
     assert_eq!(strata(&["va", "pin", "w1", "--reason", "a look"]).0, Some(0));
     assert_eq!(strata(&["va", "unpin", "nobody"]).0, Some(2));
+    // None runs here; that somebody asked is told all the same.
+    assert_eq!(strata(&["reconcile", "now", "--wait"]).0, Some(2));
     let (status, text) = strata(&["audit", "list", "--operator", "ann"]);
     assert_eq!(status, Some(0));
     for part in [
@@ -295,6 +333,8 @@ fn commands_are_told_and_the_log_is_listed() {
         "va-pinned",
         "a look",
         "exit status 2: va unpin nobody",
+        "runs: reconcile now --wait",
+        "exit status 2: reconcile now --wait: no reconciler runs",
         "[ann]",
     ] {
         assert!(text.contains(part), "{part} in\n{text}");

@@ -31,10 +31,11 @@ impl Installed {
     /// # Errors
     /// It cannot be run, fails, installs nothing, or is interrupted.
     pub fn by(command: &[OsString]) -> Result<Self, Failure> {
-        let shown = command.iter().map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ");
         let Some((program, arguments)) = command.split_first() else {
             return Err(Failure::new("there is no command after --"));
         };
+        // Its arguments may hold a secret, and messages end up in logs.
+        let shown = program.to_string_lossy();
         let installed = Installed::empty().map_err(|error| {
             Failure::new(format!("a directory for what `{shown}` installs: {error}"))
                 .hint("set TMPDIR to a directory with room")
