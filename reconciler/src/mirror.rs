@@ -37,6 +37,9 @@ const REMOTE: &str = "source";
 const TAGS: &str = "refs/strata/tags/";
 const TESTING: &str = "refs/strata/testing/";
 const HEADS: &str = "refs/strata/heads/";
+/// The mirror's own configuration, which is put back where it is another one.
+const OWN_CONFIGURATION: &str =
+    "[core]\n\trepositoryformatversion = 0\n\tfilemode = true\n\tbare = true\n";
 /// How long a remote that failed is left alone, the first time and at most.
 const FIRST_REST: Duration = Duration::from_secs(5);
 const LONGEST_REST: Duration = Duration::from_secs(300);
@@ -76,6 +79,14 @@ pub enum MirrorError {
     Ambiguous { origin: String, tags: Ambiguous },
     #[error("no remote could be fetched: {}", .0.join("; "))]
     All(Vec<String>),
+}
+
+impl MirrorError {
+    /// Whether the mirror itself is broken, or gone; not what the system refused for the moment.
+    fn is_damage(&self) -> bool {
+        let MirrorError::Git { source, .. } = self else { return false };
+        source.code() == ErrorCode::NotFound || source.class() != git2::ErrorClass::Os
+    }
 }
 
 /// What a fetch brought.
@@ -138,6 +149,10 @@ impl Mirror {
         if mirror.repository().is_err() {
             mirror.make_empty()?;
         }
+        let own = mirror.path.join("config");
+        if fs::read(&own).ok().as_deref() != Some(OWN_CONFIGURATION.as_bytes()) {
+            fs::write(&own, OWN_CONFIGURATION).map_err(|error| mirror.io(error))?;
+        }
         Ok(mirror)
     }
 
@@ -167,14 +182,20 @@ impl Mirror {
     }
 
     fn make_empty(&self) -> Result<(), MirrorError> {
-        match fs::remove_dir_all(&self.path) {
+        let removed = match fs::remove_dir_all(&self.path) {
+            Err(error) if error.kind() == io::ErrorKind::NotADirectory => {
+                fs::remove_file(&self.path)
+            }
+            removed => removed,
+        };
+        match removed {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(self.io(error)),
             _ => {}
         }
         let mut options = git2::RepositoryInitOptions::new();
         options.bare(true).external_template(false);
         Repository::init_opts(&self.path, &options).map_err(|error| self.git(error))?;
-        Ok(())
+        fs::write(self.path.join("config"), OWN_CONFIGURATION).map_err(|error| self.io(error))
     }
 
     /// The mirror's objects, as they are now.
@@ -187,7 +208,10 @@ impl Mirror {
 
     /// What the last fetch left at its reference: a commit, or a tag.
     fn head(&self) -> Result<Option<Oid>, MirrorError> {
-        match self.repository()?.refname_to_id(HEAD) {
+        let repository = self.repository()?;
+        // Without this one git does not take it for a repository.
+        repository.find_reference("HEAD").map_err(|error| self.git(error))?;
+        match repository.refname_to_id(HEAD) {
             Ok(id) => Ok(Some(id)),
             Err(error) if error.code() == ErrorCode::NotFound => Ok(None),
             Err(error) => Err(self.git(error)),
@@ -237,9 +261,12 @@ impl Mirror {
         deadline: Duration,
         cancelled: &AtomicBool,
     ) -> Result<Fetched, MirrorError> {
-        if let Some(head) = self.head()?
-            && let Err(error) = self.commit_of(head)
-        {
+        let damage = match self.head() {
+            Ok(head) => head.and_then(|head| self.commit_of(head).err()),
+            Err(error) if error.is_damage() => Some(error),
+            Err(error) => return Err(error),
+        };
+        if let Some(error) = damage {
             tracing::warn!(%error, "the mirror is damaged and made anew");
             self.make_empty()?;
         }

@@ -17,6 +17,7 @@ mod bring_in;
 mod error;
 mod judgement;
 mod lock;
+mod recovery;
 mod report;
 
 use std::sync::Arc;
@@ -25,6 +26,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use git2::Oid;
 use strata_core::audit::Who;
+use strata_core::event::{Event, EventRecord};
 use strata_machine::Programs;
 use strata_store::{Store, StoreLock};
 
@@ -91,6 +93,8 @@ pub struct Reconciler {
     /// The commit that was seen last.
     seen: Option<String>,
     state: ReconcileState,
+    /// What there is to tell of a state that was gone. It is not on disk yet.
+    rebuilt: Option<Event>,
     _lock: StoreLock,
 }
 
@@ -107,8 +111,10 @@ impl Reconciler {
             tracing::info!(swept, "removed what a crashed writer left");
         }
         let name = source.to_string();
-        let state = ReconcileState::read(&store)?;
-        let mut state = state.unwrap_or_else(|| ReconcileState::new(name.clone()));
+        let (mut state, rebuilt) = match ReconcileState::read(&store)? {
+            Some(state) => (state, None),
+            None => recovery::state(&store)?,
+        };
         state.source = name;
         let mirror = Mirror::open(&store, &source)?;
         let audit = Arc::new(AuditLog::new(store.clone()));
@@ -131,6 +137,7 @@ impl Reconciler {
             who: Who::default(),
             seen: state.observed_commit().map(str::to_owned),
             state,
+            rebuilt,
             _lock: lock,
         })
     }
@@ -152,6 +159,11 @@ impl Reconciler {
     /// # Errors
     /// The source or the store cannot be used. What stood in the store stands.
     pub fn pass(&mut self, cancelled: &AtomicBool) -> Result<PassReport, PassError> {
+        if let Some(event) = &self.rebuilt {
+            let record = EventRecord::new(now_ms(), event.clone());
+            self.audit.tell(&Who::default(), std::slice::from_ref(&record))?;
+            crate::rollout::log(&record);
+        }
         let passed = self.run_steps(cancelled);
         let found = match &passed {
             Ok(report) => report.found(),
@@ -164,13 +176,13 @@ impl Reconciler {
                 next.testing.clone_from(&report.testing);
             }
         }
-        let news = next != self.state;
+        let news = next != self.state || self.rebuilt.is_some();
         if news {
             let ended = next.is_news(&self.state, &found).then(|| passes::ended(&passed, now_ms()));
             let told = self.audit.tell(&self.who, ended.as_slice());
             let written = told.map_err(PassError::from).and_then(|()| Ok(next.write(&self.store)?));
             match (&passed, written) {
-                (_, Ok(())) => self.state = next,
+                (_, Ok(())) => (self.state, self.rebuilt) = (next, None),
                 (Ok(_), Err(error)) => return Err(error),
                 (Err(_), Err(error)) => tracing::error!(%error, "the state cannot be written"),
             }

@@ -14,6 +14,8 @@ use strata_store::{Store, StoreError};
 /// The version of the format.
 const VERSION: u32 = 1;
 const FILE: &str = "reconcile.json";
+/// The file's path in the store.
+pub const PATH: &str = "state/reconcile.json";
 const FILE_BYTES: usize = 1 << 20;
 /// Problems of a refused commit that are kept; more are counted.
 const PROBLEMS: usize = 200;

@@ -15,7 +15,7 @@ mod verify;
 
 pub use log::{AuditError, AuditLog, Entry};
 pub use read::{Position, Reader};
-pub use verify::{Broken, Verified, verify};
+pub use verify::{Broken, Verified, replay, verify};
 
 use strata_core::event::Event as Told;
 use strata_core::status::SyncState;

@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader, Read};
 
 use serde::Serialize;
 use strata_core::Digest;
-use strata_core::audit::{self, Beginning, Header, LINE_BYTES, LineError};
+use strata_core::audit::{self, Beginning, Header, LINE_BYTES, LineError, Record};
 use strata_store::{Store, StoreError};
 
 use super::read::{failed, open, segments};
@@ -44,7 +44,8 @@ pub struct Verified {
 }
 
 /// Where the check is.
-struct Walk {
+struct Walk<'v> {
+    visit: &'v mut dyn FnMut(&Record),
     hash: Digest,
     next: u64,
     torn: Vec<u8>,
@@ -57,8 +58,26 @@ struct Walk {
 /// # Errors
 /// It cannot be read.
 pub fn verify(store: &Store, wanted: Option<Digest>) -> Result<Verified, StoreError> {
+    walk(store, wanted, &mut |_| {})
+}
+
+/// Reads all records in their order, and checks each before it is given: what follows the
+/// first line that does not fit is not.
+///
+/// # Errors
+/// The log cannot be read.
+pub fn replay(store: &Store, visit: &mut dyn FnMut(&Record)) -> Result<Verified, StoreError> {
+    walk(store, None, visit)
+}
+
+fn walk(
+    store: &Store,
+    wanted: Option<Digest>,
+    visit: &mut dyn FnMut(&Record),
+) -> Result<Verified, StoreError> {
     let verified = Verified { contains: wanted.map(|_| false), ..Verified::default() };
-    let mut walk = Walk { hash: audit::origin(), next: 1, torn: Vec::new(), verified, wanted };
+    let (hash, torn) = (audit::origin(), Vec::new());
+    let mut walk = Walk { visit, hash, next: 1, torn, verified, wanted };
     let mut expected = None;
     for number in segments(store)? {
         let name = segment_name(number);
@@ -78,7 +97,7 @@ pub fn verify(store: &Store, wanted: Option<Digest>) -> Result<Verified, StoreEr
     Ok(walk.verified)
 }
 
-impl Walk {
+impl Walk<'_> {
     /// Checks a segment; false where it is broken.
     fn segment(&mut self, store: &Store, name: &str, number: u64) -> Result<bool, StoreError> {
         let path = store.state(DIRECTORY).join(name);
@@ -157,6 +176,7 @@ impl Walk {
         self.verified.first.get_or_insert(record.seq);
         self.verified.last = Some(record.seq);
         self.stand(hash);
+        (self.visit)(&record);
         Ok(())
     }
 

@@ -332,7 +332,7 @@ impl From<RolloutFileError> for Failure {
         match error {
             RolloutFileError::Store(error) => error.into(),
             error => Failure::new(&error)
-                .hint("restore it, or remove it: the links then tell how far rollouts are"),
+                .hint("restore it, or remove it: the links and the audit log then tell the rest"),
         }
     }
 }

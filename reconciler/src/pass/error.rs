@@ -67,10 +67,16 @@ impl PassError {
         match self {
             PassError::Locked { .. } => Some("stop it first; one reconciler serves a whole store"),
             PassError::State(StateError::Damaged(_) | StateError::Commit) => Some(
-                "the file guards against rewritten branches; remove it to take the branch as it is",
+                "it guards against rewritten branches: restore it, or remove it, and the audit log tells what was applied last",
             ),
             PassError::Rollout(RolloutError::File(RolloutFileError::Damaged(_))) => {
-                Some("restore it, or remove it: the links then tell how far rollouts are")
+                Some("restore it, or remove it: the links and the audit log then tell the rest")
+            }
+            PassError::Store(StoreError::Io { source, .. })
+            | PassError::Rollout(RolloutError::Store(StoreError::Io { source, .. }))
+                if source.kind() == std::io::ErrorKind::NotADirectory =>
+            {
+                Some("something else stands where a directory should: move it away")
             }
             PassError::Mirror(MirrorError::Fetch { .. } | MirrorError::All(_)) => {
                 Some("try by hand: git ls-remote SOURCE; what was applied before stays as it is")

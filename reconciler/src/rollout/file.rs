@@ -13,6 +13,8 @@ use strata_store::{Store, StoreError};
 use super::prune::WaitingRemovals;
 
 const FILE: &str = "rollout.json";
+/// The file's path in the store.
+pub const PATH: &str = "state/rollout.json";
 const FILE_BYTES: usize = 64 << 20;
 
 #[derive(Debug, thiserror::Error)]
@@ -59,15 +61,23 @@ impl Default for RolloutFile {
 }
 
 impl RolloutFile {
-    /// Reads the file; empty where there is none: then the links tell the state.
+    /// Reads the file; empty where there is none.
     ///
     /// # Errors
     /// It is damaged or of another version.
     pub fn read(store: &Store) -> Result<Self, RolloutFileError> {
-        let Some(text) = store.read_state(FILE, FILE_BYTES)? else { return Ok(Self::default()) };
+        Ok(Self::find(store)?.unwrap_or_default())
+    }
+
+    /// Reads the file, where there is one.
+    ///
+    /// # Errors
+    /// It is damaged or of another version.
+    pub fn find(store: &Store) -> Result<Option<Self>, RolloutFileError> {
+        let Some(text) = store.read_state(FILE, FILE_BYTES)? else { return Ok(None) };
         let file: RolloutFile = serde_json::from_slice(&text).map_err(RolloutFileError::Damaged)?;
         match file.version {
-            STATE_VERSION => Ok(file),
+            STATE_VERSION => Ok(Some(file)),
             version => Err(RolloutFileError::Version(version)),
         }
     }

@@ -10,6 +10,7 @@ mod file;
 mod moves;
 pub mod pins;
 mod prune;
+pub(crate) mod rebuild;
 pub mod request;
 mod rollouts;
 mod watcher;

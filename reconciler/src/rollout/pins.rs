@@ -5,6 +5,9 @@
 //! is finished by the reconciler, and one that has expired is taken back by it: first
 //! the link, then the record.
 
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 use strata_core::event::Event;
 use strata_core::links::VaTarget;
@@ -37,8 +40,10 @@ pub enum PinError {
     Store(#[from] StoreError),
     #[error("the VA has no link in the store")]
     NoLink,
-    #[error("the VA is pinned already, and nothing says where it belongs")]
-    PinnedByHand,
+    #[error("the VA is pinned, and {}, which would say where it belongs, is gone or damaged", .0.display())]
+    Lost(PathBuf),
+    #[error("{composition} has no ring {ring}")]
+    NoRing { composition: CompositionName, ring: RingName },
     #[error("the VA is not pinned")]
     NotPinned,
     #[error("{generation} is a generation of {found}, the VA runs {expected}")]
@@ -64,7 +69,7 @@ pub fn pin(
     let (composition, ring) = match store.va_target(mac)?.ok_or(PinError::NoLink)? {
         VaTarget::Ring { composition, ring } => (composition, base_ring(&ring).0),
         VaTarget::Pinned { .. } => {
-            let pin = read(store, mac)?.ok_or(PinError::PinnedByHand)?;
+            let pin = read(store, mac)?.ok_or_else(|| PinError::Lost(store.state(&file(mac))))?;
             (pin.composition, pin.ring)
         }
     };
@@ -85,14 +90,32 @@ pub fn pin(
     Ok(pin)
 }
 
-/// Lets a VA follow its ring again.
+/// Lets a VA follow its ring again: `ring`, where the record that says which is gone.
 ///
 /// # Errors
-/// It is not pinned by Strata, or the store cannot be written.
-pub fn unpin(store: &Store, mac: MacAddr) -> Result<Pin, PinError> {
-    let pin = read(store, mac)?.ok_or(PinError::NotPinned)?;
+/// It is not pinned, nothing says which ring it belongs to, or the store cannot be
+/// written.
+pub fn unpin(store: &Store, mac: MacAddr, ring: Option<&RingName>) -> Result<Pin, PinError> {
+    let pin = match read(store, mac)? {
+        Some(pin) => pin,
+        None => lost_pin(store, mac, ring)?,
+    };
     release(store, &pin)?;
     Ok(pin)
+}
+
+/// The pin of a VA whose record is gone, as far as it takes to end it.
+fn lost_pin(store: &Store, mac: MacAddr, ring: Option<&RingName>) -> Result<Pin, PinError> {
+    let Some(VaTarget::Pinned { composition, generation }) = store.va_target(mac)? else {
+        return Err(PinError::NotPinned);
+    };
+    let ring = ring.ok_or_else(|| PinError::Lost(store.state(&file(mac))))?.clone();
+    if store.ring(&composition, &ring)?.is_none() {
+        return Err(PinError::NoRing { composition, ring });
+    }
+    let (reason, by) = (String::new(), String::new());
+    let (version, since_ms, expires_at_ms) = (VERSION, 0, None);
+    Ok(Pin { version, mac, composition, generation, ring, reason, by, since_ms, expires_at_ms })
 }
 
 fn release(store: &Store, pin: &Pin) -> Result<(), StoreError> {
@@ -110,18 +133,15 @@ impl Pin {
     }
 }
 
-/// The pin of a VA.
+/// The pin of a VA; `None` where it has none, and where its record is damaged: then the
+/// VA's link tells that it is pinned.
 ///
 /// # Errors
-/// It cannot be read.
+/// The store cannot be read.
 pub fn read(store: &Store, mac: MacAddr) -> Result<Option<Pin>, StoreError> {
     let Some(text) = store.read_state(&file(mac), PIN_BYTES)? else { return Ok(None) };
     let pin = serde_json::from_slice::<Pin>(&text).ok();
-    let pin = pin.filter(|pin| pin.version == VERSION && pin.mac == mac);
-    if pin.is_none() {
-        tracing::warn!(%mac, "what stands in state/pins is no pin");
-    }
-    Ok(pin)
+    Ok(pin.filter(|pin| pin.version == VERSION && pin.mac == mac))
 }
 
 /// All pins.
@@ -129,29 +149,44 @@ pub fn read(store: &Store, mac: MacAddr) -> Result<Option<Pin>, StoreError> {
 /// # Errors
 /// The directory cannot be listed or a pin cannot be read.
 pub fn all(store: &Store) -> Result<Vec<Pin>, StoreError> {
-    let mut pins = Vec::new();
+    Ok(records(store)?.into_iter().filter_map(|(_, pin)| pin).collect())
+}
+
+/// All VAs that have a record, and the pin, where it can be read.
+fn records(store: &Store) -> Result<Vec<(MacAddr, Option<Pin>)>, StoreError> {
+    let mut records = Vec::new();
     for name in store.state_names(DIRECTORY)? {
         let mac = name.strip_suffix(".json").and_then(|mac| mac.parse().ok());
         if let Some(mac) = mac {
-            pins.extend(read(store, mac)?);
+            records.push((mac, read(store, mac)?));
         }
     }
-    Ok(pins)
+    Ok(records)
 }
 
-/// Ends what has expired, and finishes what was cut short. Returns when the next one
-/// expires.
+/// Ends what has expired, and finishes what was cut short. Records that cannot be read
+/// are told once and added to `unreadable`. Returns when the next pin expires.
 ///
 /// # Errors
 /// The store cannot be used.
 pub fn look_after(
     store: &Store,
     now_ms: u64,
+    unreadable: &mut BTreeSet<MacAddr>,
     events: &mut Vec<Event>,
 ) -> Result<Option<u64>, StoreError> {
     let mut next = None;
-    for pin in all(store)? {
-        let mac = pin.mac;
+    for (mac, pin) in records(store)? {
+        let Some(pin) = pin else {
+            if unreadable.insert(mac) {
+                let path = store.state(&file(mac));
+                tracing::error!(
+                    path = %path.display(),
+                    "a pin cannot be read; its VA stays where it is, until: strata va unpin NAME --ring RING"
+                );
+            }
+            continue;
+        };
         match pin.expires_at_ms {
             Some(at_ms) if at_ms <= now_ms => {
                 release(store, &pin)?;

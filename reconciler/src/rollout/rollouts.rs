@@ -1,6 +1,6 @@
 //! All rollouts of a store: one owner for their state, their links and what is asked.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,14 +11,15 @@ use strata_core::rollout::policy::{RolloutPolicy, base_ring, staged_ring};
 use strata_core::rollout::{
     Advance, Command, Input, RingView, RolloutState, Waiting, advance, apply_command,
 };
-use strata_core::{CompositionName, GenerationId, RingName};
+use strata_core::{CompositionName, GenerationId, MacAddr, RingName};
 use strata_machine::MachineError;
 use strata_store::{Store, StoreError};
 
-use super::file::{RolloutFile, RolloutFileError};
+use super::file::{self, RolloutFile, RolloutFileError};
 use super::moves::{self, MoveError};
 use super::pins;
 use super::prune;
+use super::rebuild::{self, Told};
 use super::request::{self, Ask, Request};
 use super::watcher::{Checks, RingKey, Wanted, Watcher};
 use crate::audit::{AuditError, AuditLog};
@@ -70,17 +71,26 @@ pub struct Rollouts {
     file: RolloutFile,
     watcher: Watcher,
     audit: Arc<AuditLog>,
+    /// What is known all the same, where the file is gone although there are rings.
+    lost: Option<Told>,
+    /// Pins that cannot be read, of which was told.
+    unreadable_pins: BTreeSet<MacAddr>,
 }
 
 impl Rollouts {
-    /// Reads what is remembered.
+    /// Reads what is remembered. Where that is gone, the next step makes it anew.
     ///
     /// # Errors
     /// The state is damaged.
     pub fn open(store: Arc<Store>, audit: Arc<AuditLog>) -> Result<Self, RolloutError> {
-        let file = RolloutFile::read(&store)?;
+        let found = RolloutFile::find(&store)?;
+        let lost = match found.is_none() && !store.rings()?.is_empty() {
+            true => Some(rebuild::replay(&store)?),
+            false => None,
+        };
+        let (file, unreadable_pins) = (found.unwrap_or_default(), BTreeSet::new());
         let watcher = Watcher::new(store.clone());
-        Ok(Rollouts { store, file, watcher, audit })
+        Ok(Rollouts { store, file, watcher, audit, lost, unreadable_pins })
     }
 
     /// Takes the next step of every rollout: orders, then what the links and the
@@ -98,6 +108,7 @@ impl Rollouts {
     ) -> Result<Stepped, RolloutError> {
         let mut stepped = Stepped::default();
         let mut file = self.file.clone();
+        self.recover(taken, &mut file, now_ms, &mut stepped)?;
         let requests = self.orders(&mut file, now_ms, &mut stepped)?;
         // A process that has just started knows nothing yet of what is waited for.
         self.want(taken)?;
@@ -138,12 +149,14 @@ impl Rollouts {
         // What is decided is told before it is done: a crash may tell it twice.
         self.audit.tell(&taken.who, &stepped.events)?;
         self.keep(file)?;
+        self.lost = None;
         for name in &requests {
             request::remove(&self.store, name)?;
         }
         self.take(&moves, &mut stepped)?;
         prune::take(&self.store, removals, &mut events)?;
-        let unpin_at_ms = pins::look_after(&self.store, now_ms, &mut events)?;
+        let unreadable = &mut self.unreadable_pins;
+        let unpin_at_ms = pins::look_after(&self.store, now_ms, unreadable, &mut events)?;
         stepped.wake_at_ms = stepped.wake_at_ms.into_iter().chain(unpin_at_ms).min();
         let done = records(&mut events, now_ms);
         self.audit.tell(&taken.who, &done)?;
@@ -154,6 +167,41 @@ impl Rollouts {
             stepped.wake_at_ms = stepped.wake_at_ms.into_iter().chain([soon]).min();
         }
         Ok(stepped)
+    }
+
+    /// Makes the states of rollouts anew, where they were lost.
+    fn recover(
+        &self,
+        taken: &Taken,
+        file: &mut RolloutFile,
+        now_ms: u64,
+        stepped: &mut Stepped,
+    ) -> Result<(), RolloutError> {
+        let Some(lost) = &self.lost else { return Ok(()) };
+        let rings = self.store.rings()?;
+        let (mut kept, mut events) = (Vec::new(), Vec::new());
+        for (composition, target) in &taken.desired.compositions {
+            let views = self.views(composition, &rings, &taken.policy)?;
+            let input = Input {
+                composition,
+                policy: &taken.policy,
+                target: *target,
+                commit: &taken.commit,
+                rings: &views,
+                now_ms,
+            };
+            let Some((state, held)) = lost.rollout(&self.store, &input) else { continue };
+            kept.extend(rebuild::kept(&input, &state));
+            if let Some(pause) = state.paused.as_ref().filter(|_| held) {
+                let (composition, reason) = (composition.clone(), pause.reason.clone());
+                events.push(Event::Paused { composition, reason });
+            }
+            file.compositions.insert(composition.clone(), state);
+        }
+        let (path, doubt) = (file::PATH.to_owned(), lost.doubt.clone());
+        events.insert(0, Event::StateRebuilt { file: path, kept, doubt });
+        stepped.events.extend(records(&mut events, now_ms));
+        Ok(())
     }
 
     /// Makes a state durable, where it is another one.

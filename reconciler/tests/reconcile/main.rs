@@ -5,6 +5,7 @@ mod cli;
 mod daemon;
 mod disk;
 mod hostile;
+mod lost_state;
 mod passes;
 mod plan;
 mod refusals;

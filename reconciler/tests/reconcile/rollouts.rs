@@ -307,7 +307,7 @@ fn a_pin_holds_a_va_until_it_expires() {
     let events = step(&mut reconciler).events;
     assert!(matches!(events[0].event, Event::VaUnpinned { expired: true, .. }), "{events:?}");
     assert_eq!(world.store.va_target(mac(3)).expect("readable"), Some(ring));
-    assert!(matches!(pins::unpin(&world.store, mac(3)), Err(pins::PinError::NotPinned)));
+    assert!(matches!(pins::unpin(&world.store, mac(3), None), Err(pins::PinError::NotPinned)));
 }
 
 /// Without a daemon each pass is a process of its own: what rings wait for is looked at

@@ -96,6 +96,9 @@ pub enum Event {
     /// The rings went back; the commit is not applied to this composition again.
     RolledBack {
         composition: CompositionName,
+        /// The ring that failed; none where an operator gave the order.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        ring: Option<RingName>,
         generation: GenerationId,
         commit: String,
         reason: String,
@@ -108,6 +111,9 @@ pub enum Event {
     Resumed {
         composition: CompositionName,
         reason: String,
+        /// Also with what was quarantined.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        quarantined: bool,
     },
     Promoted {
         composition: CompositionName,
@@ -243,6 +249,15 @@ pub enum Event {
         change: ReconcilerChange,
         source: String,
     },
+    /// A file of the reconciler's state was gone, and was made anew.
+    StateRebuilt {
+        /// Its path in the store.
+        file: String,
+        /// What the audit log told that the links do not.
+        kept: Vec<String>,
+        /// Why it may not have told all.
+        doubt: Option<String>,
+    },
 }
 
 /// What happened to the reconciler itself.
@@ -288,6 +303,7 @@ impl Event {
             Event::CommandBegun { .. } => "command-begun",
             Event::CommandEnded { .. } => "command-ended",
             Event::Reconciler { .. } => "reconciler",
+            Event::StateRebuilt { .. } => "state-rebuilt",
         }
     }
 
@@ -296,6 +312,7 @@ impl Event {
             Event::RolloutHalted { .. }
             | Event::RolledBack { .. }
             | Event::RemovalsWait { .. }
+            | Event::StateRebuilt { doubt: Some(_), .. }
             | Event::CommitRefused { .. } => Importance::Error,
             Event::LinkDrifted { .. }
             | Event::PrivateDrift { .. }
@@ -303,6 +320,7 @@ impl Event {
             | Event::PassFailed { .. }
             | Event::RingUnverified { .. }
             | Event::VaTroubled { .. }
+            | Event::StateRebuilt { doubt: None, .. }
             | Event::VaSilent { .. } => Importance::Warning,
             Event::CommandEnded { status: 2.., .. } => Importance::Warning,
             Event::RolloutStarted { .. }
@@ -359,11 +377,12 @@ impl Event {
             | Event::VaSilent { .. }
             | Event::CommandBegun { .. }
             | Event::CommandEnded { .. }
+            | Event::StateRebuilt { .. }
             | Event::Reconciler { .. } => None,
         }
     }
 
-    /// The ring it is about.
+    /// The ring it is about; a rollback is about all rings of its template.
     pub fn ring(&self) -> Option<&RingName> {
         match self {
             Event::RingMoved { ring, .. }
@@ -440,7 +459,9 @@ impl Event {
                 short(commit)
             ),
             Event::Paused { composition, reason } => write!(f, "{composition}: paused: {reason}"),
-            Event::Resumed { composition, reason } => write!(f, "{composition}: resumed: {reason}"),
+            Event::Resumed { composition, reason, .. } => {
+                write!(f, "{composition}: resumed: {reason}")
+            }
             Event::Promoted { composition, all, reason } => {
                 let what = if *all { "all rings" } else { "the next ring" };
                 write!(f, "{composition}: {what} promoted: {reason}")
@@ -512,6 +533,13 @@ impl Event {
                     write!(f, "the reconciler of {source} took its new configuration")
                 }
             },
+            Event::StateRebuilt { file, kept, doubt } => {
+                write!(f, "{file} was gone and is made anew from the store and the audit log")?;
+                if !kept.is_empty() {
+                    write!(f, ": {}", kept.join(", "))?;
+                }
+                doubt.as_ref().map_or(Ok(()), |doubt| write!(f, "; {doubt}"))
+            }
         }
     }
 }

@@ -311,6 +311,7 @@ mod tests {
     fn a_templates_rollouts_and_how_they_ended() {
         let back = Event::RolledBack {
             composition: web(),
+            ring: None,
             generation: id("bad"),
             commit: "bad".to_owned(),
             reason: "ill".to_owned(),

@@ -7,7 +7,7 @@ use clap::Args;
 use strata_core::audit::Who;
 use strata_core::event::Event;
 use strata_core::rollout::policy::Span;
-use strata_core::{GenerationId, VaName};
+use strata_core::{GenerationId, RingName, VaName};
 use strata_machine::Machines;
 use strata_store::Store;
 
@@ -45,6 +45,9 @@ pub struct PinArgs {
 #[command(after_help = "Example: strata va unpin web-03")]
 pub struct UnpinArgs {
     name: VaName,
+    /// The ring that it belongs to, where the record of the pin was lost.
+    #[arg(long, value_name = "RING")]
+    ring: Option<RingName>,
     #[command(flatten)]
     store: StoreArgs,
 }
@@ -72,7 +75,7 @@ pub fn pin(args: &PinArgs) -> Result<Outcome, Failure> {
 pub fn unpin(args: &UnpinArgs) -> Result<Outcome, Failure> {
     let store = args.store.open()?;
     let mac = address(&store, &args.name)?;
-    let pin = pins::unpin(&store, mac)?;
+    let pin = pins::unpin(&store, mac, args.ring.as_ref())?;
     tell(store, Event::VaUnpinned { mac, expired: false })?;
     print_bytes(format!("{} follows {} again\n", args.name, pin.ring).as_bytes())?;
     Ok(Outcome::Done)
@@ -109,7 +112,8 @@ impl From<PinError> for Failure {
         let hint = match &error {
             PinError::Store(_) => None,
             PinError::NoLink => Some("provision it again: strata va provision"),
-            PinError::PinnedByHand => Some("point its link at its ring first"),
+            PinError::Lost(_) => Some("say where it belongs: strata va unpin NAME --ring RING"),
+            PinError::NoRing { .. } => Some("see `strata get rings`"),
             PinError::NotPinned => Some("see `strata status`: the ring of a pinned VA is (pinned)"),
             PinError::Other { .. } => Some("choose a generation of the VA's own template"),
         };

@@ -290,7 +290,7 @@ impl Step<'_, '_> {
             let commit = state.commit.clone();
             state.take_back(Quarantine { commit, reason, unhealthy, at_ms });
             let quarantine = state.quarantined.clone().expect("just set");
-            self.events.push(rolled_back(composition, state, &quarantine));
+            self.events.push(rolled_back(composition, Some(ring.clone()), state, &quarantine));
             self.moves.clear();
             return self.put_back(state);
         }

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::state::{Pause, Quarantine, RingStep, RolloutState};
 use crate::event::Event;
-use crate::names::CompositionName;
+use crate::names::{CompositionName, RingName};
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "order", rename_all = "kebab-case", deny_unknown_fields)]
@@ -68,13 +68,11 @@ pub fn apply_command(
                 return Err(CommandError::Quarantined(composition));
             }
             (next.paused, next.halted) = (None, None);
-            if *quarantined {
-                next.quarantined = None;
-            }
+            let quarantined = *quarantined && next.quarantined.take().is_some();
             for ring in next.rings.values_mut() {
                 (ring.since_ms, ring.healthy_since_ms) = (now_ms, None);
             }
-            events.push(Event::Resumed { composition, reason });
+            events.push(Event::Resumed { composition, reason, quarantined });
         }
         Order::Abort => {
             if next.done_at_ms.is_some() {
@@ -88,7 +86,7 @@ pub fn apply_command(
             next.halted = None;
             next.take_back(Quarantine { commit, reason, unhealthy, at_ms: now_ms });
             let quarantine = next.quarantined.as_ref().expect("just set");
-            events.push(rolled_back(composition, &next, quarantine));
+            events.push(rolled_back(composition, None, &next, quarantine));
         }
         Order::Promote { all, override_window } => {
             if next.quarantined.is_some() {
@@ -117,11 +115,13 @@ pub fn apply_command(
 
 pub(super) fn rolled_back(
     composition: CompositionName,
+    ring: Option<RingName>,
     state: &RolloutState,
     quarantine: &Quarantine,
 ) -> Event {
     Event::RolledBack {
         composition,
+        ring,
         generation: state.target,
         commit: quarantine.commit.clone(),
         reason: quarantine.reason.clone(),

@@ -9,14 +9,16 @@
 //!
 //! What it guarantees: a ring moves only when all before it have passed; a new
 //! target replaces one that waits; a halted, paused or quarantined rollout moves no
-//! ring to its target; a lost state is made anew from the links, and rings that
-//! are at the target already have to pass again.
+//! ring to its target. A lost state is made anew from the links and from what the audit
+//! log tells ([`memory`]); from the links alone, rings that are at the target already have
+//! to pass again.
 //!
 //! A ring that has no generation yet takes one at once: nothing runs there.
 
 mod advance;
 mod command;
 pub mod health;
+pub mod memory;
 pub mod patterns;
 pub mod policy;
 pub mod prune;
