@@ -2,10 +2,8 @@
 //!
 //! Fetching is done by a `git` child that can be killed ([`crate::child`]);
 //! reading is done here by object id, without a work tree, so that nothing a
-//! commit holds is ever written to disk under a name of its choosing. The child
-//! sees no configuration but what this module writes: no hooks, no submodules, no
-//! automatic packing, every object checked. Where a remote is and what convinces it
-//! goes to the child alone, by its environment.
+//! commit holds is ever written to disk under a name of its choosing. What the child sees
+//! is in [`crate::git`].
 //!
 //! The remotes of a source are asked in their order, and the first that answers is
 //! used. One that failed is left alone for a while, longer each time, as long as
@@ -24,15 +22,14 @@ use git2::{ErrorCode, Oid, Repository};
 use strata_store::{Store, StoreError};
 
 use crate::child::{self, Bounds, ChildError};
+use crate::git::{self, REMOTE};
 use crate::secret::SecretError;
-use crate::source::{self, ALLOWED_PROTOCOLS, Ambiguous, Remote, Selector, Source};
+use crate::source::{self, Ambiguous, Remote, Selector, Source};
 
 /// Where a fetch puts what is followed.
 const HEAD: &str = "refs/strata/head";
 /// The head for which the mirror was last made anew.
 const REBUILT: &str = "refs/strata/rebuilt";
-/// The name of the source in the mirror's configuration: URLs are no arguments.
-const REMOTE: &str = "source";
 /// Where tags and branches are put if there is a choice among them.
 const TAGS: &str = "refs/strata/tags/";
 const TESTING: &str = "refs/strata/testing/";
@@ -44,21 +41,10 @@ const OWN_CONFIGURATION: &str =
 const FIRST_REST: Duration = Duration::from_secs(5);
 const LONGEST_REST: Duration = Duration::from_secs(300);
 const CONFIGURATION: &str = "git-config";
+/// The name of the mirror below the store's `state/`.
+pub const DIRECTORY: &str = "mirror.git";
 /// Bytes that one fetch may bring.
 const FETCH_BYTES: u64 = 1 << 30;
-/// Variables that reach git, besides those set here.
-const ENVIRONMENT: [&str; 9] = [
-    "PATH",
-    "HOME",
-    "SSH_AUTH_SOCK",
-    "https_proxy",
-    "HTTPS_PROXY",
-    "no_proxy",
-    "NO_PROXY",
-    "SSL_CERT_FILE",
-    "SSL_CERT_DIR",
-];
-
 #[derive(Debug, thiserror::Error)]
 pub enum MirrorError {
     #[error(transparent)]
@@ -135,13 +121,13 @@ impl Mirror {
     /// # Errors
     /// It cannot be made, or the configuration cannot be written.
     pub fn open(store: &Store, source: &Source) -> Result<Self, MirrorError> {
-        let configuration = git_configuration(source);
+        let configuration = git::configuration(source.remotes());
         let present = store.read_state(CONFIGURATION, 1 << 16)?;
         if present.as_deref() != Some(configuration.as_bytes()) {
             store.write_state(CONFIGURATION, configuration.as_bytes())?;
         }
         let mirror = Mirror {
-            path: store.state("mirror.git"),
+            path: store.state(DIRECTORY),
             configuration: store.state(CONFIGURATION),
             source: source.clone(),
             rests: vec![Rest::default(); source.remotes().len()],
@@ -453,38 +439,8 @@ impl Mirror {
     }
 
     fn command(&self, remote: &Remote) -> Result<Command, MirrorError> {
-        let secret = |source| MirrorError::Secret { origin: remote.to_string(), source };
-        let mut settings = remote.credentials().git_settings(remote.location()).map_err(secret)?;
-        settings.push((format!("remote.{REMOTE}.url"), remote.location().to_owned()));
-        settings.push((format!("remote.{REMOTE}.tagOpt"), "--no-tags".to_owned()));
-        let mut command = Command::new("git");
-        command.env_clear();
-        for name in ENVIRONMENT {
-            if let Some(value) = std::env::var_os(name) {
-                command.env(name, value);
-            }
-        }
-        command
-            .env("LC_ALL", "C")
-            .env("GIT_DIR", &self.path)
-            .env("GIT_CONFIG_NOSYSTEM", "1")
-            .env("GIT_CONFIG_GLOBAL", &self.configuration)
-            .env("GIT_ALLOW_PROTOCOL", ALLOWED_PROTOCOLS)
-            .env("GIT_PROTOCOL_FROM_USER", "0")
-            .env("GIT_TERMINAL_PROMPT", "0")
-            .env("GIT_ASKPASS", "/bin/false")
-            .env("SSH_ASKPASS", "/bin/false")
-            .env("GIT_NO_LAZY_FETCH", "1")
-            .env("GIT_OPTIONAL_LOCKS", "0")
-            .env("GIT_SSH_COMMAND", remote.credentials().ssh_command())
-            .env("GIT_SSH_VARIANT", "ssh")
-            .env("GIT_CONFIG_COUNT", settings.len().to_string());
-        for (number, (key, value)) in settings.into_iter().enumerate() {
-            command.env(format!("GIT_CONFIG_KEY_{number}"), key);
-            command.env(format!("GIT_CONFIG_VALUE_{number}"), value);
-        }
-        command.current_dir(&self.path);
-        Ok(command)
+        git::command(&self.path, &self.configuration, remote)
+            .map_err(|source| MirrorError::Secret { origin: remote.to_string(), source })
     }
 
     /// Removes what a killed fetch left: its temporary packs, and the lock on
@@ -522,30 +478,4 @@ impl Mirror {
     fn io(&self, source: io::Error) -> MirrorError {
         MirrorError::Io { path: self.path.clone(), source }
     }
-}
-
-/// The configuration that git reads from a file; no secret is in it.
-fn git_configuration(source: &Source) -> String {
-    let mut text = String::from(
-        "[core]\n\thooksPath = /dev/null\n\tfsmonitor = false\n\
-         [transfer]\n\tfsckObjects = true\n\
-         [fetch]\n\tunpackLimit = 1\n\twriteCommitGraph = false\n\trecurseSubmodules = false\n\
-         [gc]\n\tauto = 0\n[maintenance]\n\tauto = false\n\
-         [http]\n\tfollowRedirects = false\n\
-         [credential]\n\thelper =\n",
-    );
-    for path in source.remotes().iter().filter_map(Remote::local_path) {
-        // The operator named this repository, so whoever owns it is trusted with
-        // the commits; git would otherwise read only this user's repositories.
-        let directory = quote(&path.display().to_string());
-        let git_directory = quote(&format!("{}/.git", path.display()));
-        text.push_str(&format!(
-            "[safe]\n\tdirectory = {directory}\n\tdirectory = {git_directory}\n"
-        ));
-    }
-    text
-}
-
-fn quote(text: &str) -> String {
-    format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""))
 }

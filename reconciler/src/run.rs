@@ -137,7 +137,7 @@ async fn main_loop(
     let mut signals = Signals::new()?;
     let (rollouts, receiver) = channel(ROLLOUTS);
     let (store, audit_log) = (reconciler.store().clone(), reconciler.audit().clone());
-    let source = reconciler.source().to_string();
+    let source = reconciler.source().clone();
     let longest = reconciler.longest_fetch();
     let webhook = configuration.as_ref().and_then(|(_, settings)| settings.webhook.clone());
     let mut service = Service::start(store, audit_log, source, configuration, longest).await?;

@@ -17,10 +17,12 @@ use tokio::task::{JoinError, JoinHandle};
 
 use crate::audit::AuditLog;
 use crate::pass::{PassError, PassReport};
+use crate::revert;
 use crate::serve::health::Heartbeat;
 use crate::serve::metrics::Metrics;
 use crate::serve::{self, health};
 use crate::settings::{Settings, SettingsError};
+use crate::source::Source;
 use crate::state::milliseconds;
 use crate::telling::Telling;
 
@@ -82,10 +84,11 @@ impl Ears {
 #[derive(Debug)]
 pub struct Service {
     store: Arc<Store>,
-    source: String,
+    source: Source,
     file: Option<PathBuf>,
     settings: Settings,
     telling: Telling,
+    reverting: Option<Task>,
     ears: Ears,
     heartbeat: Arc<Heartbeat>,
     listener: Option<Task>,
@@ -100,7 +103,7 @@ impl Service {
     pub async fn start(
         store: Arc<Store>,
         audit: Arc<AuditLog>,
-        source: String,
+        source: Source,
         configuration: Option<(PathBuf, Settings)>,
         longest: Duration,
     ) -> Result<Self, ReloadError> {
@@ -117,6 +120,7 @@ impl Service {
             file,
             settings: Settings::default(),
             telling: Telling::default(),
+            reverting: None,
             ears,
             heartbeat,
             listener: None,
@@ -212,12 +216,16 @@ impl Service {
             };
         }
         self.telling.restart(&self.store, &settings);
+        self.reverting = settings.revert.clone().map(|revert| {
+            let (store, ears) = (self.store.clone(), self.ears.clone());
+            Task::spawn(revert::run(store, ears, self.source.remotes()[0].clone(), revert))
+        });
         self.settings = settings;
         Ok(())
     }
 
     fn note(&self, change: ReconcilerChange) {
-        let source = self.source.clone();
+        let source = self.source.to_string();
         self.ears.found(std::iter::once(Event::Reconciler { change, source }));
     }
 }

@@ -57,8 +57,9 @@ pub struct ReconcileArgs {
     #[arg(long)]
     allow_rewrite: bool,
     /// Settings of this host: remotes, what of them is followed, whose commits are believed
-    /// (docs/sources.md), where it listens and whom it tells (docs/observability.md). Drop-ins
-    /// are in FILE.d/; read again on SIGHUP. --source is used in place of its [source].
+    /// (docs/sources.md), where it listens and whom it tells (docs/observability.md), whether
+    /// rollbacks become branches (docs/rollouts.md). Drop-ins are in FILE.d/; read again on
+    /// SIGHUP. --source is used in place of its [source].
     #[arg(long, value_name = "FILE")]
     config: Option<std::path::PathBuf>,
     /// How to print what was done: text, or one line of JSON a pass.

@@ -7,7 +7,7 @@ use strata_core::event::Importance;
 use strata_core::rollout::policy::Span;
 
 use super::raw::{self, Kind};
-use super::source::{SourceTable, TrustTable, WebhookTable};
+use super::source::{RevertTable, SourceTable, TrustTable, WebhookTable};
 use super::{
     Channel, CommitStatus, Email, Encryption, Fault, Forge, Notify, Secret, Settings, SettingsError,
 };
@@ -34,6 +34,7 @@ pub struct Merged {
     source: Option<Entry<SourceTable>>,
     trust: Option<Entry<TrustTable>>,
     webhook: Option<Entry<WebhookTable>>,
+    revert: Option<Entry<RevertTable>>,
     listen: raw::Listen,
     commit_status: Vec<Entry<raw::CommitStatus>>,
     notify: Vec<Entry<raw::Notify>>,
@@ -67,6 +68,7 @@ impl Merged {
         replace(&mut self.source, parsed.source, file, &line);
         replace(&mut self.trust, parsed.trust, file, &line);
         replace(&mut self.webhook, parsed.webhook, file, &line);
+        replace(&mut self.revert, parsed.revert, file, &line);
         if let Some(listen) = parsed.listen {
             let new = listen.into_inner();
             overlay!(self.listen, new; metrics);
@@ -102,6 +104,7 @@ impl Merged {
         settings.source = checked(self.source, SourceTable::check, &mut faults);
         settings.trust = checked(self.trust, TrustTable::check, &mut faults);
         settings.webhook = checked(self.webhook, WebhookTable::check, &mut faults);
+        settings.revert = checked(self.revert, RevertTable::check, &mut faults);
         for entry in self.commit_status {
             match commit_status(&entry) {
                 Ok(status) => settings.commit_status.push(status),

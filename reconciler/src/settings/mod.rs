@@ -21,6 +21,7 @@ use std::time::Duration;
 use strata_core::CompositionName;
 use strata_core::event::Importance;
 
+use crate::revert::RevertSettings;
 use crate::source::Source;
 use crate::trust::Trust;
 use crate::webhook::WebhookSettings;
@@ -64,6 +65,8 @@ pub struct Settings {
     pub trust: Option<Trust>,
     /// Where forges may say that there is something new.
     pub webhook: Option<WebhookSettings>,
+    /// Where reverts of what was rolled back are pushed; without it, none are made.
+    pub revert: Option<RevertSettings>,
     /// Where `/metrics`, `/healthz` and `/readyz` are.
     pub listen: Option<SocketAddr>,
     pub commit_status: Vec<CommitStatus>,

@@ -5,7 +5,7 @@ use serde::Deserialize;
 use strata_core::CompositionName;
 use toml::Spanned;
 
-use super::source::{SourceTable, TrustTable, WebhookTable};
+use super::source::{RevertTable, SourceTable, TrustTable, WebhookTable};
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
@@ -13,6 +13,7 @@ pub struct File {
     pub source: Option<Spanned<SourceTable>>,
     pub trust: Option<Spanned<TrustTable>>,
     pub webhook: Option<Spanned<WebhookTable>>,
+    pub revert: Option<Spanned<RevertTable>>,
     pub listen: Option<Spanned<Listen>>,
     #[serde(default)]
     pub commit_status: Vec<Spanned<CommitStatus>>,

@@ -1,4 +1,4 @@
-//! The tables `[source]`, `[trust]` and `[webhook]` (`docs/sources.md`).
+//! The tables `[source]`, `[trust]`, `[webhook]` and `[revert]` (`docs/sources.md`).
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -6,11 +6,14 @@ use std::path::PathBuf;
 use git2::Oid;
 use serde::Deserialize;
 
+use crate::revert::{Author, RevertSettings};
 use crate::secret::SecretReference;
 use crate::source::{Credentials, Remote, Selector, Source, SourceError, Testing, Token};
 use crate::trust::{SignerLists, Trust};
 use crate::webhook::{Forge, WebhookSettings};
 
+/// What the names of branches that revert something begin with.
+const BRANCH_PREFIX: &str = "strata/revert-";
 /// What forges take as the user of a token unless they want a certain one.
 const TOKEN_USER: &str = "git";
 
@@ -75,6 +78,14 @@ pub struct WebhookTable {
     secret_env: Option<String>,
 }
 
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct RevertTable {
+    branch_prefix: Option<String>,
+    author: Option<String>,
+    remote: Option<RemoteTable>,
+}
+
 /// Why a table cannot be taken: the key, and what is wrong with it.
 type Wrong = String;
 
@@ -92,7 +103,8 @@ impl SourceTable {
             (None, None, None, Some(id)) => Selector::commit(&id),
             _ => return Err("source: give one of branch, tag, range and commit".to_owned()),
         };
-        let remotes: Result<Vec<_>, _> = remote.into_iter().map(RemoteTable::check).collect();
+        let remotes: Result<Vec<_>, _> =
+            remote.into_iter().map(|remote| remote.check("source.remote")).collect();
         let source = Source::new(remotes?, selector.map_err(wrong)?).map_err(wrong)?;
         let Some(TestingTable { branch, definitions }) = testing else { return Ok(source) };
         let testing = Testing::new(&branch, definitions);
@@ -102,23 +114,25 @@ impl SourceTable {
 }
 
 impl RemoteTable {
-    fn check(self) -> Result<Remote, Wrong> {
-        let token = secret("source.remote.token", self.token_file, self.token_env)?;
+    /// `key` is the table's name.
+    fn check(self, key: &str) -> Result<Remote, Wrong> {
+        let token = secret(&format!("{key}.token"), self.token_file, self.token_env)?;
         if self.user.is_some() && token.is_none() {
-            return Err("source.remote.user: a user goes with a token".to_owned());
+            return Err(format!("{key}.user: a user goes with a token"));
         }
         let user = self.user.unwrap_or_else(|| TOKEN_USER.to_owned());
         if user.is_empty() || user.contains(|c: char| c == ':' || c.is_control()) {
-            return Err(format!("source.remote.user: {user:?} is no name of a user"));
+            return Err(format!("{key}.user: {user:?} is no name of a user"));
         }
+        let path = |name: &str, path| absolute(&format!("{key}.{name}"), path);
         let credentials = Credentials {
             token: token.map(|secret| Token { user, secret }),
-            ca_file: absolute("source.remote.ca-file", self.ca_file)?,
-            identity_file: absolute("source.remote.identity-file", self.identity_file)?,
-            known_hosts_file: absolute("source.remote.known-hosts-file", self.known_hosts_file)?,
+            ca_file: path("ca-file", self.ca_file)?,
+            identity_file: path("identity-file", self.identity_file)?,
+            known_hosts_file: path("known-hosts-file", self.known_hosts_file)?,
         };
         Remote::with_credentials(&self.url, credentials)
-            .map_err(|error| format!("source.remote.url: {error}"))
+            .map_err(|error| format!("{key}.url: {error}"))
     }
 }
 
@@ -160,6 +174,35 @@ impl WebhookTable {
         let missing = "webhook.secret-file: without a secret anybody could send webhooks";
         let secret = secret.ok_or(missing)?;
         Ok(WebhookSettings { listen, forge, secret })
+    }
+}
+
+impl RevertTable {
+    /// # Errors
+    /// What is wrong with it.
+    pub fn check(self) -> Result<RevertSettings, Wrong> {
+        let branch_prefix = self.branch_prefix.unwrap_or_else(|| BRANCH_PREFIX.to_owned());
+        if !git2::Reference::is_valid_name(&format!("refs/heads/{branch_prefix}x")) {
+            return Err(format!("revert.branch-prefix: {branch_prefix:?} begins no branch's name"));
+        }
+        let author = self.author.map(|text| author(&text)).transpose()?;
+        let remote = self.remote.map(|remote| remote.check("revert.remote")).transpose()?;
+        Ok(RevertSettings { branch_prefix, author, remote })
+    }
+}
+
+/// `Name <address>`, as git writes it.
+fn author(text: &str) -> Result<Author, Wrong> {
+    let parts = text.strip_suffix('>').and_then(|text| text.split_once(" <"));
+    let plain = |text: &str| {
+        !text.trim().is_empty()
+            && !text.contains(|c: char| matches!(c, '<' | '>') || c.is_control())
+    };
+    match parts {
+        Some((name, email)) if plain(name) && plain(email) => {
+            Ok(Author { name: name.to_owned(), email: email.to_owned() })
+        }
+        _ => Err(format!("revert.author: {text:?}: write it as in Strata <strata@example.org>")),
     }
 }
 

@@ -193,3 +193,27 @@ fn a_testing_branch() {
         assert!(error.contains(why) && error.contains("source.testing"), "{error}");
     }
 }
+
+#[test]
+fn reverts_are_off_until_they_are_asked_for() {
+    let revert = |text: &str| settings(&[("strata.toml", text)]).map(|settings| settings.revert);
+    assert_eq!(revert(""), Ok(None));
+    let plain = revert("[revert]\n").expect("valid").expect("on");
+    assert_eq!(plain.branch_prefix, "strata/revert-");
+    assert_eq!((plain.author, plain.remote), (None, None));
+    let text = "[revert]\nauthor = \"Fleet <fleet@example.org>\"\nbranch-prefix = \"undo/\"\n\
+                [revert.remote]\nurl = \"https://git.example.org/fleet.git\"\ntoken-file = \"/t\"\n";
+    let whole = revert(text).expect("valid").expect("on");
+    assert_eq!(whole.author.expect("one").email, "fleet@example.org");
+    assert_eq!(whole.remote.expect("one").to_string(), "https://git.example.org/fleet.git");
+    for (text, fault) in [
+        ("[revert]\nauthor = \"Fleet\"\n", "revert.author"),
+        ("[revert]\nauthor = \"Fleet <a\\nb>\"\n", "revert.author"),
+        ("[revert]\nbranch-prefix = \"a..b\"\n", "revert.branch-prefix"),
+        ("[revert.remote]\nurl = \"https://t0ken@git.example.org/r\"\n", "revert.remote.url"),
+        ("[revert]\nforce = true\n", "force"),
+    ] {
+        let faults = revert(text).expect_err("refused");
+        assert!(faults[0].contains(fault) && !faults[0].contains("t0ken"), "{faults:?}");
+    }
+}

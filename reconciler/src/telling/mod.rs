@@ -22,7 +22,9 @@ use tokio::task::JoinSet;
 use crate::settings::Settings;
 
 /// How often receivers look for something to tell.
-const LOOK: Duration = Duration::from_millis(500);
+pub(crate) const LOOK: Duration = Duration::from_millis(500);
+/// What is older when the receiver is within reach again is not told any more.
+pub(crate) const OLDEST: Duration = Duration::from_secs(24 * 3_600);
 /// The wait after the first failed delivery; doubled after each further one.
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 const LONGEST_RETRY: Duration = Duration::from_secs(300);
@@ -52,7 +54,8 @@ impl Telling {
         self.tasks = JoinSet::new();
         let names = settings.notify.iter().map(|notify| place::notify(&notify.name));
         let statuses = settings.commit_status.iter().map(|s| place::commit_status(&s.name));
-        let names: Vec<_> = names.chain(statuses).collect();
+        let revert = settings.revert.as_ref().map(|_| place::REVERT.to_owned());
+        let names: Vec<_> = names.chain(statuses).chain(revert).collect();
         if let Err(error) = place::forget_others(store, &names) {
             tracing::warn!(%error, "the places of former receivers stay");
         }
@@ -66,7 +69,7 @@ impl Telling {
 }
 
 /// The wait after so many failures, unless the receiver asked for a longer one.
-fn pause(failures: u32, asked: Option<Duration>) -> Duration {
+pub(crate) fn pause(failures: u32, asked: Option<Duration>) -> Duration {
     let own =
         FIRST_RETRY.saturating_mul(1 << failures.saturating_sub(1).min(16)).min(LONGEST_RETRY);
     asked.map_or(own, |asked| asked.max(own))

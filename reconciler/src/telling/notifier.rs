@@ -10,13 +10,11 @@ use strata_store::{Store, StoreError};
 
 use super::message::{self, Message};
 use super::place::{self, Place};
-use super::{Delivery, LONGEST_RETRY, LOOK, channels, http, pause};
+use super::{Delivery, LONGEST_RETRY, LOOK, OLDEST, channels, http, pause};
 use crate::audit::Reader;
 use crate::settings::Notify;
 use crate::state::milliseconds;
 
-/// What is older when the receiver is within reach again is not told any more.
-const OLDEST: Duration = Duration::from_secs(24 * 3_600);
 /// Records that are looked at before the place is noted although nothing was told.
 const NOTED: u32 = 2_000;
 const STORE_RETRY: Duration = Duration::from_secs(10);

@@ -151,6 +151,9 @@ fn file(receiver: &str) -> String {
     format!("{DIRECTORY}/{receiver}.json")
 }
 
+/// Who makes branches that revert what was rolled back.
+pub const REVERT: &str = "revert";
+
 /// The receiver of notifications of this name.
 pub fn notify(name: &str) -> String {
     format!("notify-{name}")

@@ -10,6 +10,7 @@ mod passes;
 mod plan;
 mod refusals;
 mod resolve;
+mod reverts;
 mod rollouts;
 mod sequences;
 mod servers;

@@ -258,6 +258,24 @@ pub enum Event {
         /// Why it may not have told all.
         doubt: Option<String>,
     },
+    /// A branch that reverts what was rolled back is where the commits come from.
+    RevertPushed {
+        composition: CompositionName,
+        /// The quarantined commit.
+        commit: String,
+        branch: String,
+        remote: String,
+        /// The commits that it reverts, newest first.
+        reverted: Vec<String>,
+    },
+    RevertFailed {
+        composition: CompositionName,
+        commit: String,
+        branch: String,
+        message: String,
+        /// It is not tried again.
+        given_up: bool,
+    },
 }
 
 /// What happened to the reconciler itself.
@@ -304,6 +322,8 @@ impl Event {
             Event::CommandEnded { .. } => "command-ended",
             Event::Reconciler { .. } => "reconciler",
             Event::StateRebuilt { .. } => "state-rebuilt",
+            Event::RevertPushed { .. } => "revert-pushed",
+            Event::RevertFailed { .. } => "revert-failed",
         }
     }
 
@@ -321,6 +341,7 @@ impl Event {
             | Event::RingUnverified { .. }
             | Event::VaTroubled { .. }
             | Event::StateRebuilt { doubt: None, .. }
+            | Event::RevertFailed { .. }
             | Event::VaSilent { .. } => Importance::Warning,
             Event::CommandEnded { status: 2.., .. } => Importance::Warning,
             Event::RolloutStarted { .. }
@@ -341,6 +362,7 @@ impl Event {
             | Event::VaRecovered { .. }
             | Event::CommandBegun { .. }
             | Event::CommandEnded { .. }
+            | Event::RevertPushed { .. }
             | Event::Reconciler { .. } => Importance::Info,
         }
     }
@@ -360,6 +382,8 @@ impl Event {
             | Event::Promoted { composition, .. }
             | Event::WindowOverridden { composition, .. }
             | Event::LinkDrifted { composition, .. }
+            | Event::RevertPushed { composition, .. }
+            | Event::RevertFailed { composition, .. }
             | Event::RingRemoved { composition, .. }
             | Event::RingVerified { composition, .. }
             | Event::RingUnverified { composition, .. }
@@ -539,6 +563,13 @@ impl Event {
                     write!(f, ": {}", kept.join(", "))?;
                 }
                 doubt.as_ref().map_or(Ok(()), |doubt| write!(f, "; {doubt}"))
+            }
+            Event::RevertPushed { composition, commit, branch, .. } => {
+                write!(f, "{composition}: the branch {branch} reverts {}", short(commit))
+            }
+            Event::RevertFailed { composition, commit, message, given_up, .. } => {
+                let then = if *given_up { "" } else { ", it is tried again" };
+                write!(f, "{composition}: {} is not reverted{then}: {message}", short(commit))
             }
         }
     }
