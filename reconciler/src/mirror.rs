@@ -43,8 +43,14 @@ const LONGEST_REST: Duration = Duration::from_secs(300);
 const CONFIGURATION: &str = "git-config";
 /// The name of the mirror below the store's `state/`.
 pub const DIRECTORY: &str = "mirror.git";
-/// Bytes that one fetch may bring.
-const FETCH_BYTES: u64 = 1 << 30;
+/// What one fetch may take.
+#[derive(Debug, Clone, Copy)]
+pub struct FetchLimits {
+    pub deadline: Duration,
+    /// Bytes that it brings.
+    pub bytes: u64,
+}
+
 #[derive(Debug, thiserror::Error)]
 pub enum MirrorError {
     #[error(transparent)]
@@ -57,6 +63,8 @@ pub enum MirrorError {
     Child(#[from] ChildError),
     #[error("git could not fetch {origin}: {message}")]
     Fetch { origin: String, message: String },
+    #[error("{origin} would bring more than {limit} bytes in one fetch, which was cut off")]
+    TooLarge { origin: String, limit: u64 },
     #[error("{origin}: {source}")]
     Secret { origin: String, source: SecretError },
     #[error("{origin} has no {selector}")]
@@ -148,11 +156,11 @@ impl Mirror {
     /// As of [`Mirror::fetch`], or a directory cannot be removed or made.
     pub fn fetch_anew(
         &mut self,
-        deadline: Duration,
+        limits: FetchLimits,
         cancelled: &AtomicBool,
     ) -> Result<Fetched, MirrorError> {
         self.make_empty()?;
-        let fetched = self.fetch(deadline, cancelled)?;
+        let fetched = self.fetch(limits, cancelled)?;
         self.set_reference(REBUILT, fetched.commit)?;
         Ok(fetched)
     }
@@ -244,7 +252,7 @@ impl Mirror {
     /// No remote could be fetched, or git was ended because `cancelled` was set.
     pub fn fetch(
         &mut self,
-        deadline: Duration,
+        limits: FetchLimits,
         cancelled: &AtomicBool,
     ) -> Result<Fetched, MirrorError> {
         let damage = match self.head() {
@@ -274,7 +282,7 @@ impl Mirror {
             (0..self.rests.len()).filter(|index| !any || rested(&self.rests[*index])).collect();
         let mut last = None;
         for index in turn {
-            match self.fetch_from(index, deadline, cancelled) {
+            match self.fetch_from(index, limits, cancelled) {
                 Ok(()) => {
                     self.rests[index] = Rest::default();
                     return self.fetched(index);
@@ -329,14 +337,14 @@ impl Mirror {
     fn fetch_from(
         &self,
         index: usize,
-        deadline: Duration,
+        limits: FetchLimits,
         cancelled: &AtomicBool,
     ) -> Result<(), MirrorError> {
         let remote = &self.source.remotes()[index];
         let selector = self.source.selector();
         let missing =
             || MirrorError::Missing { origin: remote.to_string(), selector: selector.to_string() };
-        let bring = |what: String| self.run_git(remote, &what, deadline, cancelled);
+        let bring = |what: String| self.run_git(remote, &what, limits, cancelled);
         match selector {
             Selector::Branch(name) => bring(format!("+refs/heads/{name}:{HEAD}")),
             Selector::Tag(name) => bring(format!("+refs/tags/{name}:{HEAD}")),
@@ -384,7 +392,7 @@ impl Mirror {
         &self,
         remote: &Remote,
         what: &str,
-        deadline: Duration,
+        limits: FetchLimits,
         cancelled: &AtomicBool,
     ) -> Result<(), MirrorError> {
         self.remove_leftovers()?;
@@ -397,14 +405,20 @@ impl Mirror {
             let branch = testing.branch();
             command.arg(format!("+refs/heads/{branch}*:{TESTING}{branch}*"));
         }
-        let bounds = Bounds { deadline, file_bytes: FETCH_BYTES, cancelled };
+        let FetchLimits { deadline, bytes } = limits;
+        let bounds = Bounds { deadline, file_bytes: bytes, cancelled };
         let ended = child::run(&mut command, bounds)?;
         if ended.status.success() {
             return Ok(());
         }
+        let origin = remote.to_string();
+        if self.largest_leftover()? >= bytes {
+            self.remove_leftovers()?;
+            return Err(MirrorError::TooLarge { origin, limit: bytes });
+        }
         let message = remote.redact(String::from_utf8_lossy(&ended.stderr).trim());
         let message = if message.is_empty() { ended.status.to_string() } else { message };
-        Err(MirrorError::Fetch { origin: remote.to_string(), message })
+        Err(MirrorError::Fetch { origin, message })
     }
 
     fn set_reference(&self, name: &str, id: Oid) -> Result<(), MirrorError> {
@@ -443,11 +457,27 @@ impl Mirror {
             .map_err(|source| MirrorError::Secret { origin: remote.to_string(), source })
     }
 
-    /// Removes what a killed fetch left: its temporary packs, and the lock on
-    /// the reference that would refuse every later one. Only the holder of the
-    /// reconciler's lock comes here.
+    /// Removes what a killed fetch left. Only the holder of the reconciler's lock comes here.
     fn remove_leftovers(&self) -> Result<(), MirrorError> {
+        for path in self.leftovers()? {
+            tracing::debug!(path = %path.display(), "removing what a killed fetch left");
+            fs::remove_file(&path).map_err(|error| self.io(error))?;
+        }
+        Ok(())
+    }
+
+    /// Bytes of the largest file that a killed fetch left.
+    fn largest_leftover(&self) -> Result<u64, MirrorError> {
+        let sizes = self.leftovers()?.into_iter().map(|path| fs::metadata(path).map(|m| m.len()));
+        let sizes: Result<Vec<_>, _> = sizes.collect();
+        Ok(sizes.map_err(|error| self.io(error))?.into_iter().max().unwrap_or(0))
+    }
+
+    /// What a killed fetch left: its temporary packs, and the lock on the reference that
+    /// would refuse every later one.
+    fn leftovers(&self) -> Result<Vec<PathBuf>, MirrorError> {
         let leftover = |name: &str| name.starts_with("tmp_") || name.ends_with(".lock");
+        let mut found = Vec::new();
         for directory in ["refs/strata", "objects/pack", ""] {
             let directory = self.path.join(directory);
             let entries = match fs::read_dir(&directory) {
@@ -459,12 +489,11 @@ impl Mirror {
                 let path = entry.map_err(|error| self.io(error))?.path();
                 let name = path.file_name().unwrap_or_default().to_string_lossy();
                 if leftover(&name) && path.is_file() {
-                    tracing::debug!(path = %path.display(), "removing what a killed fetch left");
-                    fs::remove_file(&path).map_err(|error| self.io(error))?;
+                    found.push(path);
                 }
             }
         }
-        Ok(())
+        Ok(found)
     }
 
     pub fn path(&self) -> &Path {

@@ -33,7 +33,7 @@ use strata_store::{Store, StoreLock};
 use crate::audit::{AuditLog, passes};
 use crate::commit_tree;
 use crate::library::Library;
-use crate::mirror::Mirror;
+use crate::mirror::{FetchLimits, Mirror};
 use crate::probe::Prober;
 use crate::repositories::mirrors;
 use crate::rollout::{RolloutError, Rollouts};
@@ -51,6 +51,8 @@ pub use report::{PassReport, PassResult, RolloutWaits, Timings};
 #[derive(Debug, Clone)]
 pub struct Options {
     pub fetch_deadline: Duration,
+    /// Bytes that one fetch may bring.
+    pub fetch_bytes: u64,
     /// Take a branch that was rewritten.
     pub allow_rewrite: bool,
     /// Whose commits are believed; without it, everybody's who can push.
@@ -63,10 +65,17 @@ impl Default for Options {
     fn default() -> Self {
         Options {
             fetch_deadline: Duration::from_secs(120),
+            fetch_bytes: 1 << 30,
             allow_rewrite: false,
             trust: None,
             programs: None,
         }
+    }
+}
+
+impl Options {
+    fn fetch_limits(&self) -> FetchLimits {
+        FetchLimits { deadline: self.fetch_deadline, bytes: self.fetch_bytes }
     }
 }
 
@@ -195,7 +204,7 @@ impl Reconciler {
         let mut since = begun;
         let before = self.store.writes();
         self.who = Who::default();
-        let fetched = self.mirror.fetch(self.options.fetch_deadline, cancelled)?;
+        let fetched = self.mirror.fetch(self.options.fetch_limits(), cancelled)?;
         let (commit, fallback) = self.choose(&fetched)?;
         self.who = self.who(commit)?;
         let mut report = PassReport::new(&self.source, commit.to_string());

@@ -53,6 +53,9 @@ pub struct ReconcileArgs {
     /// End a fetch that takes longer.
     #[arg(long, default_value_t = 120, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
     fetch_deadline: u64,
+    /// End a fetch that brings more.
+    #[arg(long, default_value_t = 1_024, value_name = "MIB", value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
+    fetch_limit: u64,
     /// Take a branch whose history was rewritten.
     #[arg(long)]
     allow_rewrite: bool,
@@ -93,6 +96,7 @@ pub fn run(args: &ReconcileArgs) -> Result<Outcome, Failure> {
     };
     let options = Options {
         fetch_deadline: Duration::from_secs(args.fetch_deadline),
+        fetch_bytes: args.fetch_limit << 20,
         allow_rewrite: args.allow_rewrite,
         trust: configuration.as_ref().and_then(|(_, settings)| settings.trust.clone()),
         // Without them, only health checks in VAs fail, and say so.

@@ -45,7 +45,7 @@ impl Reconciler {
         let mut advance = self.mirror.advance(former, commit)?;
         if advance == Advance::Unknown && !self.mirror.is_complete_for(commit) {
             tracing::warn!(former = applied.commit, "the mirror is incomplete and made anew");
-            self.mirror.fetch_anew(self.options.fetch_deadline, cancelled)?;
+            self.mirror.fetch_anew(self.options.fetch_limits(), cancelled)?;
             advance = self.mirror.advance(former, commit)?;
         }
         match advance {

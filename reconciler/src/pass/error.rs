@@ -81,6 +81,9 @@ impl PassError {
             PassError::Mirror(MirrorError::Fetch { .. } | MirrorError::All(_)) => {
                 Some("try by hand: git ls-remote SOURCE; what was applied before stays as it is")
             }
+            PassError::Mirror(MirrorError::TooLarge { .. }) => {
+                Some("raise --fetch-limit, or take out of the repository what is large")
+            }
             PassError::Trust(TrustError::List { .. }) => {
                 Some("the settings name it under [trust]; what was applied before stays as it is")
             }

@@ -221,7 +221,7 @@ impl Reconciler {
                 if source.is_damage() && !self.mirror.is_complete_for(commit) =>
             {
                 tracing::warn!(error = %source, "the mirror is damaged and made anew");
-                self.mirror.fetch_anew(self.options.fetch_deadline, cancelled)?;
+                self.mirror.fetch_anew(self.options.fetch_limits(), cancelled)?;
                 read(&self.mirror)
             }
             other => other,

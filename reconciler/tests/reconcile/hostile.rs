@@ -6,8 +6,9 @@ use std::fs;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
-use strata::pass::{PassError, PassResult};
-use strata::state::RefusalReason;
+use strata::mirror::MirrorError;
+use strata::pass::{Options, PassError, PassResult, Policy};
+use strata::state::{ReconcileState, RefusalReason};
 
 use crate::support::World;
 
@@ -50,6 +51,54 @@ fn a_hundred_thousand_files_of_a_template_are_taken() {
     let generation = world.store.generation(&generation).expect("sealed");
     let unit = world.store.open_unit(generation.layers().last().expect("layers")).expect("sound");
     assert_eq!(fs::read(unit.path.join("filesystem/srv/99/99999")).expect("read"), b"x");
+}
+
+/// 3 MiB that no compression makes smaller.
+fn noise() -> Vec<u8> {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()
+    };
+    std::iter::repeat_with(&mut next).take((3 << 20) / 8).flatten().collect()
+}
+
+#[test]
+fn a_fetch_beyond_the_limit_is_cut_off_and_what_was_applied_stays() {
+    let world = World::new();
+    let applied = world.once().commit;
+    let rings = world.rings();
+    fs::write(world.path("work/noise"), noise()).expect("written");
+    world.write("templates/web.ldf", "main/app 2\nmain/base 1\n");
+    let large = world.push("large");
+    let options = Options { fetch_bytes: 1 << 20, ..Options::default() };
+    let mut reconciler = world.reconciler_with(options).expect("opened");
+    let never = AtomicBool::new(false);
+    for _ in 0..2 {
+        let error = reconciler.pass(&never).expect_err("too large");
+        assert!(
+            matches!(error, PassError::Mirror(MirrorError::TooLarge { limit: 1_048_576, .. })),
+            "{error}"
+        );
+        assert!(error.hint().is_some_and(|hint| hint.contains("--fetch-limit")));
+        assert_eq!(error.policy(), Policy::Retry);
+        assert_eq!(world.rings(), rings);
+    }
+    // It is told, once, and rollouts of what was applied go on.
+    let state = ReconcileState::read(&world.store).expect("readable").expect("there");
+    assert_eq!(state.applied.map(|applied| applied.commit), Some(applied.clone()));
+    assert!(state.failing.expect("told").message.contains("more than 1048576 bytes"));
+    let step = reconciler.step(&never).expect("a step").expect("a commit was taken");
+    assert_eq!(step.commit, applied);
+    // Nothing of it is left.
+    let packs = fs::read_dir(world.store.state("mirror.git/objects/pack")).expect("packs");
+    let sizes = packs.map(|entry| entry.expect("an entry").metadata().expect("there").len());
+    assert!(sizes.sum::<u64>() < 1 << 20);
+    drop(reconciler);
+    assert_eq!(world.once().commit, large);
+    assert_ne!(world.rings(), rings);
 }
 
 #[test]
