@@ -6,8 +6,12 @@
 
 use std::io::{self, Read, Write};
 use std::path::Path;
+use std::thread;
 
+use strata_core::database::DatabaseError;
+use strata_core::database_text::{DatabaseText, UncheckedText};
 use strata_core::limits;
+use strata_core::position::Located;
 
 use crate::error::StoreError;
 
@@ -43,9 +47,51 @@ pub(crate) fn decode(path: &Path, bytes: Vec<u8>) -> Result<Vec<u8>, StoreError>
     Ok(text)
 }
 
+/// From this many bytes on, starting threads is worth it.
+const THREADED_BYTES: usize = 1 << 20;
+/// More threads than this check no faster.
+const THREADS: usize = 8;
+
+/// Checks a database's text, by all processors where it is large.
+///
+/// # Errors
+/// The first fault, with line and column.
+pub fn check(text: Vec<u8>) -> Result<DatabaseText, Located<DatabaseError>> {
+    let threads = match text.len() {
+        0..THREADED_BYTES => 1,
+        _ => thread::available_parallelism().map_or(1, usize::from).min(THREADS),
+    };
+    let text = UncheckedText::new(text, threads)?;
+    let parts = thread::scope(|scope| {
+        let text = &text;
+        let others: Vec<_> =
+            (1..text.parts()).map(|part| scope.spawn(move || text.check(part))).collect();
+        let first = text.check(0);
+        let others = others.into_iter().map(|part| part.join().expect("checking does not panic"));
+        [first].into_iter().chain(others).collect::<Result<Vec<_>, _>>()
+    })?;
+    text.finish(parts)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_large_text_is_checked_in_parts() {
+        let unit = String::from_utf8(GOLDEN.to_vec()).expect("UTF-8");
+        let first = unit.split("\n\n").next().expect("a unit");
+        let name = first.lines().find(|line| line.starts_with("Layer:")).expect("a name");
+        let text: String = (0..20_000)
+            .map(|number| {
+                format!("{}\n\n", first.replacen(name, &format!("Layer: l{number:05}"), 1))
+            })
+            .collect();
+        assert!(text.len() > THREADED_BYTES);
+        assert_eq!(check(text.clone().into_bytes()).expect("whole").len(), 20_000);
+        let fault = check(format!("{text}no colon\n").into_bytes()).expect_err("a fault");
+        assert_eq!(fault.line as usize, text.lines().count() + 1);
+    }
 
     const GOLDEN: &[u8] = include_bytes!("../../core/golden/database");
 

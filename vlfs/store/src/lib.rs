@@ -40,6 +40,7 @@ mod seal;
 mod store;
 mod verity;
 
+pub use database_file::check as check_database;
 pub use error::StoreError;
 pub use links::VaLinks;
 pub use pool::{Shared, Swept};

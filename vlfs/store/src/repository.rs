@@ -189,7 +189,7 @@ impl Store {
         match self.database_bytes(repository)? {
             None => Ok(DatabaseText::default()),
             Some((path, text)) => {
-                DatabaseText::parse(text).map_err(|located| StoreError::Database { path, located })
+                database_file::check(text).map_err(|located| StoreError::Database { path, located })
             }
         }
     }

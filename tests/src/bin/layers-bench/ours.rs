@@ -6,7 +6,6 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
-use strata_core::database_text::DatabaseText;
 use strata_core::desired::DesiredState;
 use strata_core::metadata::LayerKind;
 use strata_core::resolver::{Upgrade, resolve};
@@ -41,7 +40,7 @@ pub fn desired(goals: &[&str]) -> Result<DesiredState> {
 pub fn load(database: &Path) -> Result<(Universe, f64)> {
     let started = Instant::now();
     let text = std::fs::read(database).with_context(|| database.display().to_string())?;
-    let database = DatabaseText::parse(text)?;
+    let database = strata_store::check_database(text)?;
     let universe = Universe::from_texts(vec![(REPOSITORY.parse()?, 500, database)]);
     Ok((universe, started.elapsed().as_secs_f64()))
 }

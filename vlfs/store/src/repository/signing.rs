@@ -104,7 +104,7 @@ impl Store {
     ) -> Result<DatabaseText, StoreError> {
         let path = self.repository_path(repository).join("database");
         let text = database_file::decode(&path, bytes)?;
-        DatabaseText::parse(text).map_err(|located| StoreError::Database { path, located })
+        database_file::check(text).map_err(|located| StoreError::Database { path, located })
     }
 
     /// As [`Store::database`], of bytes that were read before.
