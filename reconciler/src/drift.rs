@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use strata_core::VaName;
 use strata_core::event::{Event, EventRecord};
 use strata_core::rollout::policy::{DriftMode, DriftPolicy};
-use strata_machine::{MachineError, Machines, VaRecord};
+use strata_machine::{Driver, MachineError, Machines, VaRecord};
 use strata_store::Store;
 
 use crate::child::{self, Bounds, ChildError};
@@ -38,6 +38,8 @@ pub enum DriftError {
     Child(#[from] ChildError),
     #[error("strata-vlfs diff failed: {0}")]
     Failed(String),
+    #[error("the VA {0} is a machine, whose private layer is on its disk")]
+    Inside(VaName),
     #[error(transparent)]
     Machine(#[from] MachineError),
     #[error(transparent)]
@@ -70,10 +72,18 @@ pub struct PrivateDrift {
     pub more: u64,
 }
 
+/// Whether a VA's private layer is on a disk of its machine, where the host does not look.
+pub fn is_inside(record: &VaRecord) -> bool {
+    match record.driver {
+        Driver::Namespace => false,
+        Driver::Qemu => true,
+    }
+}
+
 /// Looks at a VA of this host.
 ///
 /// # Errors
-/// `strata-vlfs` cannot be run or fails, as for a VA that has never run.
+/// `strata-vlfs` cannot be run or fails, as for a VA that has never run; the VA is a machine.
 pub fn private_drift(
     store: &Store,
     machines: &Machines<'_>,
@@ -81,6 +91,9 @@ pub fn private_drift(
     vlfs: &Path,
     policy: &DriftPolicy,
 ) -> Result<PrivateDrift, DriftError> {
+    if is_inside(record) {
+        return Err(DriftError::Inside(record.name.clone()));
+    }
     let private = record.private_in(&machines.directory(&record.name));
     if !private.join("upper").is_dir() {
         return Ok(PrivateDrift::default());
@@ -138,6 +151,9 @@ impl DriftRound {
         };
         self.last = Some(name.clone());
         let record = machines.record(&name)?;
+        if is_inside(&record) {
+            return Ok(None);
+        }
         let drift = private_drift(&store, &machines, &record, &self.vlfs, &policy)?;
         let former = self.told.insert(name.clone(), drift.clone());
         if drift.changes.is_empty() || former.is_some_and(|former| former == drift) {

@@ -394,7 +394,7 @@ mod tests {
 
     use strata_core::generation::Generation;
     use strata_core::report::Report;
-    use strata_machine::{Machines, ProvisionRequest};
+    use strata_machine::{Driver, Machines, ProvisionRequest};
 
     use super::*;
 
@@ -483,6 +483,7 @@ mod tests {
             mac: None,
             name: Some("stopped".parse().expect("valid")),
             count: None,
+            driver: Driver::Namespace,
             private: None,
         };
         let machines = Machines::open(&store).expect("machines");

@@ -3,7 +3,8 @@
 //! on its console is what is waited for.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -41,6 +42,8 @@ $b poweroff -f
 const SERVICE: &str = r#"#!/usr/bin/busybox sh
 b=/usr/bin/busybox
 trap 'echo "SERVICE: ends"; echo ended > /var/end; exit 0' TERM
+$b ip addr add 10.0.2.15/24 dev eth0 && $b ip link set eth0 up
+$b httpd -p 80 -h /etc
 echo "SERVICE: $($b cat /etc/version), process $$"
 while :; do $b sleep 0.1; done
 "#;
@@ -210,6 +213,29 @@ impl Machine {
     }
 }
 
+/// What the machine's web server says its version is.
+fn page(port: u16) -> String {
+    let mut answer = String::new();
+    let asked = TcpStream::connect(("127.0.0.1", port)).and_then(|mut socket| {
+        socket.set_read_timeout(Some(Duration::from_secs(5)))?;
+        socket.write_all(b"GET /version HTTP/1.0\r\n\r\n")?;
+        socket.read_to_string(&mut answer)
+    });
+    match asked {
+        Ok(_) => answer.rsplit("\r\n").next().unwrap_or_default().to_owned(),
+        Err(error) => error.to_string(),
+    }
+}
+
+fn va(fleet: &Fleet, words: &[&str]) -> strata_tests::Finished {
+    finish(fleet.workspace.strata().arg("va").args(words))
+}
+
+fn status(fleet: &Fleet) -> Value {
+    let text = va(fleet, &["status", "web", "--output", "json"]).ok();
+    serde_json::from_str(&text).expect("JSON")
+}
+
 /// A file of a disk that no machine has, without mounting it.
 fn file_of(disk: &Path, path: &str) -> String {
     let mut debugfs = Command::new("debugfs");
@@ -286,5 +312,115 @@ fn a_machine_tells_what_is_missing_and_goes_on_when_it_is_there() {
     let machine = fleet.switch_on("misspelt", &disk, "strata.rings=canary");
     fleet.await_console(&machine, "\"strata.rings=canary\" is no option of Strata");
     fleet.await_end(machine);
+    fleet.workspace.finish();
+}
+
+#[test]
+fn a_machine_lives_by_the_commands_of_any_va() {
+    let fleet = Fleet::new("qemu", ("etc/strata/services/one", SERVICE));
+    let first = fleet.roll_out("1").to_string();
+    let provision = ["provision", "--template", "web", "--driver", "qemu", "--mac", MAC, "web"];
+    va(&fleet, &provision).ok();
+    assert_eq!(status(&fleet)["state"], "stopped");
+    let free = TcpListener::bind(("127.0.0.1", 0)).and_then(|listener| listener.local_addr());
+    let port = free.expect("a free port").port();
+    let forward = format!("{port}:80");
+    let start = [
+        "start",
+        "--timeout",
+        "120",
+        "--accelerator",
+        "software",
+        "--network",
+        "private",
+        "--forward",
+        &forward,
+        "web",
+    ];
+    assert_eq!(va(&fleet, &start).ok(), "web is running\n");
+    assert_eq!(status(&fleet)["state"], "running");
+    assert_eq!(status(&fleet)["reported"], first);
+    wait_until("it serves a page", PATIENCE, || page(port) == "1");
+    let again = va(&fleet, &start).exits(2).stderr;
+    assert!(again.contains("the VA web is running"), "{again}");
+    let inside = va(&fleet, &["exec", "web", "ls"]).exits(2).stderr;
+    assert!(inside.contains("hint: use its network"), "{inside}");
+    let drift = va(&fleet, &["drift", "--watch", "**", "web"]).exits(2).stderr;
+    assert!(drift.contains("machines/web/disk.img"), "{drift}");
+
+    // QEMU sees the store without what concerns other VAs, and so does the machine's root.
+    let pid = status(&fleet)["processes"][0].as_u64().expect("a process");
+    let seen = |name: &str| {
+        let store = fleet.workspace.store();
+        let path = format!("/proc/{pid}/root{}", store.join(name).display());
+        fs::read_dir(path).expect("a directory").count()
+    };
+    assert_eq!(["machines", "reports", "state"].map(seen), [0; 3]);
+    assert!(seen("repos") > 0 && seen("va") > 0);
+
+    // An update reaches a suspended machine when it goes on (§4.4).
+    va(&fleet, &["suspend", "web"]).ok();
+    assert_eq!(status(&fleet)["state"], "suspended");
+    let second = fleet.roll_out("2").to_string();
+    assert_eq!(status(&fleet)["reported"], first);
+    va(&fleet, &["resume", "web"]).ok();
+    wait_until("the update is there", PATIENCE, || status(&fleet)["reported"] == second);
+    wait_until("it serves the update", PATIENCE, || page(port) == "2");
+
+    // It ends in order, with what its service did last.
+    va(&fleet, &["stop", "--timeout", "60", "web"]).ok();
+    assert_eq!(status(&fleet)["state"], "stopped");
+    let console = va(&fleet, &["logs", "web"]).ok();
+    assert!(console.contains("SERVICE: 1, process 2"), "{console}");
+    assert!(console.contains("the appliance has ended (exit status: 0)"), "{console}");
+    let disk = fleet.workspace.store().join("machines/web/disk.img");
+    assert_eq!(file_of(&disk, "/private/upper/var/end"), "ended\n");
+
+    let copied = va(&fleet, &["clone", "--private", "web", "other"]).exits(2).stderr;
+    assert!(copied.contains("it is a machine's disk"), "{copied}");
+    va(&fleet, &["clone", "web", "other"]).ok();
+    let other = fs::read_to_string(fleet.workspace.store().join("machines/other/va.json"));
+    assert!(other.expect("a record").contains(r#""driver":"qemu""#));
+
+    // Whatever executes its instructions; and a second machine does not get its disk.
+    va(&fleet, &["start", "--timeout", "120", "web"]).ok();
+    let image = format!("file={},format=raw", disk.display());
+    let mut other = Command::new("timeout");
+    other.args([
+        "20",
+        "qemu-system-x86_64",
+        "-nodefaults",
+        "-display",
+        "none",
+        "-S",
+        "-drive",
+        &image,
+    ]);
+    let refused = finish(&mut other).exits(1).stderr;
+    assert!(refused.contains("lock"), "{refused}");
+    let running = va(&fleet, &["destroy", "--yes", "web"]).exits(2).stderr;
+    assert!(running.contains("the VA web is running"), "{running}");
+    va(&fleet, &["stop", "--timeout", "0", "web"]).ok();
+    assert_eq!(status(&fleet)["state"], "stopped");
+    va(&fleet, &["destroy", "--yes", "web"]).ok();
+    for gone in ["machines/web".to_owned(), format!("reports/{MAC}"), format!("va/{MAC}")] {
+        assert!(fleet.workspace.store().join(&gone).symlink_metadata().is_err(), "{gone}");
+    }
+    fleet.workspace.finish();
+}
+
+#[test]
+fn a_machine_that_cannot_come_up_says_why() {
+    let fleet = Fleet::new("unable", ("etc/strata/services/one", SERVICE));
+    fleet.roll_out("1");
+    let provision = ["provision", "--template", "web", "--driver", "qemu", "--mac", MAC, "web"];
+    va(&fleet, &provision).ok();
+    fs::remove_file(fleet.workspace.store().join("boot/current")).expect("removed");
+    let start = ["start", "--timeout", "20", "--accelerator", "software", "web"];
+    let none = va(&fleet, &start).exits(2).stderr;
+    assert!(none.contains("hint: make it: strata boot build"), "{none}");
+    assert_eq!(status(&fleet)["state"], "stopped");
+    let command = va(&fleet, &["start", "web", "--", "ls"]).exits(2).stderr;
+    assert!(command.contains("takes no command"), "{command}");
     fleet.workspace.finish();
 }

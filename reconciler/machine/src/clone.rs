@@ -16,7 +16,7 @@ use strata_store::VaTarget;
 use crate::error::{Context, MachineError};
 use crate::machines::Machines;
 use crate::provision::{Entropy, ProvisionError, ProvisionRequest, Provisioned};
-use crate::record::{self, VaRecord};
+use crate::record::{self, Driver, VaRecord};
 use crate::registry::{hold_private, is_private_layer};
 
 /// What of a private directory is that VA's own life and not its state.
@@ -59,6 +59,7 @@ impl Machines<'_> {
             mac: request.mac,
             name: Some(request.name.clone()),
             count: None,
+            driver: source.driver,
             private: None,
         };
         let mut made = self.provision(&request, &mut |_, _| ())?;
@@ -83,6 +84,14 @@ impl Machines<'_> {
         let (source, _source_lock) = self.locked(&request.source)?;
         self.require_stopped(&source)?;
         let private = source.private_in(&self.directory(&source.name));
+        match source.driver {
+            Driver::Namespace => {}
+            // Its disk has its address in two places, one of them within its file system.
+            Driver::Qemu => {
+                let reason = "it is a machine's disk; clone the VA without it".to_owned();
+                return Err(ProvisionError::Copy { path: private, reason });
+            }
+        }
         let _private = hold_private(&private)?;
 
         let registry = self.registry_lock()?;

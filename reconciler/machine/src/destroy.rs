@@ -29,8 +29,7 @@ impl Machines<'_> {
         let private = record.private_in(&directory);
         hold_private(&private)?;
         self.store().release_va(record.mac)?;
-        let report = self.store().reports().join(record.mac.to_string());
-        self.store().disk().remove_file(&report)?;
+        self.store().remove_report(record.mac)?;
         let mut kept = None;
         if !private.starts_with(&directory) {
             if is_private_layer(&private)? {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use strata_core::VaName;
 use strata_store::StoreError;
 
+use crate::qemu::QmpError;
 use crate::record::RecordError;
 
 #[derive(Debug, thiserror::Error)]
@@ -35,6 +36,18 @@ pub enum MachineError {
     NotStarted { name: VaName, reason: String },
     #[error("the VA {name} was not {wanted} within {deadline:?}; it goes on as before")]
     Deadline { name: VaName, wanted: &'static str, deadline: Duration },
+    #[error("the VA {0} is a machine, which starts with a program of its own and takes no command")]
+    NoCommand(VaName),
+    #[error("the VA {0} is no machine and has no ports of its own")]
+    NoForwards(VaName),
+    #[error("the VA {0} is a machine, whose inside no command of its host reaches")]
+    NoExec(VaName),
+    #[error("there is no boot environment {0}")]
+    NoBootEnvironment(PathBuf),
+    #[error("the disk {path} cannot be made: {reason}")]
+    NoDisk { path: PathBuf, reason: String },
+    #[error(transparent)]
+    Qmp(#[from] QmpError),
     #[error("processes of the VA {name} survive SIGKILL: {pids:?}")]
     Unkillable { name: VaName, pids: Vec<u32> },
     #[error("{action} {path}: {source}")]

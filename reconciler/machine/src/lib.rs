@@ -13,7 +13,7 @@
 //! of the host can leave a wrong answer behind.
 //!
 //! The driver [`namespace`] needs no hypervisor: the VA is a set of namespaces
-//! whose root is its VLFS. Other drivers stand beside it; [`Machines`] picks the
+//! whose root is its VLFS. With the driver [`qemu`] it is a virtual machine; [`Machines`] picks the
 //! driver that the record names. The crate prints nothing and reads no
 //! environment variables.
 
@@ -26,6 +26,7 @@ mod machines;
 mod mounts;
 mod namespace;
 mod provision;
+mod qemu;
 mod record;
 mod registry;
 mod rename;
@@ -34,8 +35,9 @@ mod wait;
 pub use clone::CloneRequest;
 pub use control::{ControlError, Served, served};
 pub use error::MachineError;
-pub use machines::{ExecCommand, Machines, Network, Observation, Programs, StartRequest};
+pub use machines::{ExecCommand, Forward, Machines, Network, Observation, Programs, StartRequest};
 pub use mounts::Mount;
 pub use provision::{ProvisionError, ProvisionRequest, Provisioned};
+pub use qemu::AcceleratorChoice;
 pub use record::{Driver, VaRecord};
 pub use strata_core::status::RunState;

@@ -19,6 +19,7 @@ use crate::cgroup::{self, Cgroup, MemoryLimits};
 use crate::error::{Context, MachineError};
 use crate::mounts::Mount;
 use crate::namespace::NamespaceVa;
+use crate::qemu::{AcceleratorChoice, QemuVa};
 use crate::record::{Driver, RECORD_BYTES, VaRecord};
 use crate::wait;
 
@@ -38,6 +39,8 @@ pub struct Observation {
     pub daemon_frozen: bool,
     /// The VLFS's mount on the host.
     pub mount: Option<Mount>,
+    /// The VLFS is mounted in a machine, whose report says what it serves.
+    pub inside: bool,
 }
 
 /// The programs that a namespace VA is made of.
@@ -59,6 +62,13 @@ pub enum Network {
     Private,
 }
 
+/// A port of the host's loopback interface that leads to one of a machine's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Forward {
+    pub host: u16,
+    pub machine: u16,
+}
+
 /// How a VA is started.
 #[derive(Debug, Clone)]
 pub struct StartRequest {
@@ -66,10 +76,14 @@ pub struct StartRequest {
     /// and the VA waits for `exec`.
     pub command: Vec<OsString>,
     pub network: Network,
+    /// Only for a machine: others have the host's ports.
+    pub forwards: Vec<Forward>,
     /// Bytes of memory that its processes may use together; no limit where none is given.
     pub memory_bytes: Option<u64>,
     /// Whether the layers' own scripts run, as they do in an appliance.
     pub layer_scripts: bool,
+    /// What executes a machine's instructions.
+    pub accelerator: AcceleratorChoice,
     /// The VLFS must answer and the VA run before that.
     pub deadline: Duration,
 }
@@ -218,8 +232,9 @@ impl<'store> Machines<'store> {
     /// The kernel's answer cannot be read.
     pub fn run_state(&self, record: &VaRecord) -> Result<RunState, MachineError> {
         match (record.driver, &self.cgroup) {
-            (Driver::Namespace, None) => Ok(RunState::Stopped),
+            (_, None) => Ok(RunState::Stopped),
             (Driver::Namespace, Some(_)) => self.namespace(record)?.run_state(),
+            (Driver::Qemu, Some(_)) => self.qemu(record)?.run_state(),
         }
     }
 
@@ -230,6 +245,7 @@ impl<'store> Machines<'store> {
     pub fn observe(&self, record: &VaRecord) -> Result<Observation, MachineError> {
         match record.driver {
             Driver::Namespace => self.namespace(record)?.observe(),
+            Driver::Qemu => self.qemu(record)?.observe(),
         }
     }
 
@@ -250,6 +266,7 @@ impl<'store> Machines<'store> {
         }
         match record.driver {
             Driver::Namespace => self.namespace(&record)?.start(request, programs),
+            Driver::Qemu => self.qemu(&record)?.start(request, programs),
         }
     }
 
@@ -261,6 +278,7 @@ impl<'store> Machines<'store> {
         let (record, _lock) = self.locked(name)?;
         match record.driver {
             Driver::Namespace => self.namespace(&record)?.suspend(deadline),
+            Driver::Qemu => self.qemu(&record)?.suspend(deadline),
         }
     }
 
@@ -274,6 +292,8 @@ impl<'store> Machines<'store> {
         let desired = self.store.desired(record.mac)?;
         match record.driver {
             Driver::Namespace => self.namespace(&record)?.resume(deadline, desired.as_ref()),
+            // The VLFS in the machine looks at its link as soon as it goes on.
+            Driver::Qemu => self.qemu(&record)?.resume(deadline),
         }
     }
 
@@ -286,6 +306,7 @@ impl<'store> Machines<'store> {
         let (record, _lock) = self.locked(name)?;
         match record.driver {
             Driver::Namespace => self.namespace(&record)?.stop(patience),
+            Driver::Qemu => self.qemu(&record)?.stop(patience),
         }
     }
 
@@ -302,14 +323,16 @@ impl<'store> Machines<'store> {
         let record = self.record(name)?;
         match record.driver {
             Driver::Namespace => self.namespace(&record)?.exec(command, programs),
+            Driver::Qemu => Err(MachineError::NoExec(name.clone())),
         }
     }
 
     /// Removes what is left of a run of a stopped VA.
     pub(crate) fn clear(&self, record: &VaRecord) -> Result<(), MachineError> {
         match (record.driver, &self.cgroup) {
-            (Driver::Namespace, None) => Ok(()),
+            (_, None) => Ok(()),
             (Driver::Namespace, Some(_)) => self.namespace(record)?.clear(),
+            (Driver::Qemu, Some(_)) => self.qemu(record)?.clear(),
         }
     }
 
@@ -318,6 +341,24 @@ impl<'store> Machines<'store> {
         let directory = self.directory(&record.name);
         let (root, memory) = (self.store.root(), self.memory.as_ref());
         Ok(NamespaceVa::new(record, directory, root, cgroup, memory))
+    }
+
+    fn qemu<'a>(&'a self, record: &'a VaRecord) -> Result<QemuVa<'a>, MachineError> {
+        let cgroup = self.cgroup.as_ref().ok_or(MachineError::NoCgroups)?;
+        Ok(QemuVa::new(record, self.directory(&record.name), self.store, cgroup))
+    }
+
+    /// What a VA's console has shown since its last start; empty where it never ran.
+    ///
+    /// # Errors
+    /// There is no such VA, or it cannot be read.
+    pub fn console(&self, name: &VaName) -> Result<Option<File>, MachineError> {
+        self.record(name)?;
+        let path = self.directory(name).join("console.log");
+        match File::open(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            file => file.map(Some).at("open", &path),
+        }
     }
 
     /// Waits for the hold on a VA, and reads its record under it.

@@ -97,10 +97,13 @@ impl<'a> NamespaceVa<'a> {
         let mount = mounts::on(&self.root()).at("find the mount", &self.root())?;
         let init = processes.iter().copied().find(|pid| is_first_process(*pid));
         let daemon_frozen = events.populated && events.frozen;
-        Ok(Observation { state, init, processes, daemon, daemon_frozen, mount })
+        Ok(Observation { state, init, processes, daemon, daemon_frozen, mount, inside: false })
     }
 
     pub fn start(&self, request: &StartRequest, programs: &Programs) -> Result<(), MachineError> {
+        if !request.forwards.is_empty() {
+            return Err(MachineError::NoForwards(self.record.name.clone()));
+        }
         match self.run_state()? {
             RunState::Running => return Err(MachineError::Running(self.record.name.clone())),
             RunState::Suspended => return Err(MachineError::Suspended(self.record.name.clone())),

@@ -95,6 +95,7 @@ pub struct ProvisionRequest {
     /// beginning of names that go on with a number.
     pub name: Option<VaName>,
     pub count: Option<u32>,
+    pub driver: Driver,
     /// Only for one VA.
     pub private: Option<PathBuf>,
 }
@@ -151,8 +152,8 @@ impl Machines<'_> {
                 },
                 composition: request.composition.clone(),
                 ring: ring.clone(),
-                driver: Driver::Namespace,
-                private: request.private.clone().unwrap_or_else(|| "private".into()),
+                driver: request.driver,
+                private: request.private.clone().unwrap_or_else(|| request.driver.private()),
             };
             provisioned.push(self.claim_name(record, batch)?);
             step();

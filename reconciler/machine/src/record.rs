@@ -16,6 +16,19 @@ pub const RECORD_BYTES: usize = 64 << 10;
 pub enum Driver {
     /// Namespaces of the host; no hypervisor.
     Namespace,
+    /// A virtual machine.
+    Qemu,
+}
+
+impl Driver {
+    /// Where the private layer of a VA is, below its directory: a directory, or the image
+    /// of a disk that holds it.
+    pub fn private(self) -> PathBuf {
+        match self {
+            Driver::Namespace => "private".into(),
+            Driver::Qemu => "disk.img".into(),
+        }
+    }
 }
 
 /// What a VA is: set when it is provisioned, never what it does.

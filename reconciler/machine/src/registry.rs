@@ -183,14 +183,31 @@ pub(crate) fn remove_tree(path: &Path) -> Result<(), MachineError> {
 pub(crate) fn is_private_layer(path: &Path) -> Result<bool, MachineError> {
     match fs::read(path.join("format")) {
         Ok(format) => Ok(format.starts_with(b"strata-private")),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        // The image of a disk is the operator's, where it is not beside the record.
+        Err(error)
+            if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) =>
+        {
+            Ok(false)
+        }
         Err(error) => Err(error).at("read", path),
     }
 }
 
 /// Holds a private layer that no VLFS serves; `None` where there is none yet. A
-/// mounted VLFS holds the lock, on whichever host it runs.
+/// mounted VLFS holds the lock, on whichever host it runs, and QEMU that of a disk.
 pub(crate) fn hold_private(private: &Path) -> Result<Option<File>, ProvisionError> {
+    if private.is_file() {
+        let image = File::options().read(true).write(true).open(private).at("open", private)?;
+        return match rustix::fs::fcntl_lock(&image, FlockOperation::NonBlockingLockExclusive) {
+            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::ACCESS) => {
+                Err(ProvisionError::InUse(private.to_owned()))
+            }
+            result => {
+                result.at("lock", private)?;
+                Ok(Some(image))
+            }
+        };
+    }
     let path = private.join("lock");
     let file = match File::options().read(true).write(true).open(&path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),

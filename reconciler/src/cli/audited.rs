@@ -91,6 +91,7 @@ const OTHERS: &[&str] = &[
     "va drift",
     "va explain",
     "va list",
+    "va logs",
     "va status",
 ];
 

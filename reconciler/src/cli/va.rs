@@ -4,6 +4,7 @@ mod clone;
 mod destroy;
 mod drift;
 mod lifecycle;
+mod logs;
 mod pin;
 mod provision;
 mod rename;
@@ -38,6 +39,7 @@ enum VaCommand {
     Suspend(lifecycle::SuspendArgs),
     Resume(lifecycle::ResumeArgs),
     Stop(lifecycle::StopArgs),
+    Logs(logs::LogsArgs),
     List(show::ListArgs),
     Status(show::StatusArgs),
     Explain(super::explain::ExplainArgs),
@@ -59,6 +61,7 @@ pub fn run(args: &VaArgs) -> Result<Outcome, Failure> {
         VaCommand::Suspend(args) => lifecycle::suspend(args),
         VaCommand::Resume(args) => lifecycle::resume(args),
         VaCommand::Stop(args) => lifecycle::stop(args),
+        VaCommand::Logs(args) => logs::run(args),
         VaCommand::List(args) => show::list(args),
         VaCommand::Status(args) => show::status(args),
         VaCommand::Explain(args) => super::explain::run(args),
@@ -105,6 +108,22 @@ pub(super) fn machine_failure(error: MachineError) -> Failure {
         MachineError::Running(name) => Some(format!("stop it first: strata va stop {name}")),
         MachineError::Suspended(name) => Some(format!("resume it first: strata va resume {name}")),
         MachineError::Stopped(name) => Some(format!("start it first: strata va start {name}")),
+        MachineError::NoCommand(name) => Some(format!(
+            "start it without one: strata va start {name}; what runs in it is its template's"
+        )),
+        MachineError::NoForwards(_) => {
+            Some("it has the host's network: let it listen on the port itself".to_owned())
+        }
+        MachineError::NoExec(name) => {
+            Some(format!("use its network, or see its console: strata va logs {name}"))
+        }
+        MachineError::NoBootEnvironment(_) => Some(
+            "make it: strata boot build --kernel PACKAGE.deb (strata boot build --help)".to_owned(),
+        ),
+        MachineError::NoDisk { .. } => Some("see whether the disk of the store is full".to_owned()),
+        MachineError::Qmp(_) => {
+            Some("see qemu.log in the VA's directory; strata va stop --timeout 0 ends it".to_owned())
+        }
         MachineError::NoCgroups => Some(
             "mount it (mount -t cgroup2 cgroup2 /sys/fs/cgroup/unified), or boot with systemd.unified_cgroup_hierarchy=1"
                 .to_owned(),
@@ -127,6 +146,11 @@ pub(super) fn machine_failure(error: MachineError) -> Failure {
         ),
         MachineError::Record { path, .. } => {
             Some(format!("restore {} from a backup, or remove the VA's directory", path.display()))
+        }
+        MachineError::Io { action: "run", path, source }
+            if source.kind() == std::io::ErrorKind::NotFound =>
+        {
+            Some(format!("install {} (Debian: qemu-system-x86, e2fsprogs)", path.display()))
         }
         MachineError::Io { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => {
             Some("this needs root".to_owned())

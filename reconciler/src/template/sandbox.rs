@@ -19,7 +19,9 @@ use strata_core::generation::Generation;
 use strata_core::manifest::Timestamp;
 use strata_core::{GenerationId, RingName, VaName};
 use strata_import::rooted::Rooted;
-use strata_machine::{Machines, Network, Programs, ProvisionRequest, StartRequest};
+use strata_machine::{
+    AcceleratorChoice, Driver, Machines, Network, Programs, ProvisionRequest, StartRequest,
+};
 use strata_store::Store;
 
 use super::{BuildError, Inputs, Options};
@@ -95,6 +97,7 @@ impl Sandbox {
             mac: None,
             name: Some(VaName::new(VA)?),
             count: None,
+            driver: Driver::Namespace,
             private: None,
         };
         machines.provision(&request, &mut |_, _| ())?;
@@ -102,7 +105,9 @@ impl Sandbox {
             // Without one the services of the layers would run.
             command: ["/bin/sh", "-c", "while :; do sleep 3600; done"].map(OsString::from).into(),
             network: Network::Private,
+            forwards: Vec::new(),
             memory_bytes: Some(options.memory_bytes),
+            accelerator: AcceleratorChoice::Auto,
             // They run in each appliance; what they wrote here would be in all of them before.
             layer_scripts: false,
             deadline: deadline.saturating_duration_since(Instant::now()),

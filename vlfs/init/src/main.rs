@@ -1,10 +1,12 @@
 //! `strata-init`: the first process of a VA.
 //!
 //! The machine driver starts this program outside the VA and it works its way
-//! in; it is never copied into the VA's tree. Five forms, each one step:
+//! in; it is never copied into the VA's tree. Six forms, each one step:
 //!
 //! ```text
 //! strata-init in-cgroup CGROUP -- PROGRAM [ARG…]         join a cgroup, become PROGRAM
+//! strata-init conceal CGROUP [keep FROM TO]… [hide DIR]… -- PROGRAM [ARG…]
+//!                                                         the same with directories hidden from PROGRAM
 //! strata-init start NETWORK CGROUP ROOT HOSTNAME [-- CMD [ARG…]]
 //!                                                         make the VA's namespaces, leave `pid1` in them;
 //!                                                         NETWORK is `host` or `private`
@@ -31,6 +33,7 @@
 
 mod boot;
 mod capabilities;
+mod conceal;
 mod error;
 mod namespaces;
 mod pid1;
@@ -48,6 +51,7 @@ use error::InitError;
 use namespaces::Network;
 
 const USAGE: &str = "usage: strata-init in-cgroup CGROUP -- PROGRAM [ARG…]
+       strata-init conceal CGROUP [keep FROM TO]… [hide DIR]… -- PROGRAM [ARG…]
        strata-init start host|private CGROUP ROOT HOSTNAME [-- COMMAND [ARG…]]
        strata-init pid1 ROOT HOSTNAME [-- COMMAND [ARG…]]
        strata-init exec CGROUP PID -- COMMAND [ARG…]
@@ -78,6 +82,9 @@ fn main() -> ExitCode {
     };
     match texts {
         Some(["in-cgroup", cgroup]) => fail(in_cgroup(Path::new(cgroup), &command)),
+        Some(["conceal", cgroup, places @ ..]) => {
+            fail(conceal::run(Path::new(cgroup), places, &command))
+        }
         Some(["start", network @ ("host" | "private"), cgroup, root, hostname]) => {
             let network = match *network {
                 "private" => Network::Private,

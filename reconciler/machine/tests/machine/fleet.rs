@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 
 use strata_core::generation::Generation;
 use strata_core::{CompositionName, RingName, VaName};
-use strata_machine::{Machines, Network, Programs, ProvisionRequest, StartRequest};
+use strata_machine::{
+    AcceleratorChoice, Driver, Machines, Network, Programs, ProvisionRequest, StartRequest,
+};
 use strata_store::Store;
 use tempfile::TempDir;
 
@@ -52,7 +54,9 @@ pub fn start_request(command: Vec<OsString>) -> StartRequest {
     StartRequest {
         command,
         network: Network::Host,
+        forwards: Vec::new(),
         memory_bytes: None,
+        accelerator: AcceleratorChoice::Auto,
         layer_scripts: true,
         deadline: DEADLINE,
     }
@@ -70,6 +74,7 @@ pub fn request(name: &str) -> ProvisionRequest {
         mac: None,
         name: Some(va(name)),
         count: None,
+        driver: Driver::Namespace,
         private: None,
     }
 }

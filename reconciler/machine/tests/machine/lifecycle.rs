@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal};
-use strata_machine::{MachineError, Network, RunState, StartRequest};
+use strata_machine::{Forward, MachineError, Network, RunState, StartRequest};
 
 use crate::fleet::{DEADLINE, Fleet, eventually, start_request, va, words};
 
@@ -269,6 +269,17 @@ fn a_private_network_has_a_loopback_interface_and_nothing_else() {
     fleet.start("web", &["sleep", "1000"]);
     assert_eq!(fleet.sh_stdout("web", "readlink /proc/self/ns/net"), own_network());
     fleet.machines().stop(&va("web"), DEADLINE).expect("stopped");
+}
+
+#[test]
+fn only_a_machine_has_ports_of_its_own() {
+    let fleet = Fleet::new();
+    fleet.provision("web");
+    let forwards = vec![Forward { host: 8080, machine: 80 }];
+    let request = StartRequest { forwards, ..start_request(words(&["sleep", "1000"])) };
+    let refused = fleet.machines().start(&va("web"), &request, &fleet.programs());
+    assert!(matches!(refused, Err(MachineError::NoForwards(_))), "{refused:?}");
+    assert_eq!(fleet.leftovers(), Vec::<String>::new());
 }
 
 fn own_network() -> String {

@@ -19,6 +19,7 @@ use crate::cli::va::{machine_failure, programs};
 use crate::cli::{
     Failure, Outcome, OutputArgs, OutputFormat, StoreArgs, print_bytes, print_json, quantity,
 };
+use crate::drift::{DriftError, is_inside};
 use crate::private_view::{PrivateView, PrivateViewError};
 
 /// Make a layer of what a VA has changed
@@ -153,6 +154,9 @@ pub fn run(args: &FromPrivateArgs) -> Result<Outcome, Failure> {
 fn private(store: &Store, va: &VaName) -> Result<PathBuf, Failure> {
     let machines = Machines::open(store).map_err(machine_failure)?;
     let record = machines.record(va).map_err(machine_failure)?;
+    if is_inside(&record) {
+        return Err(DriftError::Inside(record.name).into());
+    }
     Ok(record.private_in(&machines.directory(va)))
 }
 

@@ -20,7 +20,7 @@ use crate::cli::{Failure, Outcome, OutputArgs, StoreArgs};
 
 With --private the VA that is copied must be stopped. The copy has everything that is the appliance's
 own, its host keys and passwords among them; only its address is new. What resets put aside is not copied.
-A copy that is interrupted leaves nothing.")]
+A copy that is interrupted leaves nothing. A machine is cloned without its disk.")]
 pub struct CloneArgs {
     /// The VA that is copied
     source: VaName,

@@ -10,7 +10,7 @@ use strata_machine::Machines;
 
 use super::{machine_failure, programs};
 use crate::cli::{Failure, Outcome, OutputArgs, OutputFormat, StoreArgs, print_bytes, print_json};
-use crate::drift::{DriftError, PrivateDrift, private_drift};
+use crate::drift::{DriftError, PrivateDrift, is_inside, private_drift};
 use crate::rollout::RolloutFile;
 
 /// The version of the JSON form.
@@ -70,6 +70,10 @@ pub fn run(args: &DriftArgs) -> Result<Outcome, Failure> {
     let mut vas = BTreeMap::new();
     for name in names {
         let record = machines.record(&name).map_err(machine_failure)?;
+        if args.names.is_empty() && is_inside(&record) {
+            eprintln!("note: {name} is a machine, whose private layer is on its disk");
+            continue;
+        }
         let drift = private_drift(&store, &machines, &record, &vlfs, &policy)?;
         vas.insert(name, drift);
     }
@@ -100,6 +104,12 @@ fn text(report: &Report) -> String {
 
 impl From<DriftError> for Failure {
     fn from(error: DriftError) -> Self {
-        Failure::new(error).hint("try by hand: strata-vlfs diff PRIVATE-DIRECTORY")
+        let by_hand = match &error {
+            DriftError::Inside(name) => format!(
+                "stop it and look at its disk: mount -o ro,noload,loop machines/{name}/disk.img /mnt; strata-vlfs diff --store STORE /mnt/private"
+            ),
+            _ => "try by hand: strata-vlfs diff PRIVATE-DIRECTORY".to_owned(),
+        };
+        Failure::new(error).hint(by_hand)
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use strata_core::VaName;
-use strata_machine::{Machines, Network, StartRequest};
+use strata_machine::{AcceleratorChoice, Forward, Machines, Network, StartRequest};
 
 use super::{each, machine_failure, programs};
 use crate::cli::{Failure, Outcome, StoreArgs, print_bytes};
@@ -15,16 +15,28 @@ use crate::cli::{Failure, Outcome, StoreArgs, print_bytes};
 #[command(after_help = "Examples:
   strata va start web-03                                   # waits for `strata va exec`
   strata va start web-03 -- apachectl -D FOREGROUND        # runs, and ends with, a command
+  strata va start --memory-mib 1024 --forward 8080:80 vm-01    # a machine (provision --driver qemu)
 
-What the command prints goes to console.log beside the VA's record.")]
+What the command prints goes to console.log beside the VA's record (strata va logs).")]
 pub struct StartArgs {
     name: VaName,
     /// The appliance's command; the VA ends when it does [default: none]
     #[arg(last = true, value_name = "COMMAND")]
     command: Vec<OsString>,
-    /// The host's network, or a loopback interface of the VA's own and nothing else
+    /// The host's network (a machine: by address translation), or one of the VA's own and no
+    /// way out
     #[arg(long, value_enum, default_value = "host", value_name = "NETWORK")]
     network: NetworkChoice,
+    /// Let a port of this host's loopback interface lead to one of the machine's; may be given
+    /// again
+    #[arg(long = "forward", value_name = "HOST_PORT:PORT", value_parser = forward)]
+    forwards: Vec<Forward>,
+    /// Memory of the VA's processes, or of its machine [default: no limit; a machine: 512]
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(64..=1 << 20))]
+    memory_mib: Option<u64>,
+    /// What executes a machine's instructions: KVM where a trial shows that it works, KVM, or QEMU
+    #[arg(long, value_enum, default_value = "auto", value_name = "ACCELERATOR")]
+    accelerator: Acceleration,
     /// How long the VLFS and the first process may each take to come up
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     timeout: u64,
@@ -47,14 +59,42 @@ impl From<NetworkChoice> for Network {
     }
 }
 
+fn forward(text: &str) -> Result<Forward, String> {
+    let port = |text: &str| text.parse::<u16>().ok().filter(|port| *port > 0);
+    let ports = text.split_once(':').map(|(host, machine)| (port(host), port(machine)));
+    match ports {
+        Some((Some(host), Some(machine))) => Ok(Forward { host, machine }),
+        _ => Err("write HOST_PORT:PORT, as in 8080:80".to_owned()),
+    }
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Acceleration {
+    Auto,
+    Kvm,
+    Software,
+}
+
+impl From<Acceleration> for AcceleratorChoice {
+    fn from(choice: Acceleration) -> Self {
+        match choice {
+            Acceleration::Auto => AcceleratorChoice::Auto,
+            Acceleration::Kvm => AcceleratorChoice::Kvm,
+            Acceleration::Software => AcceleratorChoice::Software,
+        }
+    }
+}
+
 pub fn start(args: &StartArgs) -> Result<Outcome, Failure> {
     let store = args.store.open()?;
     let machines = Machines::open(&store).map_err(machine_failure)?;
     let request = StartRequest {
         command: args.command.clone(),
         network: args.network.into(),
+        forwards: args.forwards.clone(),
         layer_scripts: true,
-        memory_bytes: None,
+        memory_bytes: args.memory_mib.map(|mib| mib << 20),
+        accelerator: args.accelerator.into(),
         deadline: Duration::from_secs(args.timeout),
     };
     machines.start(&args.name, &request, &programs()?).map_err(machine_failure)?;

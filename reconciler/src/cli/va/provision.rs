@@ -6,7 +6,7 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use strata_core::{CompositionName, MacAddr, RingName, VaName};
-use strata_machine::{Machines, ProvisionRequest, Provisioned};
+use strata_machine::{Driver, Machines, ProvisionRequest, Provisioned};
 
 use super::{machine_failure, provision_failure};
 use crate::cli::{Failure, Outcome, OutputArgs, OutputFormat, StoreArgs, print_bytes, print_json};
@@ -20,6 +20,7 @@ const LINES: usize = 20;
   strata va provision --template web-server web-03
   strata va provision --template web-server --ring canary --mac 52:54:00:12:34:56 web-04
   strata va provision --template web-server --count 50        # web-server-0001, …
+  strata va provision --template web-server --driver qemu vm-01
 
 A VA that a commit declares gets its record by its --mac, with the template and the ring declared.
 What an interrupted command left by halves, the same command completes.")]
@@ -38,13 +39,32 @@ pub struct ProvisionArgs {
     /// How many VAs; their names are the next free ones: NAME-0001, NAME-0002, …
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     count: Option<u32>,
-    /// The directory of the private layer [default: beside the VA's record]
+    /// What the VA runs on: namespaces of this host, or a virtual machine
+    #[arg(long, value_enum, default_value = "namespace", value_name = "DRIVER")]
+    driver: DriverChoice,
+    /// The directory of the private layer, or a machine's disk image [default: beside the VA's
+    /// record]
     #[arg(long, value_name = "DIR", conflicts_with = "count")]
     private: Option<PathBuf>,
     #[command(flatten)]
     store: StoreArgs,
     #[command(flatten)]
     output: OutputArgs,
+}
+
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum DriverChoice {
+    Namespace,
+    Qemu,
+}
+
+impl From<DriverChoice> for Driver {
+    fn from(choice: DriverChoice) -> Self {
+        match choice {
+            DriverChoice::Namespace => Driver::Namespace,
+            DriverChoice::Qemu => Driver::Qemu,
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -68,6 +88,7 @@ pub fn run(args: &ProvisionArgs) -> Result<Outcome, Failure> {
         mac: args.mac,
         name: args.name.clone(),
         count: args.count,
+        driver: args.driver.into(),
         private,
     };
     let bar = progress_bar(args.count.unwrap_or(1));

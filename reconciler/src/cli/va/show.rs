@@ -189,6 +189,9 @@ pub fn status(args: &StatusArgs) -> Result<Outcome, Failure> {
 
 /// The generation that the mounted VLFS says it serves, or why that is not known.
 pub(in crate::cli) fn active(observed: &Observation) -> Result<String, String> {
+    if observed.inside {
+        return Err("the VLFS is mounted in the machine, whose report names it".to_owned());
+    }
     let mount = observed.mount.as_ref().ok_or("the VLFS is not mounted")?;
     if observed.daemon.is_empty() {
         return Err("the VLFS daemon is dead: stop the VA and start it again".to_owned());
