@@ -87,6 +87,11 @@ fn an_inventory_serves_as_well_as_the_store() {
     let exported =
         strata(&world, &["inventory", "export", "--store", &store(&world), "--file", file]);
     assert_eq!(exported.status.code(), Some(0), "{exported:?}");
+    // As the help has it: a plain name is a file of the working directory.
+    let plain = ["inventory", "export", "--store", &store(&world), "--file", "plain.json.zst"];
+    let exported = strata(&world, &plain);
+    assert_eq!(exported.status.code(), Some(0), "{exported:?}");
+    world.remove("plain.json.zst");
     let compare = ["plan", "--base", "origin/main", "--head", "HEAD", "--output", "json"];
     let live = json(&strata(&world, &[&compare[..], &["--store", &store(&world)]].concat()));
     let mut offline = json(&strata(&world, &[&compare[..], &["--inventory", file]].concat()));

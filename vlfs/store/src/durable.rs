@@ -8,13 +8,14 @@
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use rustix::fs::{CWD, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 
 use crate::error::{Context, StoreError};
+use crate::temporary;
 
 /// How much was written since the store was opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -85,7 +86,7 @@ impl Disk {
     /// # Errors
     /// Any step failed; the old file stands.
     pub fn write_file(&self, path: &Path, content: &[u8], mode: u32) -> Result<(), StoreError> {
-        let temporary = temporary_beside(path);
+        let temporary = temporary::beside(path);
         let written = self.write_and_rename(&temporary, path, content, mode);
         self.clean_up(written.is_err(), &temporary);
         written
@@ -148,7 +149,7 @@ impl Disk {
     /// # Errors
     /// Any step failed; the old link stands.
     pub fn replace_link(&self, path: &Path, target: &Path) -> Result<(), StoreError> {
-        let temporary = temporary_beside(path);
+        let temporary = temporary::beside(path);
         let replaced = self
             .step()
             .and_then(|()| std::os::unix::fs::symlink(target, &temporary))
@@ -359,7 +360,10 @@ impl Disk {
     }
 
     fn sync_parent(&self, path: &Path) -> Result<(), StoreError> {
-        self.sync_directory(path.parent().unwrap_or(Path::new("/")))
+        let parent = path.parent().unwrap_or(Path::new("/"));
+        // A plain name is one in the working directory.
+        let here = parent.as_os_str().is_empty();
+        self.sync_directory(if here { Path::new(".") } else { parent })
     }
 
     /// Removes a temporary file after a failure, unless a crash is being played.
@@ -372,34 +376,4 @@ impl Disk {
             tracing::warn!(path = %temporary.display(), %error, "a temporary file stays");
         }
     }
-}
-
-/// A name beside `path` that no reader looks at and no other writer uses.
-pub(crate) fn temporary_beside(path: &Path) -> PathBuf {
-    static NEXT: AtomicU64 = AtomicU64::new(0);
-    let number = NEXT.fetch_add(1, Ordering::Relaxed);
-    path.with_file_name(format!(".new-{}-{number}", std::process::id()))
-}
-
-/// Removes what crashed writers left in `directory`: names of the form
-/// `.new-<pid>-<n>` whose process is gone. Returns how many.
-///
-/// # Errors
-/// The directory cannot be listed.
-pub fn sweep(directory: &Path) -> Result<usize, StoreError> {
-    let mut swept = 0;
-    for entry in fs::read_dir(directory).at("list", directory)? {
-        let entry = entry.at("list", directory)?;
-        let name = entry.file_name();
-        let pid = name
-            .to_str()
-            .and_then(|name| name.strip_prefix(".new-"))
-            .and_then(|rest| rest.split('-').next())
-            .and_then(|pid| pid.parse::<u32>().ok());
-        if pid.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
-            fs::remove_file(entry.path()).at("remove", &entry.path())?;
-            swept += 1;
-        }
-    }
-    Ok(swept)
 }

@@ -10,7 +10,9 @@ use strata_core::{GenerationId, limits};
 
 use crate::error::{Context, StoreError};
 use crate::read::{names_in, optional, read_limited};
+use crate::repository::{ASIDE, discard};
 use crate::store::Store;
+use crate::temporary;
 
 impl Store {
     pub(crate) fn generation_path(&self, id: &GenerationId) -> PathBuf {
@@ -96,7 +98,7 @@ impl Store {
             return Ok((id, false));
         }
         let parent = self.root().join("generations");
-        let staged = parent.join(format!(".staging-{}-{}", std::process::id(), id.short()));
+        let staged = parent.join(temporary::name(temporary::STAGING, id.short()));
         if staged.exists() {
             fs::remove_dir_all(&staged).at("remove", &staged)?;
         }
@@ -124,16 +126,12 @@ impl Store {
 
     pub(crate) fn sweep_generations(&self) -> Result<usize, StoreError> {
         let parent = self.root().join("generations");
-        let mut swept = 0;
+        let mut swept = temporary::sweep_directories(&parent)?;
+        // What was set aside is gone for everybody, whoever set it aside.
         for entry in fs::read_dir(&parent).at("list", &parent)? {
             let entry = entry.at("list", &parent)?;
-            let name = entry.file_name();
-            let name = name.to_str();
-            let name = name.unwrap_or_default();
-            let rest = name.strip_prefix(".staging-").or(name.strip_prefix(".removing-"));
-            let pid = rest.and_then(|rest| rest.split('-').next());
-            if pid.is_some_and(|pid| !std::path::Path::new("/proc").join(pid).exists()) {
-                fs::remove_dir_all(entry.path()).at("remove", &entry.path())?;
+            if entry.file_name().to_string_lossy().starts_with(ASIDE) {
+                discard(&entry.path())?;
                 swept += 1;
             }
         }

@@ -23,7 +23,7 @@
 //! Names that start with a dot are work in progress; readers pass them over.
 //! Every write goes through [`durable`]: content, sync, rename, sync of the
 //! directory, so that a crash at any instant leaves the old state or the new.
-//! The crate is synchronous and reads no clock but to name temporary files.
+//! The crate is synchronous and reads no clock but to tell how old things are.
 
 mod collect;
 mod database_file;
@@ -38,6 +38,7 @@ mod repository;
 mod scripts;
 mod seal;
 mod store;
+mod temporary;
 mod verity;
 
 pub use database_file::check as check_database;
@@ -53,3 +54,4 @@ pub use repository::{
 pub use seal::Sealed;
 pub use store::{Store, StoreLock};
 pub use strata_core::links::VaTarget;
+pub use temporary::host_mark;

@@ -174,6 +174,17 @@ impl Store {
         Ok(links)
     }
 
+    /// When a VA's link was last moved, by the clock of the store's file system; `None`
+    /// where it has none.
+    ///
+    /// # Errors
+    /// The link cannot be looked at.
+    pub fn va_moved_at(&self, mac: MacAddr) -> Result<Option<SystemTime>, StoreError> {
+        let path = self.va_path(mac);
+        let modified = std::fs::symlink_metadata(&path).and_then(|metadata| metadata.modified());
+        optional(modified.at("stat", &path))
+    }
+
     /// Where a VA's link points; `None` where it has none.
     ///
     /// # Errors

@@ -28,10 +28,10 @@ use rustix::io::Errno;
 use strata_core::Digest;
 use strata_core::manifest::{Entry, Kind, Manifest, Timestamp, file_name, parent_path};
 
-use crate::durable;
 use crate::error::{Context, StoreError};
 use crate::read::optional;
 use crate::store::Store;
+use crate::temporary;
 
 /// Smaller files cost more to look for than the block that they save.
 const SMALLEST: u64 = 4096;
@@ -128,7 +128,7 @@ impl Store {
             }
             None => return self.pool_file(&directory, &object, &place),
         }
-        let temporary = durable::temporary_beside(&object);
+        let temporary = temporary::beside(&object);
         if !self.clone_file(&object, &temporary, entry)? {
             match self.disk.hard_link(&object, &temporary) {
                 // So many units have it that the inode takes no more names.
@@ -196,7 +196,7 @@ impl Store {
         for directory in directories {
             let directory = directory.at("list", &pool)?.path();
             if remove {
-                durable::sweep(&directory)?;
+                temporary::sweep(&directory)?;
             }
             for object in fs::read_dir(&directory).at("list", &directory)? {
                 let object = object.at("list", &directory)?;

@@ -5,6 +5,7 @@ use std::io::{self, Read};
 use std::path::Path;
 
 use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 
 use crate::error::{Context, StoreError};
 
@@ -15,7 +16,10 @@ use crate::error::{Context, StoreError};
 /// The file cannot be read, is no regular file, or is larger.
 pub fn read_limited(path: &Path, limit: usize) -> Result<Vec<u8>, StoreError> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
-    let file = File::from(rustix::fs::open(path, flags, Mode::empty()).at("open", path)?);
+    let file = match rustix::fs::open(path, flags, Mode::empty()) {
+        Err(Errno::LOOP) => return Err(StoreError::NotRegular(path.to_owned())),
+        file => File::from(file.at("open", path)?),
+    };
     if !file.metadata().at("stat", path)?.is_file() {
         return Err(StoreError::NotRegular(path.to_owned()));
     }

@@ -4,7 +4,7 @@ mod mirror;
 mod remove;
 mod signing;
 
-pub(crate) use remove::{aside_of, discard};
+pub(crate) use remove::{ASIDE, aside_of, discard};
 pub use signing::{SignedFile, signed_database_name};
 
 use std::collections::BTreeMap;
@@ -293,7 +293,7 @@ impl Store {
         let path = self.repository_path(repository);
         let lock = lock(&path.join(".lock"), FlockOperation::LockExclusive)?;
         sweep_staging(&path)?;
-        crate::durable::sweep(&path)?;
+        crate::temporary::sweep(&path)?;
         let database = self.database(repository)?;
         remove::finish_interrupted(self, &path, &database)?;
         let repository = repository.clone();

@@ -6,9 +6,10 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, Mode, OFlags};
 
-use crate::durable::{self, Disk, Writes};
+use crate::durable::{Disk, Writes};
 use crate::error::{Context, StoreError};
 use crate::read::{names_in, optional, read_limited};
+use crate::temporary;
 
 const FORMAT: &[u8] = b"strata-store 1\n";
 const DIRECTORIES: [&str; 7] =
@@ -47,7 +48,7 @@ impl Store {
         let mut entries = std::fs::read_dir(root).at("list", root)?;
         let known = |entry: &std::fs::DirEntry| {
             DIRECTORIES.iter().any(|name| entry.file_name() == *name)
-                || entry.file_name().to_string_lossy().starts_with(".new-")
+                || entry.file_name().to_string_lossy().starts_with(temporary::NEW)
         };
         if entries.any(|entry| !entry.as_ref().is_ok_and(known)) {
             return Err(StoreError::NotEmpty(root.to_owned()));
@@ -182,23 +183,21 @@ impl Store {
         }
     }
 
-    /// Removes what crashed writers left behind. Returns how many names.
+    /// Removes what crashed writers left behind. What writers of other hosts make stays.
+    /// Returns how many names.
     ///
     /// # Errors
     /// A directory cannot be read.
     pub fn sweep(&self) -> Result<usize, StoreError> {
         let mut swept = 0;
         for name in DIRECTORIES {
-            swept += durable::sweep(&self.root.join(name))?;
+            swept += temporary::sweep(&self.root.join(name))?;
         }
         for name in STATE_DIRECTORIES {
-            let directory = self.state(name);
-            if directory.is_dir() {
-                swept += durable::sweep(&directory)?;
-            }
+            swept += temporary::sweep(&self.state(name))?;
         }
         for directory in self.ring_directories()? {
-            swept += durable::sweep(&directory)?;
+            swept += temporary::sweep(&directory)?;
         }
         Ok(swept + self.sweep_generations()?)
     }

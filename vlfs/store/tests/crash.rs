@@ -285,14 +285,73 @@ fn a_rollout_leaves_the_ring_on_the_old_generation_or_the_new() {
 fn what_a_dead_writer_leaves_is_swept() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let store = Store::init(directory.path()).expect("a store");
-    let dead = u32::MAX;
-    fs::write(store.root().join(format!("va/.new-{dead}-0")), "").expect("a leftover");
-    fs::create_dir(store.root().join(format!("generations/.staging-{dead}-0"))).expect("another");
-    let alive = store.root().join(format!("va/.new-{}-9", std::process::id()));
+    let (mark, dead) = (strata_store::host_mark(), u32::MAX);
+    fs::write(store.root().join(format!("va/.new-{mark}-{dead}-0")), "").expect("a leftover");
+    fs::create_dir(store.root().join(format!("generations/.staging-{mark}-{dead}-0")))
+        .expect("another");
+    fs::create_dir(store.root().join("generations/.removing-1-0")).expect("a third");
+    let alive = store.root().join(format!("va/.new-{mark}-{}-9", std::process::id()));
     fs::write(&alive, "").expect("of the living");
     assert!(store.va_links().expect("readers pass them over").targets.is_empty());
-    assert_eq!(store.sweep().expect("swept"), 2);
+    assert_eq!(store.sweep().expect("swept"), 3);
     assert!(alive.exists());
+}
+
+/// A process id says nothing on another host: what one makes there is no leftover here.
+#[test]
+fn what_other_hosts_make_is_left_alone_until_it_is_old() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let store = Store::init(directory.path()).expect("a store");
+    let dead = u32::MAX;
+    let names = [format!("0123456789abcdef-{dead}-0"), format!("{dead}-0"), String::new()];
+    let files = names.each_ref().map(|name| store.reports().join(format!(".new-{name}")));
+    let staged = names
+        .each_ref()
+        .map(|name| store.root().join("generations").join(format!(".staging-{name}")));
+    for (file, staged) in files.iter().zip(&staged) {
+        fs::write(file, "").expect("a report in the making");
+        fs::create_dir(staged).expect("a generation in the making");
+    }
+    assert_eq!(store.sweep().expect("swept"), 0);
+    let ago =
+        |hours: u64| std::time::SystemTime::now() - std::time::Duration::from_secs(hours * 3600);
+    let age = |path: &Path, hours| {
+        fs::File::open(path).expect("there").set_modified(ago(hours)).expect("older");
+    };
+    files.iter().chain(&staged).for_each(|path| age(path, 23));
+    assert_eq!(store.sweep().expect("swept"), 0);
+    files.iter().chain(&staged).for_each(|path| age(path, 25));
+    assert_eq!(store.sweep().expect("swept"), 6);
+}
+
+/// VAs may write into reports/.
+#[test]
+fn nothing_in_the_place_of_a_leftover_stops_a_sweep() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let store = Store::init(directory.path()).expect("a store");
+    let mark = strata_store::host_mark();
+    let leftover = |name: &str| store.reports().join(format!(".new-{mark}-{}-{name}", u32::MAX));
+    fs::create_dir_all(leftover("directory").join("with/more")).expect("a directory");
+    let kept = directory.path().join("kept");
+    fs::write(&kept, "").expect("a file");
+    std::os::unix::fs::symlink(&kept, leftover("link")).expect("a link");
+    std::os::unix::fs::symlink("nowhere", leftover("dangling")).expect("another");
+    assert_eq!(store.sweep().expect("swept"), 2, "the links themselves");
+    assert!(kept.exists() && leftover("directory").exists());
+}
+
+#[test]
+fn nobody_is_in_the_way_of_a_writer_who_comes_later() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let store = Store::init(directory.path()).expect("a store");
+    let target = VaTarget::Ring { composition: composition(), ring: ring() };
+    store.claim_va(mac(), &target).expect("claimed");
+    // Whatever the numbers of a dead process with the same id were.
+    for number in 0..1000 {
+        let name = format!(".new-{}-{}-{number}", strata_store::host_mark(), std::process::id());
+        fs::write(store.root().join("va").join(name), "").expect("a leftover");
+    }
+    store.move_va(mac(), &target).expect("moved");
 }
 
 #[test]

@@ -21,11 +21,12 @@ use crate::database_file;
 use crate::error::{Context, StoreError};
 use crate::read::{optional, read_limited};
 use crate::store::Store;
+use crate::temporary;
 
 /// Units that are being removed, one directory a line.
 const NOTE: &str = ".removing";
 /// What a directory that was set aside is called, before a number.
-pub(super) const ASIDE: &str = ".removing-";
+pub(crate) const ASIDE: &str = ".removing-";
 /// Bytes of the note: 4096 layers of the longest names would have two million.
 const NOTE_BYTES: usize = 64 << 20;
 
@@ -111,7 +112,7 @@ fn set_aside(
 pub(crate) fn aside_of(directory: &Path) -> PathBuf {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
-    directory.join(format!("{ASIDE}{}-{number}", std::process::id()))
+    directory.join(temporary::name(ASIDE, number))
 }
 
 /// Deletes what was set aside; another process may be doing the same.
