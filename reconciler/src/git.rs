@@ -37,6 +37,20 @@ pub fn command(
     let mut settings = remote.credentials().git_settings(remote.location())?;
     settings.push((format!("remote.{REMOTE}.url"), remote.location().to_owned()));
     settings.push((format!("remote.{REMOTE}.tagOpt"), "--no-tags".to_owned()));
+    let mut command = local_command(directory, configuration);
+    command
+        .env("GIT_SSH_COMMAND", remote.credentials().ssh_command())
+        .env("GIT_SSH_VARIANT", "ssh")
+        .env("GIT_CONFIG_COUNT", settings.len().to_string());
+    for (number, (key, value)) in settings.into_iter().enumerate() {
+        command.env(format!("GIT_CONFIG_KEY_{number}"), key);
+        command.env(format!("GIT_CONFIG_VALUE_{number}"), value);
+    }
+    Ok(command)
+}
+
+/// A command on the bare repository `directory` that knows of no remote.
+pub fn local_command(directory: &Path, configuration: &Path) -> Command {
     let mut command = Command::new("git");
     command.env_clear();
     for name in ENVIRONMENT {
@@ -55,22 +69,15 @@ pub fn command(
         .env("GIT_ASKPASS", "/bin/false")
         .env("SSH_ASKPASS", "/bin/false")
         .env("GIT_NO_LAZY_FETCH", "1")
-        .env("GIT_OPTIONAL_LOCKS", "0")
-        .env("GIT_SSH_COMMAND", remote.credentials().ssh_command())
-        .env("GIT_SSH_VARIANT", "ssh")
-        .env("GIT_CONFIG_COUNT", settings.len().to_string());
-    for (number, (key, value)) in settings.into_iter().enumerate() {
-        command.env(format!("GIT_CONFIG_KEY_{number}"), key);
-        command.env(format!("GIT_CONFIG_VALUE_{number}"), value);
-    }
+        .env("GIT_OPTIONAL_LOCKS", "0");
     command.current_dir(directory);
-    Ok(command)
+    command
 }
 
 /// The configuration that git reads from a file; no secret is in it.
 pub fn configuration(remotes: &[Remote]) -> String {
     let mut text = String::from(
-        "[core]\n\thooksPath = /dev/null\n\tfsmonitor = false\n\
+        "[core]\n\thooksPath = /dev/null\n\tfsmonitor = false\n\tbigFileThreshold = 16m\n\
          [transfer]\n\tfsckObjects = true\n\
          [fetch]\n\tunpackLimit = 1\n\twriteCommitGraph = false\n\trecurseSubmodules = false\n\
          [gc]\n\tauto = 0\n[maintenance]\n\tauto = false\n\

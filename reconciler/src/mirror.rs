@@ -9,7 +9,10 @@
 //! used. One that failed is left alone for a while, longer each time, as long as
 //! another answers.
 //!
-//! The mirror is a cache: thrown away, it is fetched again.
+//! The mirror is a cache: where it is found damaged, it is fetched again beside the old one,
+//! which is replaced once that has succeeded.
+
+mod care;
 
 use std::fs;
 use std::io;
@@ -18,7 +21,7 @@ use std::process::Command;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
-use git2::{ErrorCode, Oid, Repository};
+use git2::{Commit, ErrorCode, Oid, Repository, Tag};
 use strata_store::{Store, StoreError};
 
 use crate::child::{self, Bounds, ChildError};
@@ -71,15 +74,43 @@ pub enum MirrorError {
     Missing { origin: String, selector: String },
     #[error("{origin} has the tags {} and {}, which are one version and two commits", tags.0, tags.1)]
     Ambiguous { origin: String, tags: Ambiguous },
+    #[error("{origin}: {selector} leads to no commit")]
+    NoCommit { origin: String, selector: String },
     #[error("no remote could be fetched: {}", .0.join("; "))]
     All(Vec<String>),
+    #[error("the mirror {path} is damaged: {message}")]
+    Damaged { path: PathBuf, message: String },
 }
 
 impl MirrorError {
+    /// Whether it is the mirror that fails, and no remote.
+    fn is_of_the_mirror(&self) -> bool {
+        match self {
+            MirrorError::Git { .. } | MirrorError::Io { .. } | MirrorError::Damaged { .. } => true,
+            MirrorError::Store(_)
+            | MirrorError::Child(_)
+            | MirrorError::Fetch { .. }
+            | MirrorError::TooLarge { .. }
+            | MirrorError::Secret { .. }
+            | MirrorError::Missing { .. }
+            | MirrorError::Ambiguous { .. }
+            | MirrorError::NoCommit { .. }
+            | MirrorError::All(_) => false,
+        }
+    }
+
     /// Whether the mirror itself is broken, or gone; not what the system refused for the moment.
     fn is_damage(&self) -> bool {
-        let MirrorError::Git { source, .. } = self else { return false };
-        source.code() == ErrorCode::NotFound || source.class() != git2::ErrorClass::Os
+        match self {
+            MirrorError::Damaged { .. } => true,
+            MirrorError::Git { source, .. } => {
+                source.code() == ErrorCode::NotFound || source.class() != git2::ErrorClass::Os
+            }
+            MirrorError::Io { source, .. } => {
+                matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+            }
+            _ => false,
+        }
     }
 }
 
@@ -121,6 +152,8 @@ pub struct Mirror {
     configuration: PathBuf,
     source: Source,
     rests: Vec<Rest>,
+    /// It was found damaged, and could not be fetched anew yet.
+    damaged: bool,
 }
 
 impl Mirror {
@@ -139,6 +172,7 @@ impl Mirror {
             configuration: store.state(CONFIGURATION),
             source: source.clone(),
             rests: vec![Rest::default(); source.remotes().len()],
+            damaged: false,
         };
         if mirror.repository().is_err() {
             mirror.make_empty()?;
@@ -150,21 +184,6 @@ impl Mirror {
         Ok(mirror)
     }
 
-    /// Throws the mirror away and fetches it again.
-    ///
-    /// # Errors
-    /// As of [`Mirror::fetch`], or a directory cannot be removed or made.
-    pub fn fetch_anew(
-        &mut self,
-        limits: FetchLimits,
-        cancelled: &AtomicBool,
-    ) -> Result<Fetched, MirrorError> {
-        self.make_empty()?;
-        let fetched = self.fetch(limits, cancelled)?;
-        self.set_reference(REBUILT, fetched.commit)?;
-        Ok(fetched)
-    }
-
     /// Whether the mirror was made anew for this head, so that what it lacks the
     /// source lacks as well.
     pub fn is_complete_for(&self, head: Oid) -> bool {
@@ -173,23 +192,6 @@ impl Mirror {
                 repository.refname_to_id(REBUILT).map_err(|error| self.git(error))
             })
             .is_ok_and(|rebuilt| rebuilt == head)
-    }
-
-    fn make_empty(&self) -> Result<(), MirrorError> {
-        let removed = match fs::remove_dir_all(&self.path) {
-            Err(error) if error.kind() == io::ErrorKind::NotADirectory => {
-                fs::remove_file(&self.path)
-            }
-            removed => removed,
-        };
-        match removed {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(self.io(error)),
-            _ => {}
-        }
-        let mut options = git2::RepositoryInitOptions::new();
-        options.bare(true).external_template(false);
-        Repository::init_opts(&self.path, &options).map_err(|error| self.git(error))?;
-        fs::write(self.path.join("config"), OWN_CONFIGURATION).map_err(|error| self.io(error))
     }
 
     /// The mirror's objects, as they are now.
@@ -212,11 +214,15 @@ impl Mirror {
         }
     }
 
-    /// The commit that an object is, or leads to as a tag.
-    fn commit_of(&self, id: Oid) -> Result<Oid, MirrorError> {
+    /// The commit that an object is, or leads to as a tag; `None` where that is something
+    /// else.
+    fn commit_of(&self, id: Oid) -> Result<Option<Oid>, MirrorError> {
         let repository = self.repository()?;
-        let object = repository.find_object(id, None).map_err(|error| self.git(error))?;
-        Ok(object.peel_to_commit().map_err(|error| self.git(error))?.id())
+        let mut object = repository.find_object(id, None).map_err(|error| self.git(error))?;
+        while let Some(target) = object.as_tag().map(Tag::target) {
+            object = target.map_err(|error| self.git(error))?;
+        }
+        Ok(object.as_commit().map(Commit::id))
     }
 
     /// What a source on this host has at its reference, without starting git; `None`
@@ -246,7 +252,8 @@ impl Mirror {
         }
     }
 
-    /// Brings what is followed into the mirror, unless it is known to be there already.
+    /// Brings what is followed into the mirror, unless it is known to be there already. A
+    /// mirror that fails is made anew, once.
     ///
     /// # Errors
     /// No remote could be fetched, or git was ended because `cancelled` was set.
@@ -255,14 +262,26 @@ impl Mirror {
         limits: FetchLimits,
         cancelled: &AtomicBool,
     ) -> Result<Fetched, MirrorError> {
-        let damage = match self.head() {
-            Ok(head) => head.and_then(|head| self.commit_of(head).err()),
-            Err(error) if error.is_damage() => Some(error),
-            Err(error) => return Err(error),
-        };
-        if let Some(error) = damage {
-            tracing::warn!(%error, "the mirror is damaged and made anew");
-            self.make_empty()?;
+        if self.damaged {
+            return self.fetch_anew(limits, cancelled);
+        }
+        match self.fetch_here(limits, cancelled) {
+            Err(error) if error.is_damage() => {
+                self.damaged = true;
+                tracing::warn!(%error, "the mirror is damaged and made anew");
+                self.fetch_anew(limits, cancelled)
+            }
+            ended => ended,
+        }
+    }
+
+    fn fetch_here(
+        &mut self,
+        limits: FetchLimits,
+        cancelled: &AtomicBool,
+    ) -> Result<Fetched, MirrorError> {
+        if let Some(head) = self.head()? {
+            self.commit_of(head)?;
         }
         if let Some(peeked) = self.peek()
             && self.head()? == Some(peeked)
@@ -288,7 +307,14 @@ impl Mirror {
                     return self.fetched(index);
                 }
                 Err(error @ MirrorError::Child(ChildError::Cancelled { .. })) => return Err(error),
+                Err(error) if error.is_of_the_mirror() => return Err(error),
                 Err(error) => {
+                    // Git does not say whose fault it is. The mirror is not looked at each time
+                    // that a remote is out of reach.
+                    let turn = (self.rests[index].failures + 1).is_power_of_two();
+                    if turn && matches!(error, MirrorError::Fetch { .. }) {
+                        self.refuse_damage(limits, cancelled)?;
+                    }
                     self.rest(index, &error);
                     last = Some(error);
                 }
@@ -323,7 +349,10 @@ impl Mirror {
             message: "git reported success and brought no commit".to_owned(),
         };
         let head = self.head()?.ok_or_else(missing)?;
-        let commit = self.commit_of(head).map_err(|_| missing())?;
+        let commit = self.commit_of(head)?.ok_or_else(|| MirrorError::NoCommit {
+            origin: self.source.remotes()[remote].to_string(),
+            selector: self.source.selector().to_string(),
+        })?;
         let tag = match self.source.selector() {
             Selector::Tag(name) => Some((name.clone(), head)),
             Selector::Range(_) => self.highest_tag(remote)?,
@@ -455,45 +484,6 @@ impl Mirror {
     fn command(&self, remote: &Remote) -> Result<Command, MirrorError> {
         git::command(&self.path, &self.configuration, remote)
             .map_err(|source| MirrorError::Secret { origin: remote.to_string(), source })
-    }
-
-    /// Removes what a killed fetch left. Only the holder of the reconciler's lock comes here.
-    fn remove_leftovers(&self) -> Result<(), MirrorError> {
-        for path in self.leftovers()? {
-            tracing::debug!(path = %path.display(), "removing what a killed fetch left");
-            fs::remove_file(&path).map_err(|error| self.io(error))?;
-        }
-        Ok(())
-    }
-
-    /// Bytes of the largest file that a killed fetch left.
-    fn largest_leftover(&self) -> Result<u64, MirrorError> {
-        let sizes = self.leftovers()?.into_iter().map(|path| fs::metadata(path).map(|m| m.len()));
-        let sizes: Result<Vec<_>, _> = sizes.collect();
-        Ok(sizes.map_err(|error| self.io(error))?.into_iter().max().unwrap_or(0))
-    }
-
-    /// What a killed fetch left: its temporary packs, and the lock on the reference that
-    /// would refuse every later one.
-    fn leftovers(&self) -> Result<Vec<PathBuf>, MirrorError> {
-        let leftover = |name: &str| name.starts_with("tmp_") || name.ends_with(".lock");
-        let mut found = Vec::new();
-        for directory in ["refs/strata", "objects/pack", ""] {
-            let directory = self.path.join(directory);
-            let entries = match fs::read_dir(&directory) {
-                Ok(entries) => entries,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                Err(error) => return Err(self.io(error)),
-            };
-            for entry in entries {
-                let path = entry.map_err(|error| self.io(error))?.path();
-                let name = path.file_name().unwrap_or_default().to_string_lossy();
-                if leftover(&name) && path.is_file() {
-                    found.push(path);
-                }
-            }
-        }
-        Ok(found)
     }
 
     pub fn path(&self) -> &Path {

@@ -196,6 +196,9 @@ impl Reconciler {
                 (Err(_), Err(error)) => tracing::error!(%error, "the state cannot be written"),
             }
         }
+        if news {
+            self.mirror.tidy(self.options.fetch_limits(), cancelled);
+        }
         passed.map(|report| PassReport { news: news || report.news, ..report })
     }
 
@@ -272,9 +275,9 @@ impl Reconciler {
     }
 
     /// The longest that one fetch takes: every remote may be asked, for a single commit
-    /// each a second time.
+    /// each a second time; the mirror is looked at then, and all of it may be fetched anew.
     pub fn longest_fetch(&self) -> Duration {
-        let turns = self.source.remotes().len().saturating_mul(2);
+        let turns = self.source.remotes().len().saturating_mul(4).saturating_add(1);
         self.options.fetch_deadline.saturating_mul(u32::try_from(turns).unwrap_or(u32::MAX))
     }
 

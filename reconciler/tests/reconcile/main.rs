@@ -6,6 +6,7 @@ mod daemon;
 mod disk;
 mod hostile;
 mod lost_state;
+mod mirror;
 mod passes;
 mod plan;
 mod refusals;
