@@ -116,6 +116,15 @@ impl<'s> Observer<'s> {
             VaTarget::Ring { composition, ring } => self.ring(composition, ring)?,
         };
         let report = report_view(self.store, mac, self.now);
+        let serves = match &report {
+            ReportView::Read { report, .. } => report.generation,
+            ReportView::Missing | ReportView::Unreadable(_) => None,
+        };
+        // A VA whose own link was moved had no more time than since then.
+        let moved = match serves.is_some() && serves == desired {
+            true => moved,
+            false => moved.max(self.store.va_moved_at(mac)?),
+        };
         let run_state = machine.and_then(|machine| machine.run_state);
         Ok(ObservedVa {
             name: machine.map(|machine| machine.name.clone()),
@@ -184,6 +193,7 @@ fn age_ms(now: SystemTime, then: SystemTime) -> u64 {
     u64::try_from(age.as_millis()).unwrap_or(u64::MAX)
 }
 
-fn host_name() -> String {
+/// This host, as reports name theirs.
+pub fn host_name() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
 }

@@ -35,7 +35,9 @@ mod wait;
 pub use clone::CloneRequest;
 pub use control::{ControlError, Served, served};
 pub use error::MachineError;
-pub use machines::{ExecCommand, Forward, Machines, Network, Observation, Programs, StartRequest};
+pub use machines::{
+    ExecCommand, Forward, Machines, Network, Observation, Programs, Resting, StartRequest,
+};
 pub use mounts::Mount;
 pub use provision::{ProvisionError, ProvisionRequest, Provisioned};
 pub use qemu::AcceleratorChoice;

@@ -21,6 +21,7 @@ use crate::mounts::Mount;
 use crate::namespace::NamespaceVa;
 use crate::qemu::{AcceleratorChoice, QemuVa};
 use crate::record::{Driver, RECORD_BYTES, VaRecord};
+use crate::registry::{PrivateHold, try_private};
 use crate::wait;
 
 /// How long a command waits for another one that works on the same VA.
@@ -136,6 +137,13 @@ pub struct Machines<'store> {
     cgroup: Option<Cgroup>,
     /// Likewise where memory is limited, on hosts that do that in another hierarchy.
     memory: Option<Cgroup>,
+}
+
+/// A VA that runs nowhere and is not started while this is held.
+#[derive(Debug)]
+pub struct Resting {
+    _lock: VaLock,
+    _private: PrivateHold,
 }
 
 /// One command's hold on a VA; the kernel lets go when the process dies.
@@ -336,6 +344,30 @@ impl<'store> Machines<'store> {
         }
     }
 
+    /// Holds a VA that runs on no host, so that no command starts it meanwhile. `None` where
+    /// it runs, is suspended, has its private layer mounted anywhere, or where another
+    /// command works on it.
+    ///
+    /// # Errors
+    /// There is no such VA, or it cannot be told.
+    pub fn hold_resting(&self, name: &VaName) -> Result<Option<Resting>, MachineError> {
+        let (path, file) = self.open_lock(name)?;
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
+            taken => taken.at("lock", &path)?,
+        }
+        let record = self.record(name)?;
+        if self.run_state(&record)? != RunState::Stopped {
+            return Ok(None);
+        }
+        let private = try_private(&record.private_in(&self.directory(name)))?;
+        if matches!(private, PrivateHold::InUse) {
+            return Ok(None);
+        }
+        let lock = VaLock { _file: File::from(file) };
+        Ok(Some(Resting { _lock: lock, _private: private }))
+    }
+
     fn namespace<'a>(&'a self, record: &'a VaRecord) -> Result<NamespaceVa<'a>, MachineError> {
         let cgroup = self.cgroup.as_ref().ok_or(MachineError::NoCgroups)?;
         let directory = self.directory(&record.name);
@@ -361,12 +393,17 @@ impl<'store> Machines<'store> {
         }
     }
 
-    /// Waits for the hold on a VA, and reads its record under it.
-    pub(crate) fn locked(&self, name: &VaName) -> Result<(VaRecord, VaLock), MachineError> {
+    fn open_lock(&self, name: &VaName) -> Result<(PathBuf, OwnedFd), MachineError> {
         self.record(name)?;
         let path = self.directory(name).join("lock");
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let file = rustix::fs::open(&path, flags, Mode::from_raw_mode(0o600)).at("open", &path)?;
+        Ok((path, file))
+    }
+
+    /// Waits for the hold on a VA, and reads its record under it.
+    pub(crate) fn locked(&self, name: &VaName) -> Result<(VaRecord, VaLock), MachineError> {
+        let (path, file) = self.open_lock(name)?;
         let free = wait::until(Instant::now() + LOCK_DEADLINE, || {
             match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => Ok(true),

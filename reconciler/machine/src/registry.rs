@@ -193,31 +193,43 @@ pub(crate) fn is_private_layer(path: &Path) -> Result<bool, MachineError> {
     }
 }
 
-/// Holds a private layer that no VLFS serves; `None` where there is none yet. A
-/// mounted VLFS holds the lock, on whichever host it runs, and QEMU that of a disk.
-pub(crate) fn hold_private(private: &Path) -> Result<Option<File>, ProvisionError> {
+/// What became of the attempt to hold a private layer.
+#[derive(Debug)]
+pub(crate) enum PrivateHold {
+    /// There is none yet.
+    Absent,
+    /// For as long as the file is open.
+    Held(File),
+    /// A VLFS serves it, on whichever host, or it is the disk of a machine that runs.
+    InUse,
+}
+
+/// Holds a private layer unless it is in use: a mounted VLFS holds its lock, and QEMU that of
+/// a disk.
+pub(crate) fn try_private(private: &Path) -> Result<PrivateHold, MachineError> {
     if private.is_file() {
         let image = File::options().read(true).write(true).open(private).at("open", private)?;
         return match rustix::fs::fcntl_lock(&image, FlockOperation::NonBlockingLockExclusive) {
-            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::ACCESS) => {
-                Err(ProvisionError::InUse(private.to_owned()))
-            }
-            result => {
-                result.at("lock", private)?;
-                Ok(Some(image))
-            }
+            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::ACCESS) => Ok(PrivateHold::InUse),
+            result => result.at("lock", private).map(|()| PrivateHold::Held(image)),
         };
     }
     let path = private.join("lock");
     let file = match File::options().read(true).write(true).open(&path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(PrivateHold::Absent),
         file => file.at("open", &path)?,
     };
     match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Err(rustix::io::Errno::WOULDBLOCK) => Err(ProvisionError::InUse(private.to_owned())),
-        result => {
-            result.at("lock", &path)?;
-            Ok(Some(file))
-        }
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(PrivateHold::InUse),
+        result => result.at("lock", &path).map(|()| PrivateHold::Held(file)),
+    }
+}
+
+/// Holds a private layer that no VLFS serves; `None` where there is none yet.
+pub(crate) fn hold_private(private: &Path) -> Result<Option<File>, ProvisionError> {
+    match try_private(private)? {
+        PrivateHold::Absent => Ok(None),
+        PrivateHold::Held(file) => Ok(Some(file)),
+        PrivateHold::InUse => Err(ProvisionError::InUse(private.to_owned())),
     }
 }

@@ -12,7 +12,7 @@ use super::report::lap;
 use super::{PassError, PassReport, PassResult, Reconciler, now_ms};
 use crate::apply;
 use crate::audit::passes;
-use crate::rollout::RolloutError;
+use crate::rollout::{Pending, RolloutError};
 
 impl Reconciler {
     /// Makes the store say what a commit says, as far as its rollouts are.
@@ -30,6 +30,10 @@ impl Reconciler {
         // Nothing is linked before its ring has a generation.
         let is_link = |action: &Action| matches!(action, Action::LinkVa { .. });
         let (links, seals): (Vec<_>, Vec<_>) = actions.into_iter().partition(is_link);
+        // Who follows another ring already goes when the rollouts let him.
+        let is_new = |action: &Action| matches!(action, Action::LinkVa { from: None, .. });
+        let (links, moves): (Vec<_>, Vec<_>) = links.into_iter().partition(is_new);
+        self.rollouts.set_transfers(Pending::new(&self.store, moves, &taken.desired)?);
         apply::apply(&self.store, &seals, materials, &taken.commit)?;
         let mut stepped = self.rollouts.step(taken, true, &mut self.checks, now_ms())?;
         let failed = stepped.failed.take();
@@ -39,7 +43,8 @@ impl Reconciler {
         apply::apply(&self.store, &links, materials, &taken.commit)?;
         report.actions.extend(links);
         report.timings.apply_ms = lap(since);
-        report.notes = notes;
+        report.notes.extend(notes);
+        report.notes.sort();
         report.result = match report.actions.is_empty() {
             true => PassResult::Unchanged,
             false => PassResult::Applied,

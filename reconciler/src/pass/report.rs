@@ -93,6 +93,7 @@ impl PassReport {
     pub(super) fn add(&mut self, stepped: Stepped) {
         self.news |= !stepped.actions.is_empty() || !stepped.events.is_empty();
         self.actions.extend(stepped.actions);
+        self.notes.extend(stepped.notes);
         self.events.extend(stepped.events);
         let waits = |(composition, waiting)| RolloutWaits { composition, waiting };
         self.waiting.extend(stepped.waiting.into_iter().map(waits));

@@ -38,6 +38,9 @@ pub struct RolloutFile {
     pub silent_days: Option<u32>,
     /// VAs that a commit declared, and whose links are still there.
     pub declared: BTreeMap<MacAddr, VaName>,
+    /// VAs that a commit declares and that people had provisioned before.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub adopted: BTreeMap<MacAddr, VaName>,
     pub removals_waiting: Option<WaitingRemovals>,
     /// The removals that an operator confirmed.
     pub confirmed_removals: Option<String>,
@@ -53,6 +56,7 @@ impl Default for RolloutFile {
             drift: None,
             silent_days: None,
             declared: BTreeMap::new(),
+            adopted: BTreeMap::new(),
             removals_waiting: None,
             confirmed_removals: None,
             taken_requests: BTreeSet::new(),

@@ -13,6 +13,7 @@ mod prune;
 pub(crate) mod rebuild;
 pub mod request;
 mod rollouts;
+mod transfers;
 mod watcher;
 
 pub use file::{RolloutFile, RolloutFileError};
@@ -20,4 +21,5 @@ pub use moves::MoveError;
 pub use prune::WaitingRemovals;
 pub use rollouts::{RolloutError, Rollouts, Stepped, Taken};
 pub use rollouts::{is_order, log, ring_of};
+pub use transfers::Pending;
 pub use watcher::{Checks, Watcher};

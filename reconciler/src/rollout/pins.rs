@@ -3,10 +3,12 @@
 //!
 //! The record is the wish and comes first, the link follows; a pin that was cut short
 //! is finished by the reconciler, and one that has expired is taken back by it: first
-//! the link, then the record.
+//! the link, then the record. Who changes the two, changes them under one lock: commands
+//! and the reconciler are different processes.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use strata_core::event::Event;
@@ -15,9 +17,17 @@ use strata_core::rollout::policy::base_ring;
 use strata_core::{CompositionName, GenerationId, MacAddr, RingName};
 use strata_store::{Store, StoreError};
 
+use super::rollouts::RolloutError;
+
 const VERSION: u32 = 1;
 const DIRECTORY: &str = "pins";
 const PIN_BYTES: usize = 64 << 10;
+const LOCK: &str = "pins";
+/// How long a command waits for the others, and the reconciler, which has more to do.
+const PATIENCE: Duration = Duration::from_secs(10);
+const SHORT_PATIENCE: Duration = Duration::from_millis(100);
+/// When the reconciler looks again where a command held it up.
+const LOOK_AGAIN_MS: u64 = 500;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -66,6 +76,7 @@ pub fn pin(
     expires_at_ms: Option<u64>,
     (reason, by, now_ms): (String, String, u64),
 ) -> Result<Pin, PinError> {
+    let _lock = store.lock_within(LOCK, PATIENCE)?;
     let (composition, ring) = match store.va_target(mac)?.ok_or(PinError::NoLink)? {
         VaTarget::Ring { composition, ring } => (composition, base_ring(&ring).0),
         VaTarget::Pinned { .. } => {
@@ -96,6 +107,7 @@ pub fn pin(
 /// It is not pinned, nothing says which ring it belongs to, or the store cannot be
 /// written.
 pub fn unpin(store: &Store, mac: MacAddr, ring: Option<&RingName>) -> Result<Pin, PinError> {
+    let _lock = store.lock_within(LOCK, PATIENCE)?;
     let pin = match read(store, mac)? {
         Some(pin) => pin,
         None => lost_pin(store, mac, ring)?,
@@ -139,7 +151,11 @@ impl Pin {
 /// # Errors
 /// The store cannot be read.
 pub fn read(store: &Store, mac: MacAddr) -> Result<Option<Pin>, StoreError> {
-    let Some(text) = store.read_state(&file(mac), PIN_BYTES)? else { return Ok(None) };
+    let text = match store.read_state(&file(mac), PIN_BYTES) {
+        Err(StoreError::TooLarge { .. } | StoreError::NotRegular(_)) => Vec::new(),
+        Ok(None) => return Ok(None),
+        text => text?.unwrap_or_default(),
+    };
     let pin = serde_json::from_slice::<Pin>(&text).ok();
     Ok(pin.filter(|pin| pin.version == VERSION && pin.mac == mac))
 }
@@ -164,18 +180,30 @@ fn records(store: &Store) -> Result<Vec<(MacAddr, Option<Pin>)>, StoreError> {
     Ok(records)
 }
 
-/// Ends what has expired, and finishes what was cut short. Records that cannot be read
-/// are told once and added to `unreadable`. Returns when the next pin expires.
+/// Ends what has expired, and finishes what was cut short; `tell` hears of it before it is
+/// done. Records that cannot be read are told once and added to `unreadable`. Returns when to
+/// look again.
 ///
 /// # Errors
-/// The store cannot be used.
+/// The store cannot be used, or `tell` fails: then nothing is done.
 pub fn look_after(
     store: &Store,
     now_ms: u64,
     unreadable: &mut BTreeSet<MacAddr>,
-    events: &mut Vec<Event>,
-) -> Result<Option<u64>, StoreError> {
+    tell: impl FnOnce(Vec<Event>) -> Result<(), RolloutError>,
+) -> Result<Option<u64>, RolloutError> {
+    if store.state_names(DIRECTORY)?.is_empty() {
+        return Ok(None);
+    }
+    let _lock = match store.lock_within(LOCK, SHORT_PATIENCE) {
+        Err(StoreError::Locked(_)) => {
+            tracing::debug!("a command changes pins");
+            return Ok(Some(now_ms.saturating_add(LOOK_AGAIN_MS)));
+        }
+        lock => lock?,
+    };
     let mut next = None;
+    let (mut expired, mut cut_short) = (Vec::new(), Vec::new());
     for (mac, pin) in records(store)? {
         let Some(pin) = pin else {
             if unreadable.insert(mac) {
@@ -189,21 +217,30 @@ pub fn look_after(
         };
         match pin.expires_at_ms {
             Some(at_ms) if at_ms <= now_ms => {
-                release(store, &pin)?;
-                events.push(Event::VaUnpinned { mac, expired: true });
+                expired.push(pin);
                 continue;
             }
             at_ms => next = next.into_iter().chain(at_ms).min(),
         }
-        let target = match store.va_target(mac) {
+        let target = match store.va_target(pin.mac) {
             Err(error) if error.is_foreign_link() => continue,
             target => target?,
         };
         if matches!(target, Some(VaTarget::Ring { .. })) {
-            store.move_va(mac, &pin.target())?;
-            let Pin { generation, reason, expires_at_ms, .. } = pin;
-            events.push(Event::VaPinned { mac, generation, reason, expires_at_ms });
+            cut_short.push(pin);
         }
+    }
+    let ended = expired.iter().map(|pin| Event::VaUnpinned { mac: pin.mac, expired: true });
+    let finished = cut_short.iter().map(|pin| {
+        let Pin { mac, generation, ref reason, expires_at_ms, .. } = *pin;
+        Event::VaPinned { mac, generation, reason: reason.clone(), expires_at_ms }
+    });
+    tell(ended.chain(finished).collect())?;
+    for pin in &expired {
+        release(store, pin)?;
+    }
+    for pin in &cut_short {
+        store.move_va(pin.mac, &pin.target())?;
     }
     Ok(next)
 }

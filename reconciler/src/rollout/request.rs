@@ -17,6 +17,8 @@ const REQUEST_BYTES: usize = 64 << 10;
 /// Requests that are read at a time; the others follow.
 const REQUESTS: usize = 1_000;
 const DIRECTORY: &str = "requests";
+/// The beginning of what a directory is called that was in the way.
+const ASIDE: &str = ".aside-";
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "ask", rename_all = "kebab-case", deny_unknown_fields)]
@@ -75,7 +77,8 @@ pub fn names(store: &Store) -> Result<Vec<String>, StoreError> {
     Ok(names)
 }
 
-/// Reads one request. What is none is told and counts as `None`.
+/// Reads one request. What is none is told and counts as `None`: whatever stands there, it
+/// keeps no other from being read.
 ///
 /// # Errors
 /// The store cannot be read.
@@ -88,15 +91,24 @@ pub fn read(store: &Store, name: &str) -> Result<Option<Request>, StoreError> {
     let request = text.and_then(|text| serde_json::from_slice::<Request>(&text).ok());
     let request = request.filter(|request| request.version == VERSION);
     if request.is_none() {
-        tracing::warn!(name, "what is no request is removed from state/requests");
+        tracing::warn!(name, "what is no request is taken out of state/requests");
     }
     Ok(request)
 }
 
-/// Removes a request that was carried out.
+/// Removes a request that was carried out. A directory, which is none, gets a name that
+/// nobody reads.
 ///
 /// # Errors
 /// It cannot be removed.
 pub fn remove(store: &Store, name: &str) -> Result<(), StoreError> {
-    store.disk().remove_file(&store.state(DIRECTORY).join(name))
+    let path = store.state(DIRECTORY).join(name);
+    if path.symlink_metadata().is_ok_and(|metadata| metadata.is_dir()) {
+        let aside = |number| path.with_file_name(format!("{ASIDE}{number}-{name}"));
+        let free = (0_u64..).map(aside).find(|aside| aside.symlink_metadata().is_err());
+        let free = free.expect("numbers do not end");
+        tracing::warn!(name, "a directory in state/requests is set aside");
+        return store.disk().set_aside(&path, &free);
+    }
+    store.disk().remove_file(&path)
 }

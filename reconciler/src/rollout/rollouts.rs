@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use strata_core::audit::Who;
 use strata_core::event::{Event, EventRecord};
-use strata_core::plan::{Action, Desired};
+use strata_core::plan::{Action, Desired, Note};
 use strata_core::rollout::policy::{RolloutPolicy, base_ring, staged_ring};
 use strata_core::rollout::{
     Advance, Command, Input, RingView, RolloutState, Waiting, advance, apply_command,
@@ -21,8 +21,9 @@ use super::pins;
 use super::prune;
 use super::rebuild::{self, Told};
 use super::request::{self, Ask, Request};
+use super::transfers::{self, Pending};
 use super::watcher::{Checks, RingKey, Wanted, Watcher};
-use crate::audit::{AuditError, AuditLog};
+use crate::audit::{AuditError, AuditLog, passes};
 
 /// While a ring is waited for, its VAs are looked at this often.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
@@ -54,8 +55,10 @@ pub struct Taken {
 /// What a step did.
 #[derive(Debug, Default)]
 pub struct Stepped {
-    /// Moves of rings.
+    /// Moves of rings and VAs.
     pub actions: Vec<Action>,
+    /// VAs that are to be moved and wait.
+    pub notes: Vec<Note>,
     pub events: Vec<EventRecord>,
     /// What rollouts wait for.
     pub waiting: Vec<(CompositionName, Waiting)>,
@@ -70,6 +73,7 @@ pub struct Rollouts {
     store: Arc<Store>,
     file: RolloutFile,
     watcher: Watcher,
+    transfers: Pending,
     audit: Arc<AuditLog>,
     /// What is known all the same, where the file is gone although there are rings.
     lost: Option<Told>,
@@ -90,7 +94,14 @@ impl Rollouts {
         };
         let (file, unreadable_pins) = (found.unwrap_or_default(), BTreeSet::new());
         let watcher = Watcher::new(store.clone());
-        Ok(Rollouts { store, file, watcher, audit, lost, unreadable_pins })
+        let transfers = Pending::default();
+        Ok(Rollouts { store, file, watcher, transfers, audit, lost, unreadable_pins })
+    }
+
+    /// Says which VAs a commit gives to another template or ring: they go with the next
+    /// steps, each when it may.
+    pub fn set_transfers(&mut self, transfers: Pending) {
+        self.transfers = transfers;
     }
 
     /// Takes the next step of every rollout: orders, then what the links and the
@@ -145,6 +156,7 @@ impl Rollouts {
         let limit = taken.policy.prune;
         let removals =
             prune::decide(&self.store, &mut file, &taken.desired, &rings, limit, &mut events)?;
+        events.extend(removals.events());
         stepped.events.extend(records(&mut events, now_ms));
         // What is decided is told before it is done: a crash may tell it twice.
         self.audit.tell(&taken.who, &stepped.events)?;
@@ -154,13 +166,16 @@ impl Rollouts {
             request::remove(&self.store, name)?;
         }
         self.take(&moves, &mut stepped)?;
-        prune::take(&self.store, removals, &mut events)?;
+        self.transfer(taken, now_ms, &mut stepped)?;
+        prune::take(&self.store, removals)?;
         let unreadable = &mut self.unreadable_pins;
-        let unpin_at_ms = pins::look_after(&self.store, now_ms, unreadable, &mut events)?;
+        let unpin_at_ms = pins::look_after(&self.store, now_ms, unreadable, |mut events| {
+            let events = records(&mut events, now_ms);
+            self.audit.tell(&taken.who, &events)?;
+            stepped.events.extend(events);
+            Ok(())
+        })?;
         stepped.wake_at_ms = stepped.wake_at_ms.into_iter().chain(unpin_at_ms).min();
-        let done = records(&mut events, now_ms);
-        self.audit.tell(&taken.who, &done)?;
-        stepped.events.extend(done);
         self.want(taken)?;
         if !self.watcher.is_idle() {
             let soon = now_ms.saturating_add(LOOK_AGAIN.as_millis() as u64);
@@ -234,6 +249,30 @@ impl Rollouts {
         self.keep(file)
     }
 
+    /// Moves the VAs whose turn it is to their other template or ring.
+    fn transfer(
+        &mut self,
+        taken: &Taken,
+        now_ms: u64,
+        stepped: &mut Stepped,
+    ) -> Result<(), RolloutError> {
+        if self.transfers.is_empty() {
+            return Ok(());
+        }
+        let (states, watcher) = (&self.file.compositions, &self.watcher);
+        let health = |key: &RingKey| watcher.health(key);
+        let decided = self.transfers.decide(&self.store, states, &taken.policy, health, now_ms);
+        let transfers::Decided { go, notes, wake_at_ms } = decided;
+        stepped.notes.extend(notes);
+        stepped.wake_at_ms = stepped.wake_at_ms.into_iter().chain(wake_at_ms).min();
+        if !go.is_empty() {
+            self.audit.tell(&taken.who, &passes::links(&go, now_ms))?;
+            stepped.actions.extend(self.transfers.take(&self.store, go, now_ms)?);
+            self.watcher.list_again();
+        }
+        Ok(())
+    }
+
     /// Carries out what operators asked for. Returns the requests to remove once
     /// the state is durable.
     fn orders(
@@ -302,6 +341,9 @@ impl Rollouts {
                     wanted.insert((composition.clone(), ring.name.clone()), wish);
                 }
             }
+        }
+        for (key, wish) in self.transfers.wanted(&self.file.compositions, &taken.policy) {
+            wanted.entry(key).or_insert(wish);
         }
         self.watcher.want(&wanted)
     }

@@ -123,6 +123,11 @@ impl Watcher {
         Ok(())
     }
 
+    /// VAs came or went: the next [`Self::want`] finds out.
+    pub fn list_again(&mut self) {
+        self.listed = None;
+    }
+
     /// Whether anything is waited for.
     pub fn is_idle(&self) -> bool {
         self.rings.is_empty()

@@ -15,6 +15,9 @@ use strata_store::VaTarget;
 
 use crate::support::{World, mac, name, wait_until};
 
+mod removals;
+mod transfers;
+
 pub const GATED: &str = "[[repository]]\nname = \"main\"\n\n[[rollout.ring]]\nname = \"canary\"\n\n[[rollout.ring]]\nname = \"everyone\"\n";
 
 fn gated(more: &str) -> World {
@@ -244,70 +247,6 @@ fn a_rollout_that_is_cut_short_anywhere_is_finished() {
         assert_eq!(world.ring("web", "everyone+next"), None);
     }
     assert!(ends.len() > 1, "the stops were spread: {ends:?}");
-}
-
-#[test]
-fn what_git_no_longer_has_goes_within_the_limit_or_when_it_is_confirmed() {
-    let world = gated("\n[prune]\nlimit = 1\n");
-    let declare = |numbers: std::ops::Range<u32>| {
-        let table =
-            |n| format!("[[appliance]]\nname = \"sql-{n}\"\nmac = \"{}\"\nldf = \"sql\"\n", mac(n));
-        let text: String = numbers.map(table).collect();
-        world.write("appliances.toml", &text);
-        world.push("declare");
-        world.once()
-    };
-    let linked = |number| world.store.va_target(mac(number)).expect("readable").is_some();
-    declare(10..13);
-    assert!((10..13).all(linked));
-    declare(10..12);
-    assert!(!linked(12) && linked(10), "one a pass is allowed");
-    let report = declare(0..0);
-    assert!(linked(10) && linked(11), "two are too many: {report:?}");
-    let waiting = RolloutFile::read(&world.store).expect("readable").removals_waiting;
-    let token = waiting.expect("they wait").token;
-    let before = world.snapshot();
-    world.once();
-    world.assert_unchanged(&before);
-    let ask = Ask::ConfirmRemovals { token };
-    Request::new("ann".to_owned(), String::new(), ask).submit(&world.store).expect("submitted");
-    world.once();
-    assert!(!linked(10) && !linked(11));
-    assert!((0..6).all(linked), "VAs that nobody declared stay");
-    // A template that is gone goes ring by ring, here again two.
-    world.remove("templates/sql.ldf");
-    world.push("retire sql");
-    world.once();
-    assert!(world.ring("sql", "canary").is_some(), "two rings are too many");
-    // An empty source removes nothing, whatever is confirmed.
-    world.remove("templates/web.ldf");
-    world.push("nothing left");
-    world.once();
-    assert!(world.ring("web", "canary").is_some() && linked(0));
-}
-
-#[test]
-fn a_pin_holds_a_va_until_it_expires() {
-    use strata::rollout::pins;
-    let world = gated("");
-    let first = world.ring("web", "everyone").expect("a generation");
-    let told = ("debugging".to_owned(), "ann".to_owned(), 0);
-    pins::pin(&world.store, mac(3), first, Some(u64::MAX), told.clone()).expect("pinned");
-    bump(&world, 2);
-    let mut reconciler = world.reconciler();
-    reconciler.pass(&AtomicBool::new(false)).expect("a pass");
-    settle(&world, &mut reconciler, "it is done", || phase(&world) == "done");
-    assert_eq!(world.store.desired(mac(3)).expect("readable"), Some(first));
-    // A pin that was cut short before the link moved is finished.
-    let ring = VaTarget::Ring { composition: name("web"), ring: name("everyone") };
-    world.store.move_va(mac(3), &ring).expect("moved");
-    step(&mut reconciler);
-    assert_eq!(world.store.desired(mac(3)).expect("readable"), Some(first));
-    pins::pin(&world.store, mac(3), first, Some(1), told).expect("pinned");
-    let events = step(&mut reconciler).events;
-    assert!(matches!(events[0].event, Event::VaUnpinned { expired: true, .. }), "{events:?}");
-    assert_eq!(world.store.va_target(mac(3)).expect("readable"), Some(ring));
-    assert!(matches!(pins::unpin(&world.store, mac(3), None), Err(pins::PinError::NotPinned)));
 }
 
 /// Without a daemon each pass is a process of its own: what rings wait for is looked at

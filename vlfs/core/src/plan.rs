@@ -86,6 +86,9 @@ pub enum Note {
     RingGone { composition: CompositionName, ring: RingName },
     /// A declared VA is pinned by hand; its link stays.
     Pinned { name: VaName, generation: GenerationId },
+    /// Declared VAs go to another template or ring, and not yet; the ring named is the first
+    /// of those that they wait for.
+    MovesWait { composition: CompositionName, ring: RingName, vas: u64, why: String },
     /// What stands in the place of a declared VA's link was put there by hand.
     ForeignLink { name: VaName, mac: MacAddr },
 }
@@ -101,6 +104,10 @@ impl fmt::Display for Note {
             }
             Note::Pinned { name, generation } => {
                 write!(f, "{name} is pinned to {}; its link stays", generation.short())
+            }
+            Note::MovesWait { composition, ring, vas, why } => {
+                let them = if *vas == 1 { "VA waits" } else { "VAs wait" };
+                write!(f, "{vas} {them} to follow {composition}; {ring}: {why}")
             }
             Note::ForeignLink { name, mac } => write!(
                 f,

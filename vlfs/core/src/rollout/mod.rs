@@ -24,9 +24,11 @@ pub mod policy;
 pub mod prune;
 pub mod schedule;
 mod state;
+pub mod transfer;
 
 pub use advance::{Advance, Input, RingMove, RingView, advance};
 pub use command::{Command, CommandError, Order, apply_command};
+pub use health::RingHealth;
 pub use state::{
     Halt, Pause, Quarantine, RingState, RingStep, RolloutState, STATE_VERSION, Waiting,
 };

@@ -13,6 +13,8 @@ use crate::digest::{Digest, GenerationId};
 use crate::links::VaTarget;
 use crate::names::{CompositionName, MacAddr, RingName, VaName};
 use crate::plan::Desired;
+use crate::report::ServingState;
+use crate::status::{ReportView, RunState, is_fresh};
 
 /// One thing to remove.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -36,8 +38,29 @@ impl fmt::Display for Removal {
 pub struct Standing<'a> {
     pub rings: &'a BTreeMap<(CompositionName, RingName), GenerationId>,
     pub links: &'a BTreeMap<MacAddr, VaTarget>,
-    /// VAs that run or are suspended: they stay until they are stopped.
+    /// VAs that may run on some host, see [`may_run`]: they stay until they are stopped.
     pub busy: &'a BTreeSet<MacAddr>,
+}
+
+/// Whether a VA may run, or be suspended, on any host. `machine`: what its machine does on
+/// the host `host`, where it has one. Only that host's machines can be asked; of all others
+/// the VA's last report speaks, and that a VA is silent does not say that it is stopped.
+pub fn may_run(machine: Option<RunState>, report: &ReportView, host: &str) -> bool {
+    if machine.is_some_and(|state| state != RunState::Stopped) {
+        return true;
+    }
+    match report {
+        ReportView::Missing => false,
+        ReportView::Unreadable(_) => true,
+        ReportView::Read { report, age_ms } => match report.state {
+            ServingState::Stopped => false,
+            ServingState::Serving | ServingState::Failed => {
+                // It ended here without a word.
+                let ended = machine.is_some() && report.host == host;
+                !ended || is_fresh(report, *age_ms)
+            }
+        },
+    }
 }
 
 /// What is to be removed, in order. `former`: VAs that a commit declared.
@@ -81,6 +104,34 @@ mod tests {
 
     fn target(composition: &str) -> VaTarget {
         VaTarget::Ring { composition: name(composition), ring: name("all") }
+    }
+
+    #[test]
+    fn a_va_may_run_unless_all_that_is_known_says_that_it_does_not() {
+        let golden = include_bytes!("../../golden/report");
+        let golden: crate::report::Report = serde_json::from_slice(golden).expect("a report");
+        let report = |state, host: &str, age_ms| {
+            let report = crate::report::Report { state, host: host.to_owned(), ..golden.clone() };
+            ReportView::Read { report: Box::new(report), age_ms }
+        };
+        let (serving, failed) = (ServingState::Serving, ServingState::Failed);
+        let (stopped, old) = (Some(RunState::Stopped), u64::MAX);
+        for (machine, view, expected) in [
+            (None, ReportView::Missing, false),
+            (stopped, ReportView::Missing, false),
+            (Some(RunState::Running), ReportView::Missing, true),
+            (Some(RunState::Suspended), report(ServingState::Stopped, "here", 0), true),
+            (None, ReportView::Unreadable(String::new()), true),
+            (None, report(ServingState::Stopped, "there", 0), false),
+            (None, report(serving, "here", old), true),
+            (None, report(failed, "there", old), true),
+            (stopped, report(serving, "there", 0), true),
+            (stopped, report(serving, "there", old), true),
+            (stopped, report(serving, "here", 0), true),
+            (stopped, report(serving, "here", old), false),
+        ] {
+            assert_eq!(may_run(machine, &view, "here"), expected, "{machine:?} {view:?}");
+        }
     }
 
     #[test]
