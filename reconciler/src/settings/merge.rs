@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use strata_core::event::Importance;
+use strata_core::event::{Event, Importance};
 use strata_core::rollout::policy::Span;
 
 use super::raw::{self, Kind};
@@ -260,6 +260,11 @@ fn notify(raw: &raw::Notify) -> Result<Notify, String> {
             Duration::from_millis(span.ms)
         }
     };
+    let events = raw.events.clone().unwrap_or_default();
+    if let Some(unknown) = events.iter().find(|event| !Event::KINDS.contains(&event.as_str())) {
+        let kinds = Event::KINDS.join(", ");
+        return Err(format!("{name:?}: there is no event {unknown:?}; there are {kinds}"));
+    }
     for template in [&raw.subject, &raw.text].into_iter().flatten() {
         crate::telling::message::check(template).map_err(|error| format!("{name:?}: {error}"))?;
     }
@@ -283,7 +288,7 @@ fn notify(raw: &raw::Notify) -> Result<Notify, String> {
         name,
         channel,
         importance,
-        events: raw.events.clone().unwrap_or_default(),
+        events,
         templates: raw.templates.clone().unwrap_or_default(),
         subject: raw.subject.clone(),
         text: raw.text.clone(),

@@ -161,6 +161,15 @@ token-file = \"/run/credentials/strata/token\"
 }
 
 #[test]
+fn an_event_that_is_none_is_a_fault() {
+    let text = "[[notify]]\nname = \"ops\"\nkind = \"webhook\"\nurl = \"https://host/\"\nevents = [\"rolledback\"]\n";
+    let error = parse(text).expect_err("no kind of event");
+    assert!(error.contains("there is no event \"rolledback\"; there are"), "{error}");
+    assert!(error.contains("rolled-back") && error.contains("reconciler.toml:"), "{error}");
+    parse(&text.replace("rolledback", "rolled-back")).expect("a kind of event");
+}
+
+#[test]
 fn webhooks() {
     let text = "[webhook]\nlisten = \"127.0.0.1:9100\"\nforge = \"gitlab\"\n";
     let whole = format!("{text}secret-env = \"HOOK\"\n");

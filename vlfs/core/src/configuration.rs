@@ -119,6 +119,8 @@ pub struct Configuration {
     pub rings: Vec<RingName>,
     /// How a rollout goes from one to the next.
     pub rollout: RolloutPolicy,
+    /// Templates that its windows and freezes name.
+    pub scheduled: Vec<Placed<CompositionName>>,
     /// Layers that one composition may have.
     pub max_layers: u32,
     /// VAs that one commit may touch before `strata plan` says that it is too many.
@@ -144,6 +146,7 @@ impl Default for Configuration {
             base: Vec::new(),
             rings: vec![RingName::new(DEFAULT_RING).expect("a constant that is a name")],
             rollout: RolloutPolicy::default(),
+            scheduled: Vec::new(),
             max_layers: limits::COMPOSITION_LAYERS as u32,
             most_touched_vas: None,
             most_touched_percent: None,
@@ -168,7 +171,7 @@ impl Configuration {
             configuration.read_repository(&mut file, repository, at);
         }
         configuration.base = reader.parsed_list(&mut file, "base").unwrap_or_default();
-        configuration.rollout.read(&mut file, &mut reader);
+        configuration.scheduled = configuration.rollout.read(&mut file, &mut reader);
         let rings = configuration.rollout.rings.iter();
         configuration.rings = rings.map(|ring| ring.name.clone()).collect();
         // An architecture is a word of Debian's, which a name can hold.

@@ -152,17 +152,14 @@ impl DesiredState {
 
     /// What is said of an LDF that is not there would be ignored in silence.
     fn check_templates(&self, diagnostics: &mut Vec<Diagnostic>) {
-        for template in &self.configuration.templates {
-            if !self.definitions.contains_key(&template.name) {
-                let message = format!("there is no LDF of {}", template.name);
-                let fault = Diagnostic::error(
-                    CONFIGURATION_FILE,
-                    template.line,
-                    "unknown-template",
-                    message,
-                );
-                diagnostics
-                    .push(fault.hint(format!("it would be templates/{}.ldf", template.name)));
+        let filtered = self.configuration.templates.iter().map(|known| (&known.name, known.line));
+        let scheduled = self.configuration.scheduled.iter().map(|named| (&named.value, named.line));
+        for (name, line) in filtered.chain(scheduled) {
+            if !self.definitions.contains_key(name) {
+                let message = format!("there is no LDF of {name}");
+                let fault =
+                    Diagnostic::error(CONFIGURATION_FILE, line, "unknown-template", message);
+                diagnostics.push(fault.hint(format!("it would be templates/{name}.ldf")));
             }
         }
     }
@@ -348,6 +345,17 @@ mod tests {
     fn an_empty_source_is_refused() {
         let (_, faults) = DesiredState::read(&SourceTree::default());
         assert_eq!(faults[0].code, "no-configuration");
+    }
+
+    #[test]
+    fn a_window_for_nobody_is_a_fault() {
+        let configuration = "[[repository]]\nname = \"main\"\n[[rollout.freeze]]\nfrom = \"2026-12-01 00:00\"\nto = \"2026-12-02 00:00\"\nzone = \"UTC\"\ntemplates = [\"web\", \"wbe\"]\n";
+        let (_, faults) = DesiredState::read(&tree(&[
+            ("strata.toml", configuration),
+            ("templates/web.ldf", "main/apache2 1\n"),
+        ]));
+        let faults: Vec<_> = faults.iter().map(|f| (f.line, f.code, f.message.as_str())).collect();
+        assert_eq!(faults, [(7, "unknown-template", "there is no LDF of wbe")]);
     }
 
     #[test]

@@ -288,6 +288,43 @@ pub enum ReconcilerChange {
 }
 
 impl Event {
+    /// The names of all kinds.
+    pub const KINDS: [&'static str; 33] = [
+        "rollout-started",
+        "ring-moved",
+        "batch-moved",
+        "ring-passed",
+        "rollout-done",
+        "rollout-halted",
+        "rolled-back",
+        "paused",
+        "resumed",
+        "promoted",
+        "window-overridden",
+        "link-drifted",
+        "private-drift",
+        "va-pinned",
+        "va-unpinned",
+        "removals-wait",
+        "va-removed",
+        "ring-removed",
+        "va-linked",
+        "commit-applied",
+        "commit-refused",
+        "pass-failed",
+        "ring-verified",
+        "ring-unverified",
+        "va-troubled",
+        "va-recovered",
+        "va-silent",
+        "command-begun",
+        "command-ended",
+        "reconciler",
+        "state-rebuilt",
+        "revert-pushed",
+        "revert-failed",
+    ];
+
     /// The name of its kind, as in the JSON form.
     pub fn kind(&self) -> &'static str {
         match self {
@@ -583,4 +620,26 @@ fn va(name: Option<&VaName>, mac: MacAddr) -> String {
 /// The beginning of a commit's id.
 pub fn short(commit: &str) -> &str {
     commit.get(..12).unwrap_or(commit)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_is_listed() {
+        let source = include_str!("event.rs");
+        let from = source.find("pub fn kind(&self)").expect("the function");
+        let body = &source[from..source[from..].find("\n    }\n").expect("its end") + from];
+        let named: Vec<_> =
+            body.split("=> \"").skip(1).filter_map(|rest| rest.split('"').next()).collect();
+        assert_eq!(named, Event::KINDS);
+    }
+
+    #[test]
+    fn an_event_is_one_printable_line() {
+        let reason = "x\u{1b}[31m\nforged line\u{202e}".to_owned();
+        let event = Event::Paused { composition: "web".parse().expect("valid"), reason };
+        assert_eq!(event.to_string(), "web: paused: x\\u{1b}[31m\\nforged line\\u{202e}");
+    }
 }

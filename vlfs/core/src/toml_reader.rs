@@ -143,11 +143,41 @@ impl<'t, 'a> TableReader<'t, 'a> {
         Some(items.iter().filter_map(|item| parse_string(file, key, item)).collect())
     }
 
+    /// As [`Self::parsed_list`]; an empty one is a fault, as it would mean everything.
+    pub(crate) fn some_list<T>(
+        &mut self,
+        file: &mut TomlFile<'_>,
+        key: &'static str,
+    ) -> Option<Vec<Placed<T>>>
+    where
+        T: FromStr<Err: Display>,
+    {
+        let list = self.parsed_list(file, key)?;
+        let value = self.table.get(key)?;
+        if value.get_ref().as_array().is_some_and(|items| items.is_empty()) {
+            let message = format!("`{key}` is empty, which would mean none of them");
+            let hint = format!("leave `{key}` out for all of them");
+            file.report(value.span().start, "value", message, Some(hint));
+        }
+        Some(list)
+    }
+
     /// A whole number from `0` to `max`.
     pub(crate) fn number(
         &mut self,
         file: &mut TomlFile<'_>,
         key: &'static str,
+        max: u32,
+    ) -> Option<u32> {
+        self.number_from(file, key, 0, max)
+    }
+
+    /// A whole number from `min` to `max`.
+    pub(crate) fn number_from(
+        &mut self,
+        file: &mut TomlFile<'_>,
+        key: &'static str,
+        min: u32,
         max: u32,
     ) -> Option<u32> {
         let value = self.take(key)?;
@@ -156,9 +186,9 @@ impl<'t, 'a> TableReader<'t, 'a> {
             return None;
         };
         let parsed = u32::from_str_radix(integer.as_str(), integer.radix()).ok();
-        let number = parsed.filter(|number| *number <= max);
+        let number = parsed.filter(|number| (min..=max).contains(number));
         if number.is_none() {
-            let message = format!("`{key}` must be a whole number from 0 to {max}");
+            let message = format!("`{key}` must be a whole number from {min} to {max}");
             file.report(value.span().start, "value", message, None);
         }
         number

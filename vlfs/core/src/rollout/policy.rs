@@ -34,6 +34,8 @@ pub enum PolicyError {
     OnFailure(String),
     #[error("{0:?} is none of \"report\", \"warn\" and \"enforce\"")]
     DriftMode(String),
+    #[error("{0:?} names no path and matches nothing; write one from the root, as in etc/**")]
+    Pattern(String),
 }
 
 fn shown(text: &str) -> String {
@@ -156,6 +158,19 @@ impl FromStr for DriftMode {
     }
 }
 
+/// A pattern of paths, as [`super::patterns`] reads it.
+struct Pattern(String);
+
+impl FromStr for Pattern {
+    type Err = PolicyError;
+    fn from_str(text: &str) -> Result<Self, PolicyError> {
+        match text.trim_matches('/').trim() {
+            "" => Err(PolicyError::Pattern(shown(text))),
+            _ => Ok(Pattern(text.to_owned())),
+        }
+    }
+}
+
 /// Which declared VAs that name no ring belong to one.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Selector {
@@ -271,15 +286,21 @@ impl RolloutPolicy {
         RolloutPolicy { rings, ..RolloutPolicy::default() }
     }
 
-    /// Reads `[rollout]`, `[prune]` and `[drift]`.
-    pub(crate) fn read(&mut self, file: &mut TomlFile<'_>, reader: &mut TableReader<'_, '_>) {
+    /// Reads `[rollout]`, `[prune]` and `[drift]`. Returns the templates that windows and
+    /// freezes name; whether they are there is for [`crate::desired`].
+    pub(crate) fn read(
+        &mut self,
+        file: &mut TomlFile<'_>,
+        reader: &mut TableReader<'_, '_>,
+    ) -> Vec<Placed<CompositionName>> {
+        let mut named = Vec::new();
         let plain = reader.parsed_list::<RingName>(file, "rings");
         if let Some(rings) = plain {
             let rings = rings.into_iter();
             self.set_rings(file, rings.map(|ring| (RingPolicy::plain(ring.value), ring.line)));
         }
         if let Some((table, at)) = reader.table(file, "rollout") {
-            self.read_rollout(file, TableReader::new(table, at, "[rollout]"));
+            named = self.read_rollout(file, TableReader::new(table, at, "[rollout]"));
         }
         if let Some((table, at)) = reader.table(file, "prune") {
             let mut reader = TableReader::new(table, at, "[prune]");
@@ -290,6 +311,7 @@ impl RolloutPolicy {
         if let Some((table, at)) = reader.table(file, "drift") {
             self.read_drift(file, TableReader::new(table, at, "[drift]"));
         }
+        named
     }
 
     fn set_rings(
@@ -315,7 +337,11 @@ impl RolloutPolicy {
         }
     }
 
-    fn read_rollout(&mut self, file: &mut TomlFile<'_>, mut reader: TableReader<'_, '_>) {
+    fn read_rollout(
+        &mut self,
+        file: &mut TomlFile<'_>,
+        mut reader: TableReader<'_, '_>,
+    ) -> Vec<Placed<CompositionName>> {
         let mut rings = Vec::new();
         for (table, at) in reader.tables(file, "ring") {
             let mut reader = TableReader::new(table, at, "a [[rollout.ring]]");
@@ -332,9 +358,11 @@ impl RolloutPolicy {
             self.silent_days = days;
         }
         let known: Vec<RingName> = self.rings.iter().map(|ring| ring.name.clone()).collect();
-        let mut schedule = ScheduleReader { file, rings: &known };
+        let mut schedule = ScheduleReader { file, rings: &known, named: Vec::new() };
         self.schedule = schedule.read(&mut reader);
+        let named = schedule.named;
         reader.finish(file);
+        named
     }
 
     fn read_drift(&mut self, file: &mut TomlFile<'_>, mut reader: TableReader<'_, '_>) {
@@ -344,11 +372,11 @@ impl RolloutPolicy {
         if let Some(mode) = reader.parsed::<DriftMode>(file, "private") {
             self.drift.private = mode.value;
         }
-        let strings = |list: Option<Vec<Placed<String>>>| {
-            list.unwrap_or_default().into_iter().map(|text| text.value).collect()
+        let patterns = |list: Option<Vec<Placed<Pattern>>>| {
+            list.unwrap_or_default().into_iter().map(|pattern| pattern.value.0).collect()
         };
-        self.drift.watch = strings(reader.parsed_list::<String>(file, "watch"));
-        self.drift.ignore = strings(reader.parsed_list::<String>(file, "ignore"));
+        self.drift.watch = patterns(reader.parsed_list::<Pattern>(file, "watch"));
+        self.drift.ignore = patterns(reader.parsed_list::<Pattern>(file, "ignore"));
         reader.finish(file);
     }
 }
@@ -373,7 +401,7 @@ fn read_ring(
     if let Some(deadline) = reader.parsed::<Span>(file, "deadline") {
         gate.deadline_ms = deadline.value.ms;
     }
-    let swapping = reader.number(file, "swapping", u32::MAX).filter(|number| *number > 0);
+    let swapping = reader.number_from(file, "swapping", 1, u32::MAX);
     let Placed { value: name, line } = name?;
     let selector = Selector { size, labels: labels.unwrap_or_default() };
     Some(Placed { value: RingPolicy { name, selector, gate: Some(gate), swapping }, line })
@@ -489,6 +517,15 @@ mod tests {
             (20, "value"),
         ];
         assert_eq!(lines, expected);
+    }
+
+    #[test]
+    fn what_would_mean_something_else_is_a_fault() {
+        let text = "[[rollout.ring]]\nname = \"all\"\nswapping = 0\n[[rollout.window]]\nfrom = \"22:00\"\nto = \"23:00\"\nzone = \"UTC\"\ndays = []\nrings = []\n[[rollout.freeze]]\nfrom = \"2026-12-01 00:00\"\nto = \"2026-12-02 00:00\"\nzone = \"UTC\"\ntemplates = []\n[drift]\nwatch = [\"etc/**\", \"\"]\nignore = [\"/\"]\n";
+        let (_, faults) = Configuration::read(text.as_bytes());
+        let mut lines: Vec<_> = faults.iter().map(|fault| (fault.line, fault.code)).collect();
+        lines.sort_unstable();
+        assert_eq!(lines, [3, 8, 9, 14, 16, 17].map(|line| (line, "value")), "{faults:?}");
     }
 
     #[test]

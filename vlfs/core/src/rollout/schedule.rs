@@ -199,6 +199,8 @@ impl FromStr for Zone {
 pub(crate) struct ScheduleReader<'r, 'f> {
     pub file: &'r mut TomlFile<'f>,
     pub rings: &'r [RingName],
+    /// The templates that windows and freezes name.
+    pub named: Vec<Placed<CompositionName>>,
 }
 
 impl ScheduleReader<'_, '_> {
@@ -218,7 +220,7 @@ impl ScheduleReader<'_, '_> {
     }
 
     fn window(&mut self, reader: &mut TableReader<'_, '_>) -> Option<Window> {
-        let days = reader.parsed_list::<Day>(self.file, "days").unwrap_or_default();
+        let days = reader.some_list::<Day>(self.file, "days").unwrap_or_default();
         let from = reader.required::<Clock>(self.file, "from");
         let to = reader.required::<Clock>(self.file, "to");
         let zone = reader.required::<Zone>(self.file, "zone");
@@ -255,7 +257,7 @@ impl ScheduleReader<'_, '_> {
     fn scope(&mut self, reader: &mut TableReader<'_, '_>) -> Scope {
         let mut scope = Scope::default();
         for Placed { value, line } in
-            reader.parsed_list::<RingName>(self.file, "rings").unwrap_or_default()
+            reader.some_list::<RingName>(self.file, "rings").unwrap_or_default()
         {
             if !self.rings.contains(&value) {
                 let message = format!("there is no ring {value}");
@@ -264,8 +266,10 @@ impl ScheduleReader<'_, '_> {
             }
             scope.rings.push(value);
         }
-        let templates = reader.parsed_list::<CompositionName>(self.file, "templates");
-        scope.templates = templates.unwrap_or_default().into_iter().map(|t| t.value).collect();
+        let templates = reader.some_list::<CompositionName>(self.file, "templates");
+        let templates = templates.unwrap_or_default();
+        scope.templates = templates.iter().map(|named| named.value.clone()).collect();
+        self.named.extend(templates);
         scope
     }
 }
