@@ -147,6 +147,7 @@ fn provision(world: &World, va: &str, number: u32) {
         count: None,
         mac: Some(mac(number)),
         private: None,
+        driver: strata_machine::Driver::Namespace,
     };
     machines.provision(&request, &mut |_, _| {}).expect("provisioned");
 }
