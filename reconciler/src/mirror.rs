@@ -174,6 +174,7 @@ impl Mirror {
             rests: vec![Rest::default(); source.remotes().len()],
             damaged: false,
         };
+        mirror.finish_replacement()?;
         if mirror.repository().is_err() {
             mirror.make_empty()?;
         }

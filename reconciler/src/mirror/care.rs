@@ -28,31 +28,51 @@ impl Mirror {
         cancelled: &AtomicBool,
     ) -> Result<Fetched, MirrorError> {
         let place = self.path.clone();
-        let beside = |end: &str| place.with_extension(end);
-        self.path = beside("new.git");
+        let (fresh, former) = beside(&place);
+        self.path = fresh;
         let fetched = self.make_empty().and_then(|()| {
             let fetched = self.fetch_here(limits, cancelled)?;
             self.set_reference(REBUILT, fetched.commit)?;
             Ok(fetched)
         });
         let fresh = std::mem::replace(&mut self.path, place.clone());
-        let former = beside("former.git");
         let replaced = fetched.and_then(|fetched| {
             remove(&former).map_err(|error| self.io(error))?;
             let moved = match fs::rename(&place, &former) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
                 moved => moved,
             };
-            moved.and_then(|()| fs::rename(&fresh, &place)).map_err(|error| self.io(error))?;
+            let put = moved.and_then(|()| {
+                fs::rename(&fresh, &place).or_else(|error| {
+                    fs::rename(&former, &place)?;
+                    Err(error)
+                })
+            });
+            put.map_err(|error| self.io(error))?;
             self.damaged = false;
             Ok(fetched)
         });
-        for left in [&fresh, &former] {
+        let left = if place.exists() { vec![&fresh, &former] } else { vec![&fresh] };
+        for left in left {
             if let Err(error) = remove(left) {
                 tracing::warn!(path = %left.display(), %error, "what is left of a mirror stays");
             }
         }
         replaced
+    }
+
+    /// Finishes a replacement that was cut short. The old mirror is moved away only when
+    /// the new one is whole.
+    pub(super) fn finish_replacement(&self) -> Result<(), MirrorError> {
+        let (fresh, former) = beside(&self.path);
+        let is_there = |path: &Path| path.symlink_metadata().is_ok();
+        if !is_there(&self.path) && is_there(&former) && is_there(&fresh) {
+            fs::rename(&fresh, &self.path).map_err(|error| self.io(error))?;
+        }
+        [&fresh, &former]
+            .into_iter()
+            .try_for_each(|path| remove(path))
+            .map_err(|error| self.io(error))
     }
 
     /// Makes a mirror without anything, whatever stands in its place.
@@ -172,6 +192,11 @@ impl Mirror {
         }
         Ok(())
     }
+}
+
+/// The places of a mirror in the making, and of the one that it replaces.
+fn beside(place: &Path) -> (PathBuf, PathBuf) {
+    (place.with_extension("new.git"), place.with_extension("former.git"))
 }
 
 /// Removes a file, a link or a directory with all in it.

@@ -112,6 +112,28 @@ fn a_damaged_mirror_stays_where_nothing_better_can_be_had() {
     assert_eq!(reconciler.pass(&AtomicBool::new(false)).expect("a pass").commit, commit);
 }
 
+#[test]
+fn a_replacement_that_was_cut_short_is_finished_or_given_up() {
+    use std::os::unix::fs::MetadataExt;
+    let world = World::new();
+    world.once();
+    let place = |name: &str| world.store.state(name);
+    let inode = || fs::metadata(mirror(&world)).expect("there").ino();
+    let commit = world.head();
+    // The new one was not whole: the old one stands.
+    fs::create_dir(place("mirror.new.git")).expect("made");
+    let before = inode();
+    assert_eq!((world.once().commit, inode()), (commit.clone(), before));
+    // It was, and the old one was out of its way.
+    fs::rename(mirror(&world), place("mirror.new.git")).expect("moved");
+    fs::create_dir(place("mirror.former.git")).expect("made");
+    assert_eq!((world.once().commit, inode()), (commit.clone(), before));
+    // It was in its place.
+    fs::create_dir(place("mirror.former.git")).expect("made");
+    assert_eq!((world.once().commit, inode()), (commit, before));
+    assert!(!place("mirror.new.git").exists() && !place("mirror.former.git").exists());
+}
+
 fn pass(world: &World, selector: Selector) -> Result<PassReport, PassError> {
     let remote = Remote::parse(world.path("fleet.git").to_str().expect("UTF-8"));
     let source = Source::new(vec![remote.expect("a remote")], selector).expect("a source");
