@@ -17,6 +17,7 @@ mod git;
 mod gpgv;
 pub mod inventory;
 pub mod library;
+mod looking;
 pub mod mirror;
 pub mod pass;
 pub mod private_view;

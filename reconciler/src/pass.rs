@@ -8,6 +8,10 @@
 //! Between passes [`Reconciler::step`] goes on with the rollouts of the last commit
 //! that was taken.
 //!
+//! **Invariant:** what waits for other hosts ([`Inspector`]) moves nothing in the store,
+//! and what moves links ([`Keeper`]) waits for no other host. A commit is brought in
+//! only after its high-water mark is durable.
+//!
 //! The steps are below, in the order in which they are taken: `admission` says which
 //! commit it is, `judgement` what it says, `bring_in` makes the store say it, and
 //! `report` is what came of it.
@@ -38,12 +42,13 @@ use crate::probe::Prober;
 use crate::repositories::mirrors;
 use crate::rollout::{RolloutError, Rollouts};
 use crate::source::Source;
-use crate::state::{Found, ReconcileState, RefusalReason};
+use crate::state::{Found, ReconcileState, RefusalReason, StateError};
 use crate::trust::{self, Checker, Trust};
-use judgement::{Accepted, Checked, Verdict};
+use judgement::{Checked, Verdict};
 use report::lap;
 
 pub use error::{PassError, Policy};
+pub use judgement::Accepted;
 pub use lock::LOCK;
 pub use report::{PassReport, PassResult, RolloutWaits, Timings};
 
@@ -59,6 +64,8 @@ pub struct Options {
     pub trust: Option<Trust>,
     /// What health checks in VAs are run with.
     pub programs: Option<Programs>,
+    /// The process ends after one pass, so what it asks for is waited for.
+    pub once: bool,
 }
 
 impl Default for Options {
@@ -69,6 +76,7 @@ impl Default for Options {
             allow_rewrite: false,
             trust: None,
             programs: None,
+            once: false,
         }
     }
 }
@@ -79,9 +87,10 @@ impl Options {
     }
 }
 
-/// The reconciler of one store: owns its lock, its mirror and all its state.
+/// What looks at commits: fetches them, reads them and judges them. It moves nothing
+/// and may take its time, as other hosts may.
 #[derive(Debug)]
-pub struct Reconciler {
+pub struct Inspector {
     store: Arc<Store>,
     source: Source,
     options: Options,
@@ -90,21 +99,68 @@ pub struct Reconciler {
     library: Library,
     mirrors: mirrors::Mirrors,
     checked: Option<Checked>,
-    /// The last commit that was taken.
-    accepted: Option<Arc<Accepted>>,
-    /// Whether that was looked for in the mirror.
-    recalled: bool,
-    rollouts: Rollouts,
-    checks: Prober,
-    audit: Arc<AuditLog>,
-    /// Whose commit the pass under way looks at.
+    /// The commit that the mirror was last made anew for.
+    rebuilt_for: Option<Oid>,
+    /// Whose commit is looked at.
     who: Who,
     /// The commit that was seen last.
     seen: Option<String>,
+}
+
+/// What keeps the store: it moves the links, and owns all that is remembered.
+#[derive(Debug)]
+pub struct Keeper {
+    store: Arc<Store>,
+    source: Source,
+    /// The last commit that was taken.
+    accepted: Option<Arc<Accepted>>,
+    rollouts: Rollouts,
+    checks: Prober,
+    audit: Arc<AuditLog>,
+    programs: Option<Programs>,
     state: ReconcileState,
     /// What there is to tell of a state that was gone. It is not on disk yet.
     rebuilt: Option<Event>,
     _lock: StoreLock,
+}
+
+/// What an inspection must know of former ones. It does not change while one is under
+/// way: a commit is brought in after its inspection only.
+#[derive(Debug, Clone, Copy)]
+pub struct Known {
+    /// The high-water mark.
+    mark: Option<Oid>,
+    /// The testing commit that was used last.
+    testing: Option<Oid>,
+}
+
+/// What was found of a commit.
+#[derive(Debug)]
+pub struct Inspection {
+    report: PassReport,
+    /// What is to be brought in; nothing where the commit was refused.
+    accepted: Option<Arc<Accepted>>,
+    /// What the check found is not collected before the links lead to it.
+    lease: Option<StoreLock>,
+    begun: Instant,
+    since: Instant,
+    renames: u64,
+}
+
+/// An inspection, or why there is none, and on whose account.
+#[derive(Debug)]
+pub struct Inspected {
+    who: Who,
+    found: Result<Inspection, PassError>,
+}
+
+/// The reconciler of one store, as a whole: one thing after the other.
+#[derive(Debug)]
+pub struct Reconciler {
+    inspector: Inspector,
+    keeper: Keeper,
+    /// Whether the last commit was looked for since the last pass.
+    recalled: bool,
 }
 
 impl Reconciler {
@@ -127,9 +183,20 @@ impl Reconciler {
         state.source = name;
         let mirror = Mirror::open(&store, &source)?;
         let audit = Arc::new(AuditLog::new(store.clone()));
-        let rollouts = Rollouts::open(store.clone(), audit.clone())?;
-        let checks = Prober::new(store.clone(), options.programs.clone());
-        Ok(Reconciler {
+        let keeper = Keeper {
+            store: store.clone(),
+            source: source.clone(),
+            accepted: None,
+            rollouts: Rollouts::open(store.clone(), audit.clone(), options.once)?,
+            checks: Prober::new(store.clone(), options.programs.clone()),
+            audit,
+            programs: options.programs.clone(),
+            state,
+            rebuilt,
+            _lock: lock,
+        };
+        keeper.known()?;
+        let inspector = Inspector {
             store,
             source,
             trust: options.trust.clone().map(Checker::new),
@@ -138,19 +205,137 @@ impl Reconciler {
             library: Library::default(),
             mirrors: mirrors::Mirrors::default(),
             checked: None,
-            accepted: None,
-            recalled: false,
-            rollouts,
-            checks,
-            audit,
+            rebuilt_for: None,
             who: Who::default(),
-            seen: state.observed_commit().map(str::to_owned),
-            state,
-            rebuilt,
-            _lock: lock,
-        })
+            seen: keeper.state.observed_commit().map(str::to_owned),
+        };
+        Ok(Reconciler { inspector, keeper, recalled: false })
     }
 
+    /// Its two halves, for one who lets them work beside one another.
+    pub fn into_parts(self) -> (Inspector, Keeper) {
+        (self.inspector, self.keeper)
+    }
+
+    /// Runs one pass and notes what it found.
+    ///
+    /// # Errors
+    /// The source or the store cannot be used. What stood in the store stands.
+    pub fn pass(&mut self, cancelled: &AtomicBool) -> Result<PassReport, PassError> {
+        self.recalled = false;
+        let inspected = self.inspector.inspect(&self.keeper.known()?, cancelled);
+        let passed = self.keeper.take(inspected, cancelled);
+        if passed.as_ref().is_ok_and(|report| report.news) {
+            self.inspector.tidy(cancelled);
+        }
+        passed
+    }
+
+    /// Goes on with the rollouts, without a look at the source. `None` where no
+    /// commit was ever taken.
+    ///
+    /// # Errors
+    /// The store cannot be used.
+    pub fn step(&mut self, cancelled: &AtomicBool) -> Result<Option<PassReport>, PassError> {
+        if self.keeper.lacks_commit() && !std::mem::replace(&mut self.recalled, true) {
+            match self.inspector.recall(&self.keeper.known()?, cancelled) {
+                Ok(Some(accepted)) => self.keeper.accept(accepted),
+                Ok(None) => {}
+                Err(error) => tracing::warn!(%error, "the last commit cannot be read"),
+            }
+        }
+        self.keeper.step(cancelled)
+    }
+
+    /// Whether an operator asks for something.
+    pub fn is_asked(&self) -> bool {
+        self.keeper.is_asked()
+    }
+}
+
+impl Inspector {
+    /// Looks at the head: which commit it is, whether it may be brought in, what it says.
+    pub fn inspect(&mut self, known: &Known, cancelled: &AtomicBool) -> Inspected {
+        self.who = Who::default();
+        let found = self.look(known, cancelled);
+        Inspected { who: self.who.clone(), found }
+    }
+
+    fn look(&mut self, known: &Known, cancelled: &AtomicBool) -> Result<Inspection, PassError> {
+        let begun = Instant::now();
+        let mut since = begun;
+        let renames = self.store.writes().renames;
+        let fetched = self.mirror.fetch(self.options.fetch_limits(), cancelled)?;
+        let (commit, fallback) = self.choose(known, &fetched)?;
+        self.who = self.who(commit)?;
+        let mut report = PassReport::new(&self.source, commit.to_string());
+        report.fallback = fallback;
+        if self.seen.replace(commit.to_string()).is_none_or(|seen| seen != report.commit) {
+            report.committed_at_ms = commit_tree::committed_at(&self.mirror.repository()?, commit);
+        }
+        report.timings.fetch_ms = lap(&mut since);
+        let _span = tracing::info_span!("inspect", %commit).entered();
+        let inspection = |report, accepted, lease, since| Inspection {
+            report,
+            accepted,
+            lease,
+            begun,
+            since,
+            renames,
+        };
+        if let Some(message) = self.rewritten(known, commit, cancelled)? {
+            report.refuse(RefusalReason::Rewritten, message);
+            return Ok(inspection(report, None, None, since));
+        }
+        match self.trusted(known, commit, fetched.tag.as_ref(), cancelled)? {
+            trust::Verdict::Trusted { signer } => {
+                report.signer.clone_from(&signer);
+                self.who.signer = signer;
+            }
+            trust::Verdict::Untrusted { message } => {
+                report.refuse(RefusalReason::Untrusted, message);
+                return Ok(inspection(report, None, None, since));
+            }
+        }
+        let lease = self.store.lease()?;
+        self.check(known, commit, cancelled)?;
+        report.timings.check_ms = lap(&mut since);
+        let checked = self.checked.as_ref().expect("just checked");
+        report.testing.clone_from(&checked.testing);
+        report.diagnostics.clone_from(&checked.diagnostics);
+        let accepted = match &checked.verdict {
+            Verdict::Refused { reason, message } => {
+                report.refuse(*reason, message.clone());
+                None
+            }
+            Verdict::Taken(accepted) => Some(accepted.clone()),
+        };
+        Ok(inspection(report, accepted, Some(lease), since))
+    }
+
+    /// Tidies the mirror up, where it is time to: after a pass, which waits for nothing.
+    pub fn tidy(&mut self, cancelled: &AtomicBool) {
+        self.mirror.tidy(self.options.fetch_limits(), cancelled);
+    }
+
+    /// The longest that one fetch takes: every remote may be asked, for a single commit
+    /// each a second time; the mirror is looked at then, and all of it may be fetched anew.
+    pub fn longest_fetch(&self) -> Duration {
+        let turns = self.source.remotes().len().saturating_mul(4).saturating_add(1);
+        self.options.fetch_deadline.saturating_mul(u32::try_from(turns).unwrap_or(u32::MAX))
+    }
+
+    /// On whose account a commit is brought in.
+    fn who(&self, commit: Oid) -> Result<Who, PassError> {
+        let author = commit_tree::author(&self.mirror.repository()?, commit);
+        let commit = Some(commit.to_string());
+        let proved = self.who.commit == commit;
+        let signer = self.who.signer.clone().filter(|_| proved);
+        Ok(Who { commit, author, signer, ..Who::default() })
+    }
+}
+
+impl Keeper {
     pub fn store(&self) -> &Arc<Store> {
         &self.store
     }
@@ -163,17 +348,57 @@ impl Reconciler {
         &self.audit
     }
 
-    /// Runs one pass and notes what it found.
+    /// The programs that VAs are made of, where they are there.
+    pub fn programs(&self) -> Option<&Programs> {
+        self.programs.as_ref()
+    }
+
+    /// Whether an operator asks for something.
+    pub fn is_asked(&self) -> bool {
+        crate::rollout::request::names(&self.store).is_ok_and(|names| !names.is_empty())
+    }
+
+    /// What the next inspection must know.
     ///
     /// # Errors
-    /// The source or the store cannot be used. What stood in the store stands.
-    pub fn pass(&mut self, cancelled: &AtomicBool) -> Result<PassReport, PassError> {
+    /// The state names no commit where it should.
+    pub fn known(&self) -> Result<Known, PassError> {
+        let mark = self.state.mark().map(|mark| Oid::from_str(&mark.commit)).transpose();
+        let testing = self.state.testing.as_ref().and_then(|testing| testing.commit.as_ref());
+        Ok(Known {
+            mark: mark.map_err(|_| StateError::Commit)?,
+            testing: testing.and_then(|commit| Oid::from_str(commit).ok()),
+        })
+    }
+
+    /// Whether a commit was taken once, and what it says is not known to this process.
+    pub fn lacks_commit(&self) -> bool {
+        self.accepted.is_none() && self.state.mark().is_some()
+    }
+
+    /// Goes by a commit that was taken before.
+    pub fn accept(&mut self, accepted: Arc<Accepted>) {
+        self.checks.use_list(&accepted.checks);
+        self.accepted = Some(accepted);
+    }
+
+    /// Brings in what was inspected, and notes what was found.
+    ///
+    /// # Errors
+    /// Those of the inspection, or the store cannot be used. What stood in the store
+    /// stands.
+    pub fn take(
+        &mut self,
+        inspected: Inspected,
+        cancelled: &AtomicBool,
+    ) -> Result<PassReport, PassError> {
         if let Some(event) = &self.rebuilt {
             let record = EventRecord::new(now_ms(), event.clone());
             self.audit.tell(&Who::default(), std::slice::from_ref(&record))?;
             crate::rollout::log(&record);
         }
-        let passed = self.run_steps(cancelled);
+        let Inspected { who, found } = inspected;
+        let passed = found.and_then(|inspection| self.finish(inspection, cancelled));
         let found = match &passed {
             Ok(report) => report.found(),
             Err(error) => Found::Failed { message: error.to_string() },
@@ -188,7 +413,7 @@ impl Reconciler {
         let news = next != self.state || self.rebuilt.is_some();
         if news {
             let ended = next.is_news(&self.state, &found).then(|| passes::ended(&passed, now_ms()));
-            let told = self.audit.tell(&self.who, ended.as_slice());
+            let told = self.audit.tell(&who, ended.as_slice());
             let written = told.map_err(PassError::from).and_then(|()| Ok(next.write(&self.store)?));
             match (&passed, written) {
                 (_, Ok(())) => (self.state, self.rebuilt) = (next, None),
@@ -196,73 +421,44 @@ impl Reconciler {
                 (Err(_), Err(error)) => tracing::error!(%error, "the state cannot be written"),
             }
         }
-        if news {
-            self.mirror.tidy(self.options.fetch_limits(), cancelled);
-        }
         passed.map(|report| PassReport { news: news || report.news, ..report })
     }
 
-    fn run_steps(&mut self, cancelled: &AtomicBool) -> Result<PassReport, PassError> {
-        let begun = Instant::now();
-        let mut since = begun;
-        let before = self.store.writes();
-        self.who = Who::default();
-        let fetched = self.mirror.fetch(self.options.fetch_limits(), cancelled)?;
-        let (commit, fallback) = self.choose(&fetched)?;
-        self.who = self.who(commit)?;
-        let mut report = PassReport::new(&self.source, commit.to_string());
-        report.fallback = fallback;
-        if self.seen.replace(commit.to_string()).is_none_or(|seen| seen != report.commit) {
-            report.committed_at_ms = commit_tree::committed_at(&self.mirror.repository()?, commit);
+    fn finish(
+        &mut self,
+        inspection: Inspection,
+        cancelled: &AtomicBool,
+    ) -> Result<PassReport, PassError> {
+        let Inspection { mut report, accepted, lease, begun, mut since, renames } = inspection;
+        let _span = tracing::info_span!("pass", commit = report.commit).entered();
+        if let Some(accepted) = accepted {
+            self.bring_in(&accepted, &mut report, &mut since, cancelled)?;
         }
-        report.timings.fetch_ms = lap(&mut since);
-        let _span = tracing::info_span!("pass", %commit).entered();
-        if let Some(message) = self.rewritten(commit, cancelled)? {
-            report.refuse(RefusalReason::Rewritten, message);
-            return Ok(report);
-        }
-        match self.trusted(commit, fetched.tag.as_ref(), cancelled)? {
-            trust::Verdict::Trusted { signer } => {
-                report.signer.clone_from(&signer);
-                self.who.signer = signer;
-            }
-            trust::Verdict::Untrusted { message } => {
-                report.refuse(RefusalReason::Untrusted, message);
-                return Ok(report);
-            }
-        }
-        // What the check finds is not collected before the links lead to it.
-        let _lease = self.store.lease()?;
-        self.check(commit, cancelled)?;
-        report.timings.check_ms = lap(&mut since);
-        let checked = self.checked.as_ref().expect("just checked");
-        report.testing.clone_from(&checked.testing);
-        report.diagnostics.clone_from(&checked.diagnostics);
-        match &checked.verdict {
-            Verdict::Refused { reason, message } => report.refuse(*reason, message.clone()),
-            Verdict::Taken(accepted) => {
-                let accepted = accepted.clone();
-                self.accepted = Some(accepted.clone());
-                self.bring_in(&accepted, &mut report, &mut since)?;
-            }
-        }
-        report.renames = self.store.writes().renames - before.renames;
+        drop(lease);
+        report.renames = self.store.writes().renames - renames;
         report.timings.total_ms = begun.elapsed().as_secs_f64() * 1000.0;
         Ok(report)
     }
 
-    /// Goes on with the rollouts, without a look at the source. `None` where no
-    /// commit was ever taken.
+    /// Goes on with the rollouts. `None` where nothing was ever rolled out. Without a
+    /// commit that can be taken, it looks after what stands: orders, pins, links, and
+    /// rings that fail.
     ///
     /// # Errors
     /// The store cannot be used.
     pub fn step(&mut self, cancelled: &AtomicBool) -> Result<Option<PassReport>, PassError> {
-        let Some(accepted) = self.accepted(cancelled)? else { return Ok(None) };
+        let accepted = self.accepted.clone();
+        let taken = accepted.as_ref().map(|accepted| &accepted.taken);
+        if taken.is_none() && self.state.mark().is_none() {
+            return Ok(None);
+        }
         let begun = Instant::now();
         let before = self.store.writes();
-        self.checks.use_list(&accepted.checks);
-        let mut report = PassReport::new(&self.source, accepted.taken.commit.clone());
-        let mut stepped = self.rollouts.step(&accepted.taken, false, &mut self.checks, now_ms())?;
+        let mark = self.state.mark().map(|mark| mark.commit.clone());
+        let commit = taken.map(|taken| taken.commit.clone()).or(mark).unwrap_or_default();
+        let mut report = PassReport::new(&self.source, commit);
+        let time = (now_ms(), cancelled);
+        let mut stepped = self.rollouts.step(taken, false, &mut self.checks, time)?;
         let failed = stepped.failed.take();
         report.add(stepped);
         report.result = match report.actions.is_empty() {
@@ -272,32 +468,6 @@ impl Reconciler {
         report.renames = self.store.writes().renames - before.renames;
         report.timings.total_ms = begun.elapsed().as_secs_f64() * 1000.0;
         failed.map_or(Ok(Some(report)), |error| Err(RolloutError::from(error).into()))
-    }
-
-    /// The longest that one fetch takes: every remote may be asked, for a single commit
-    /// each a second time; the mirror is looked at then, and all of it may be fetched anew.
-    pub fn longest_fetch(&self) -> Duration {
-        let turns = self.source.remotes().len().saturating_mul(4).saturating_add(1);
-        self.options.fetch_deadline.saturating_mul(u32::try_from(turns).unwrap_or(u32::MAX))
-    }
-
-    /// The programs that VAs are made of, where they are there.
-    pub fn programs(&self) -> Option<&Programs> {
-        self.options.programs.as_ref()
-    }
-
-    /// Whether an operator asks for something.
-    pub fn is_asked(&self) -> bool {
-        crate::rollout::request::names(&self.store).is_ok_and(|names| !names.is_empty())
-    }
-
-    /// On whose account a commit is brought in.
-    fn who(&self, commit: Oid) -> Result<Who, PassError> {
-        let author = commit_tree::author(&self.mirror.repository()?, commit);
-        let commit = Some(commit.to_string());
-        let proved = self.who.commit == commit;
-        let signer = self.who.signer.clone().filter(|_| proved);
-        Ok(Who { commit, author, signer, ..Who::default() })
     }
 }
 

@@ -1,8 +1,10 @@
 //! The reconciler's main loop.
 //!
-//! One task owns the [`Reconciler`] and lends it to a blocking thread for each
-//! pass; what triggers one ([`crate::triggers`]), the poll floor, the retry after an
-//! error and the end all meet in one `select!`. Another owns the [`Verifier`] and is told of rollouts by
+//! One task owns the [`Keeper`] and lends it to a blocking thread for each piece of work;
+//! what triggers a pass ([`crate::triggers`]), the poll floor, the retry after an
+//! error and the end all meet in one `select!`. A pass begins on another thread, with the
+//! [`crate::pass::Inspector`] ([`crate::looking`]), so that orders and rings that fail wait for no
+//! remote. Another task owns the [`Verifier`] and is told of rollouts by
 //! message, so that reading reports never delays a pass. SIGTERM and SIGINT let
 //! the step under way end; a fetch is killed.
 
@@ -22,7 +24,8 @@ use tokio::time::Instant;
 
 use crate::audit;
 use crate::drift::DriftRound;
-use crate::pass::{PassError, PassReport, Policy, Reconciler};
+use crate::looking::{Looked, Looking};
+use crate::pass::{Keeper, PassError, PassReport, Policy, Reconciler};
 use crate::report_watch::ReportWatch;
 use crate::service::{Ears, ReloadError, Service, Task};
 use crate::settings::Settings;
@@ -91,6 +94,8 @@ pub fn run(
 /// What made the loop go on.
 enum Wake {
     Pass,
+    /// What was looked at has been.
+    Looked(Looked),
     /// Rollouts are due, or an operator may have asked for something.
     Step,
     /// The configuration is to be read anew.
@@ -129,54 +134,61 @@ impl Signals {
 }
 
 async fn main_loop(
-    mut reconciler: Reconciler,
+    reconciler: Reconciler,
     schedule: Schedule,
     configuration: Option<(PathBuf, Settings)>,
     mut tell: impl FnMut(&PassReport),
 ) -> Result<(), RunError> {
     let mut signals = Signals::new()?;
+    let (inspector, mut keeper) = reconciler.into_parts();
     let (rollouts, receiver) = channel(ROLLOUTS);
-    let (store, audit_log) = (reconciler.store().clone(), reconciler.audit().clone());
-    let source = reconciler.source().clone();
-    let longest = reconciler.longest_fetch();
+    let (store, audit_log) = (keeper.store().clone(), keeper.audit().clone());
+    let source = keeper.source().clone();
+    let longest = inspector.longest_fetch();
     let webhook = configuration.as_ref().and_then(|(_, settings)| settings.webhook.clone());
     let mut service = Service::start(store, audit_log, source, configuration, longest).await?;
-    let verifier = Verifier::new(reconciler.store().clone());
-    let reports = watch_reports(&reconciler, schedule);
+    let verifier = Verifier::new(keeper.store().clone());
+    let reports = watch_reports(keeper.store(), schedule);
     let mut verification =
         tokio::spawn(verify(verifier, receiver, reports, service.ears().clone()));
-    let _drift = reconciler.programs().map(|programs| {
-        let (store, ears) = (reconciler.store().clone(), service.ears().clone());
+    let _drift = keeper.programs().map(|programs| {
+        let (store, ears) = (keeper.store().clone(), service.ears().clone());
         Task::spawn(drift_round(store, programs.vlfs.clone(), ears))
     });
-    let mut triggers = Triggers::start(&reconciler, schedule, webhook).await?;
+    let place = (&**keeper.store(), keeper.source());
+    let mut triggers = Triggers::start(place, schedule, webhook).await?;
+    let mut looking = Looking::new(inspector);
     service.ready();
     let mut failures = 0;
     let mut next_pass = Instant::now();
     let mut next_step = next_pass;
     loop {
-        service.beat();
+        if !looking.is_stuck(longest) {
+            service.beat();
+        }
+        let busy = looking.is_under_way();
         let wake = tokio::select! {
             biased;
             wake = signals.next() => wake,
-            () = triggers.next() => Wake::Pass,
-            () = tokio::time::sleep_until(next_pass) => Wake::Pass,
+            looked = looking.done() => Wake::Looked(looked?),
+            () = triggers.next(), if !busy => Wake::Pass,
+            () = tokio::time::sleep_until(next_pass), if !busy => Wake::Pass,
             () = tokio::time::sleep_until(next_step.min(Instant::now() + ASK_AGAIN)) => Wake::Step,
             ended = &mut verification => return ended?,
         };
         match wake {
             Wake::End => {
                 tracing::info!("ending");
-                return Ok(());
+                return Ok(looking.end().await?);
             }
             Wake::Reload => service.reload().await,
             Wake::Step => {
-                if Instant::now() < next_step && !reconciler.is_asked() {
+                if Instant::now() < next_step && !keeper.is_asked() {
                     continue;
                 }
-                let work = |reconciler: &mut Reconciler, flag: &AtomicBool| reconciler.step(flag);
-                let (returned, stepped, ended) = lend(reconciler, &mut signals, work).await?;
-                reconciler = returned;
+                let work = |keeper: &mut Keeper, flag: &AtomicBool| keeper.step(flag);
+                let (returned, stepped, ended) = lend(keeper, &mut signals, work).await?;
+                keeper = returned;
                 match stepped {
                     Ok(report) => {
                         next_step = due(report.as_ref().and_then(|report| report.wake_at_ms));
@@ -187,7 +199,7 @@ async fn main_loop(
                             follow(&rollouts, report.actions);
                         }
                     }
-                    Err(_) if ended => return Ok(()),
+                    Err(_) if ended => {}
                     Err(error) if error.policy() == Policy::Fatal => return Err(error.into()),
                     Err(error) => {
                         tracing::warn!(%error, "a step of the rollouts failed");
@@ -195,16 +207,34 @@ async fn main_loop(
                     }
                 }
                 if ended {
-                    return Ok(());
+                    return Ok(looking.end().await?);
                 }
             }
             Wake::Pass => {
                 triggers.begin_pass();
-                let work = |reconciler: &mut Reconciler, flag: &AtomicBool| reconciler.pass(flag);
-                let (returned, passed, ended) = lend(reconciler, &mut signals, work).await?;
-                reconciler = returned;
+                // First what was taken before: the head may be out of reach for long.
+                match keeper.lacks_commit() {
+                    true => looking.recall(keeper.known()?),
+                    false => looking.inspect(keeper.known()?),
+                }
+            }
+            Wake::Looked(Looked::Recalled(recalled)) => {
+                match recalled {
+                    Ok(Some(accepted)) => keeper.accept(accepted),
+                    Ok(None) => {}
+                    Err(error) => tracing::warn!(%error, "the last commit cannot be read"),
+                }
+                next_step = Instant::now();
+                looking.inspect(keeper.known()?);
+            }
+            Wake::Looked(Looked::Tidied) => {}
+            Wake::Looked(Looked::Inspected(inspected)) => {
+                let work = |keeper: &mut Keeper, flag: &AtomicBool| keeper.take(inspected, flag);
+                let (returned, passed, ended) = lend(keeper, &mut signals, work).await?;
+                keeper = returned;
                 service.passed(&passed);
                 triggers.end_pass(&passed);
+                let news = passed.as_ref().is_ok_and(|report| report.news);
                 let pause = match passed {
                     Ok(report) => {
                         failures = 0;
@@ -227,6 +257,9 @@ async fn main_loop(
                     return Ok(());
                 }
                 next_pass = Instant::now() + jitter(pause);
+                if news {
+                    looking.tidy();
+                }
             }
         }
     }
@@ -251,28 +284,28 @@ fn follow(rollouts: &Sender<Vec<Action>>, actions: Vec<Action>) {
     }
 }
 
-/// Lends the reconciler to a blocking thread for one piece of work. The last value
+/// Lends the keeper to a blocking thread for one piece of work. The last value
 /// says whether the end was asked for meanwhile.
 async fn lend<T: Send + 'static>(
-    mut reconciler: Reconciler,
+    mut keeper: Keeper,
     signals: &mut Signals,
-    work: impl FnOnce(&mut Reconciler, &AtomicBool) -> Result<T, PassError> + Send + 'static,
-) -> Result<(Reconciler, Result<T, PassError>, bool), RunError> {
+    work: impl FnOnce(&mut Keeper, &AtomicBool) -> Result<T, PassError> + Send + 'static,
+) -> Result<(Keeper, Result<T, PassError>, bool), RunError> {
     let cancelled = Arc::new(AtomicBool::new(false));
     let flag = cancelled.clone();
     let mut task = tokio::task::spawn_blocking(move || {
-        let done = work(&mut reconciler, &flag);
-        (reconciler, done)
+        let done = work(&mut keeper, &flag);
+        (keeper, done)
     });
     tokio::select! {
         done = &mut task => {
-            let (reconciler, done) = done?;
-            return Ok((reconciler, done, false));
+            let (keeper, done) = done?;
+            return Ok((keeper, done, false));
         }
         () = signals.end() => cancelled.store(true, Ordering::Relaxed),
     }
-    let (reconciler, done) = task.await?;
-    Ok((reconciler, done, true))
+    let (keeper, done) = task.await?;
+    Ok((keeper, done, true))
 }
 
 /// How long to wait after an error.
@@ -356,11 +389,11 @@ async fn drift_round(store: Arc<Store>, vlfs: PathBuf, ears: Ears) {
 }
 
 /// Starts to watch the reports. Without events their turn comes, which is enough.
-fn watch_reports(reconciler: &Reconciler, schedule: Schedule) -> Option<ReportWatch> {
+fn watch_reports(store: &Store, schedule: Schedule) -> Option<ReportWatch> {
     if !schedule.events {
         return None;
     }
-    match ReportWatch::start(&reconciler.store().reports()) {
+    match ReportWatch::start(&store.reports()) {
         Ok(watch) => Some(watch),
         Err(error) => {
             tracing::warn!(%error, "no file events of reports; VAs are verified in turn");

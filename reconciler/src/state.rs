@@ -3,7 +3,8 @@
 //!
 //! The file holds what cannot be observed in the store: the high-water commit,
 //! below which a branch may not be rewritten, and why the last commit seen was
-//! not applied. A pass returns what it found; [`ReconcileState::after`] folds
+//! not applied. The mark is written before the first link moves for its commit: a
+//! crash in between leaves no link that is ahead of it. A pass returns what it found; [`ReconcileState::after`] folds
 //! that into the state, and the file is written only where the state differs.
 
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -112,8 +113,12 @@ pub struct ReconcileState {
     pub version: u32,
     /// Location and branch, without credentials.
     pub source: String,
-    /// The last commit that was applied: the high-water mark.
+    /// The last commit that was applied as a whole.
     pub applied: Option<CommitRecord>,
+    /// The last commit that links were moved for, or may have been: the high-water
+    /// mark. In a file of before, what was applied is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub admitted: Option<CommitRecord>,
     pub refused: Option<Refusal>,
     pub failing: Option<Failure>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -214,6 +219,7 @@ impl ReconcileState {
             version: VERSION,
             source,
             applied: None,
+            admitted: None,
             refused: None,
             failing: None,
             fallback: None,
@@ -245,12 +251,28 @@ impl ReconcileState {
         Ok(store.write_state(FILE, &text)?)
     }
 
+    /// The state once links may be moved for a commit.
+    #[must_use]
+    pub fn admit(&self, commit: &str, at_ms: u64) -> Self {
+        let mut next = self.clone();
+        if self.admitted.as_ref().is_none_or(|admitted| admitted.commit != commit) {
+            next.admitted = Some(CommitRecord { commit: commit.to_owned(), at_ms });
+        }
+        next
+    }
+
+    /// The commit below which no branch may go back.
+    pub fn mark(&self) -> Option<&CommitRecord> {
+        self.admitted.as_ref().or(self.applied.as_ref())
+    }
+
     /// The state after a pass; equal to this one where the pass found nothing new.
     #[must_use]
     pub fn after(&self, found: &Found, at_ms: u64) -> Self {
         let mut next = self.clone();
         match found {
             Found::Applied { commit } => {
+                next = next.admit(commit, at_ms);
                 if self.applied.as_ref().is_none_or(|applied| applied.commit != *commit) {
                     next.applied = Some(CommitRecord { commit: commit.clone(), at_ms });
                 }
@@ -308,7 +330,7 @@ impl ReconcileState {
     /// The commit that the branch was last seen on.
     pub fn observed_commit(&self) -> Option<&str> {
         let refused = self.refused.as_ref().map(|refusal| refusal.commit.as_str());
-        refused.or(self.applied.as_ref().map(|applied| applied.commit.as_str()))
+        refused.or(self.mark().map(|mark| mark.commit.as_str()))
     }
 
     /// The conditions Ready, Reconciling and Stalled.
@@ -386,6 +408,19 @@ mod tests {
         let cut_off = bad.after(&failed(), 3);
         assert_eq!(ready(&cut_off), [false, true, true]);
         assert_eq!(cut_off.after(&applied("c"), 4).refused, None);
+    }
+
+    /// Links may be ahead of what was applied as a whole, never of the mark.
+    #[test]
+    fn the_mark_is_what_links_were_moved_for() {
+        let a = ReconcileState::new(String::new()).after(&applied("a"), 1);
+        assert_eq!(a.mark().expect("a mark").commit, "a");
+        let moved = a.admit("b", 2).after(&failed(), 3);
+        assert_eq!(moved.mark().expect("a mark").commit, "b");
+        assert_eq!(moved.applied, a.applied);
+        assert_eq!(moved.admit("b", 4), moved);
+        let of_before = ReconcileState { admitted: None, ..a.clone() };
+        assert_eq!(of_before.mark(), a.applied.as_ref());
     }
 
     #[test]

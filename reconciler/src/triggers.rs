@@ -8,15 +8,17 @@ use std::hash::{BuildHasher, Hasher};
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use strata_store::Store;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::control::{self, Answer, Waiter};
-use crate::pass::{PassError, PassReport, Reconciler};
+use crate::pass::{PassError, PassReport};
 use crate::run::Schedule;
 use crate::secret::SecretError;
+use crate::source::Source;
 use crate::watch::RefWatch;
 use crate::webhook::{self, Verifier, WebhookSettings};
 
@@ -61,7 +63,7 @@ impl Triggers {
     /// # Errors
     /// Webhooks are asked for and cannot be listened for.
     pub async fn start(
-        reconciler: &Reconciler,
+        (store, source): (&Store, &Source),
         schedule: Schedule,
         webhook: Option<WebhookSettings>,
     ) -> Result<Self, TriggerError> {
@@ -75,14 +77,14 @@ impl Triggers {
             servers.push(tokio::spawn(webhook::serve(listener, verifier, hints.clone())));
         }
         let (waiters, asking) = channel(WAITERS);
-        match control::listen(reconciler.store()) {
+        match control::listen(store) {
             Ok(listener) => servers.push(tokio::spawn(control::serve(listener, waiters))),
             Err(error) => {
                 tracing::warn!(%error, "`strata reconcile now` cannot reach this program")
             }
         }
         Ok(Triggers {
-            watch: watch(reconciler, schedule),
+            watch: watch(source, schedule),
             webhooks,
             _hints: hints,
             hinted: false,
@@ -144,8 +146,8 @@ pub fn jitter(wait: Duration) -> Duration {
 
 /// Starts to watch a local source. Without events the poll floor is left, which
 /// is worth a word.
-fn watch(reconciler: &Reconciler, schedule: Schedule) -> Option<RefWatch> {
-    let path = reconciler.source().local_path().filter(|_| schedule.events)?;
+fn watch(source: &Source, schedule: Schedule) -> Option<RefWatch> {
+    let path = source.local_path().filter(|_| schedule.events)?;
     match RefWatch::start(path) {
         Ok(watch) => Some(watch),
         Err(error) => {

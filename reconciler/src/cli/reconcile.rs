@@ -101,16 +101,11 @@ pub fn run(args: &ReconcileArgs) -> Result<Outcome, Failure> {
         trust: configuration.as_ref().and_then(|(_, settings)| settings.trust.clone()),
         // Without them, only health checks in VAs fail, and say so.
         programs: super::va::programs().ok(),
+        once: args.once,
     };
     let mut reconciler = Reconciler::open(store, source, options)?;
     if args.once {
-        let report = reconciler.pass(&AtomicBool::new(false))?;
-        report.events.iter().for_each(crate::rollout::log);
-        print(&report, args.output)?;
-        return Ok(match report.result {
-            PassResult::Applied | PassResult::Unchanged => Outcome::Done,
-            PassResult::Refused => Outcome::Difference,
-        });
+        return once(&mut reconciler, args.output);
     }
     let schedule = Schedule { poll: Duration::from_secs(args.poll), events: !args.no_events };
     let tell = |report: &PassReport| {
@@ -120,6 +115,30 @@ pub fn run(args: &ReconcileArgs) -> Result<Outcome, Failure> {
     };
     run::run(reconciler, schedule, configuration, tell)?;
     Ok(Outcome::Done)
+}
+
+/// One pass. Where it brings no commit in, rollouts of the last one go on all the same.
+fn once(reconciler: &mut Reconciler, output: OutputFormat) -> Result<Outcome, Failure> {
+    let never = AtomicBool::new(false);
+    let tell = |report: &PassReport| {
+        report.events.iter().for_each(crate::rollout::log);
+        print(report, output)
+    };
+    let passed = reconciler.pass(&never);
+    if let Ok(report) = &passed {
+        tell(report)?;
+    }
+    if !passed.as_ref().is_ok_and(|report| report.refusal.is_none()) {
+        match reconciler.step(&never) {
+            Ok(Some(stepped)) if stepped.news => tell(&stepped)?,
+            Ok(_) => {}
+            Err(error) => tracing::warn!(%error, "a step of the rollouts failed"),
+        }
+    }
+    Ok(match passed?.result {
+        PassResult::Applied | PassResult::Unchanged => Outcome::Done,
+        PassResult::Refused => Outcome::Difference,
+    })
 }
 
 /// Asks the reconciler that runs on the store for a pass.

@@ -5,16 +5,20 @@ use std::sync::atomic::AtomicBool;
 
 use git2::Oid;
 
-use super::{PassError, Reconciler};
+use super::{Inspector, Known, PassError};
 use crate::mirror::{Advance, Fetched};
-use crate::state::{Fallback, StateError};
+use crate::state::Fallback;
 use crate::trust::{self, Candidate};
 
-impl Reconciler {
+impl Inspector {
     /// The commit to bring in, of what was fetched, and what to tell where a remote other
     /// than the first had to be used. Such a one may be behind: then what was applied
     /// stays wanted.
-    pub(super) fn choose(&self, fetched: &Fetched) -> Result<(Oid, Option<Fallback>), PassError> {
+    pub(super) fn choose(
+        &self,
+        known: &Known,
+        fetched: &Fetched,
+    ) -> Result<(Oid, Option<Fallback>), PassError> {
         let Fetched { commit, remote, failures, .. } = fetched;
         if *remote == 0 {
             return Ok((*commit, None));
@@ -24,8 +28,7 @@ impl Reconciler {
             failures: failures.clone(),
             behind: false,
         };
-        if let Some(applied) = &self.state.applied {
-            let mark = Oid::from_str(&applied.commit).map_err(|_| StateError::Commit)?;
+        if let Some(mark) = known.mark {
             if self.mirror.advance(*commit, mark)? == Advance::FastForward {
                 fallback.behind = true;
                 return Ok((mark, Some(fallback)));
@@ -37,26 +40,25 @@ impl Reconciler {
     /// Why the commit may not follow the last one that was applied.
     pub(super) fn rewritten(
         &mut self,
+        known: &Known,
         commit: Oid,
         cancelled: &AtomicBool,
     ) -> Result<Option<String>, PassError> {
-        let Some(applied) = &self.state.applied else { return Ok(None) };
-        let former = Oid::from_str(&applied.commit).map_err(|_| StateError::Commit)?;
+        let Some(former) = known.mark else { return Ok(None) };
         let mut advance = self.mirror.advance(former, commit)?;
         if advance == Advance::Unknown && !self.mirror.is_complete_for(commit) {
-            tracing::warn!(former = applied.commit, "the mirror is incomplete and made anew");
+            tracing::warn!(%former, "the mirror is incomplete and made anew");
             self.mirror.fetch_anew(self.options.fetch_limits(), cancelled)?;
             advance = self.mirror.advance(former, commit)?;
         }
         match advance {
             Advance::Same | Advance::FastForward => Ok(None),
             Advance::Rewritten | Advance::Unknown if self.options.allow_rewrite => {
-                tracing::warn!(former = applied.commit, "a rewritten branch is taken as allowed");
+                tracing::warn!(%former, "a rewritten branch is taken as allowed");
                 Ok(None)
             }
             Advance::Rewritten | Advance::Unknown => Ok(Some(format!(
-                "the history was rewritten or goes back: {} was applied and is not among the ancestors of {commit}",
-                applied.commit
+                "the history was rewritten or goes back: {former} was applied and is not among the ancestors of {commit}"
             ))),
         }
     }
@@ -64,6 +66,7 @@ impl Reconciler {
     /// Whether the commit and all that it newly brings in are signed as they must be.
     pub(super) fn trusted(
         &mut self,
+        known: &Known,
         head: Oid,
         tag: Option<&(String, Oid)>,
         cancelled: &AtomicBool,
@@ -71,10 +74,8 @@ impl Reconciler {
         let Some(checker) = &mut self.trust else {
             return Ok(trust::Verdict::Trusted { signer: None });
         };
-        let applied = self.state.applied.as_ref();
-        let mark = applied.map(|applied| Oid::from_str(&applied.commit)).transpose();
         let tag = tag.map(|(name, object)| (name.as_str(), *object));
-        let candidate = Candidate { head, tag, mark: mark.map_err(|_| StateError::Commit)? };
+        let candidate = Candidate { head, tag, mark: known.mark };
         Ok(checker.check(&self.mirror.repository()?, candidate, cancelled)?)
     }
 

@@ -1,6 +1,8 @@
 //! Makes the store say what a commit says that was taken: what is desired is planned
 //! against what the store shows, and the plan is carried out.
 
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use strata_core::RepositoryName;
@@ -9,21 +11,21 @@ use strata_store::{Store, StoreError};
 
 use super::judgement::Accepted;
 use super::report::lap;
-use super::{PassError, PassReport, PassResult, Reconciler, now_ms};
+use super::{Keeper, PassError, PassReport, PassResult, now_ms};
 use crate::apply;
 use crate::audit::passes;
 use crate::rollout::{Pending, RolloutError};
 
-impl Reconciler {
+impl Keeper {
     /// Makes the store say what a commit says, as far as its rollouts are.
     pub(super) fn bring_in(
         &mut self,
-        accepted: &Accepted,
+        accepted: &Arc<Accepted>,
         report: &mut PassReport,
         since: &mut Instant,
+        cancelled: &AtomicBool,
     ) -> Result<(), PassError> {
-        let Accepted { taken, materials, checks } = accepted;
-        self.checks.use_list(checks);
+        let Accepted { taken, materials, .. } = &**accepted;
         let observed = observe(&self.store, &taken.desired)?;
         let Plan { actions, notes } = plan::plan(&taken.desired, &observed);
         report.timings.plan_ms = lap(since);
@@ -33,9 +35,12 @@ impl Reconciler {
         // Who follows another ring already goes when the rollouts let him.
         let is_new = |action: &Action| matches!(action, Action::LinkVa { from: None, .. });
         let (links, moves): (Vec<_>, Vec<_>) = links.into_iter().partition(is_new);
-        self.rollouts.set_transfers(Pending::new(&self.store, moves, &taken.desired)?);
+        let transfers = Pending::new(&self.store, moves, &taken.desired)?;
         apply::apply(&self.store, &seals, materials, &taken.commit)?;
-        let mut stepped = self.rollouts.step(taken, true, &mut self.checks, now_ms())?;
+        self.admit(accepted, report)?;
+        self.rollouts.set_transfers(transfers);
+        let mut stepped =
+            self.rollouts.step(Some(taken), true, &mut self.checks, (now_ms(), cancelled))?;
         let failed = stepped.failed.take();
         report.actions = seals;
         report.add(stepped);
@@ -51,6 +56,19 @@ impl Reconciler {
         };
         report.news |= !report.actions.is_empty();
         failed.map_or(Ok(()), |error| Err(RolloutError::from(error).into()))
+    }
+
+    /// From here on links may be moved for the commit: it is the high-water mark,
+    /// whatever happens next, and rollouts go by it.
+    fn admit(&mut self, accepted: &Arc<Accepted>, report: &PassReport) -> Result<(), PassError> {
+        let mut next = self.state.admit(&accepted.taken.commit, now_ms());
+        next.testing.clone_from(&report.testing);
+        if next != self.state {
+            next.write(&self.store)?;
+            self.state = next;
+        }
+        self.accept(accepted.clone());
+        Ok(())
     }
 }
 

@@ -10,13 +10,13 @@ use std::sync::atomic::AtomicBool;
 use git2::Oid;
 use strata_core::Severity;
 use strata_core::check::{CheckResult, check_desired};
-use strata_core::configuration::Configuration;
+use strata_core::configuration::{CONFIGURATION_FILE, Configuration};
 use strata_core::desired::DesiredState;
 use strata_core::diagnostic::Diagnostic;
 use strata_core::plan::{DeclaredVa, Desired};
-use strata_core::source::SourceTree;
+use strata_core::source::{SourceContent, SourceTree};
 
-use super::{PassError, Reconciler};
+use super::{Inspector, Known, PassError};
 use crate::apply::Materials;
 use crate::commit_tree::{self, ReadError};
 use crate::library::{self, Stamps};
@@ -24,7 +24,7 @@ use crate::mirror::Mirror;
 use crate::probe::CheckList;
 use crate::repositories::{self, mirrors};
 use crate::rollout::Taken;
-use crate::state::{RefusalReason, StateError, TestingState};
+use crate::state::{RefusalReason, TestingState};
 use crate::trust;
 
 /// A commit that was read and checked against the repositories as they then were.
@@ -48,16 +48,21 @@ pub(super) enum Verdict {
 
 /// What a commit that was taken wants, and what it brings for it.
 #[derive(Debug)]
-pub(super) struct Accepted {
+pub struct Accepted {
     pub(super) taken: Taken,
     pub(super) materials: Materials,
     pub(super) checks: Arc<CheckList>,
 }
 
-impl Reconciler {
+impl Inspector {
     /// Reads and checks the commit, unless that was done and nothing it depends
     /// on has changed since.
-    pub(super) fn check(&mut self, commit: Oid, cancelled: &AtomicBool) -> Result<(), PassError> {
+    pub(super) fn check(
+        &mut self,
+        known: &Known,
+        commit: Oid,
+        cancelled: &AtomicBool,
+    ) -> Result<(), PassError> {
         let seen = self.testing_head(commit)?;
         if let Some(checked) = &self.checked
             && checked.commit == commit
@@ -69,29 +74,37 @@ impl Reconciler {
             return Ok(());
         }
         self.checked = None;
-        let (testing, checked) = self.judge_with_testing(commit, seen, cancelled)?;
+        let (testing, checked) = self.judge_with_testing(known, commit, seen, cancelled)?;
         self.checked = Some(Checked { seen, testing, ..checked });
         Ok(())
     }
 
-    /// The last commit that was taken; after a restart it is read from the mirror,
-    /// as the head may be one that was refused.
-    pub(super) fn accepted(
+    /// The last commit that was taken, as the mirror has it: after a restart the head
+    /// may be one that was refused, or out of reach. `None` where it cannot be taken any
+    /// more: then nothing goes on until a commit can, and what stands is looked after
+    /// by what the rollouts remember.
+    ///
+    /// # Errors
+    /// The mirror or the store cannot be used.
+    pub fn recall(
         &mut self,
+        known: &Known,
         cancelled: &AtomicBool,
     ) -> Result<Option<Arc<Accepted>>, PassError> {
-        if self.accepted.is_none()
-            && !std::mem::replace(&mut self.recalled, true)
-            && let Some(applied) = &self.state.applied
-        {
-            let commit = Oid::from_str(&applied.commit).map_err(|_| StateError::Commit)?;
-            if let Verdict::Taken(accepted) =
-                self.judge(commit, self.former_testing(), cancelled)?.verdict
-            {
-                self.accepted = Some(accepted);
+        let Some(commit) = known.mark else { return Ok(None) };
+        let checked = self.judge(commit, known.testing, cancelled)?;
+        let accepted = match &checked.verdict {
+            Verdict::Taken(accepted) => Some(accepted.clone()),
+            Verdict::Refused { message, .. } => {
+                tracing::warn!(%commit, message, "the last commit cannot be taken any more");
+                None
             }
+        };
+        if self.source.testing().is_none() {
+            // The pass that follows finds the same.
+            self.checked = Some(checked);
         }
-        Ok(self.accepted.clone())
+        Ok(accepted)
     }
 
     /// Checks a commit with the chosen definitions of the testing branch in place of its
@@ -99,6 +112,7 @@ impl Reconciler {
     /// commit that was used last stay, or else the commit's own count.
     fn judge_with_testing(
         &mut self,
+        known: &Known,
         commit: Oid,
         seen: Option<Oid>,
         cancelled: &AtomicBool,
@@ -106,7 +120,7 @@ impl Reconciler {
         if self.source.testing().is_none() {
             return Ok((None, self.judge(commit, None, cancelled)?));
         }
-        let former = seen.and(self.former_testing()).filter(|former| Some(*former) != seen);
+        let former = seen.and(known.testing).filter(|former| Some(*former) != seen);
         let mut refused = None;
         for testing in [seen, former].into_iter().flatten() {
             let why = match self.trusted_testing(commit, testing, cancelled)? {
@@ -136,12 +150,6 @@ impl Reconciler {
         Ok((Some(TestingState { commit: None, refused }), checked))
     }
 
-    /// The testing commit that was used last.
-    fn former_testing(&self) -> Option<Oid> {
-        let former = self.state.testing.as_ref()?.commit.as_ref()?;
-        Oid::from_str(former).ok()
-    }
-
     /// Reads and checks a commit, with the chosen definitions of `testing`.
     fn judge(
         &mut self,
@@ -168,6 +176,7 @@ impl Reconciler {
             Err(error) => return Err(error),
         };
         let (desired, mut diagnostics) = DesiredState::read(&tree);
+        let policy_text = policy_text(&tree);
         drop(tree);
         let configuration = desired.configuration.clone();
         let wanted = mirrors::wanted(&desired);
@@ -190,7 +199,8 @@ impl Reconciler {
             let policy = configuration.rollout.clone();
             let checks = Arc::new(check_list(&result.desired));
             let who = self.who(commit)?;
-            let taken = Taken { commit: commit.to_string(), who, desired, policy };
+            let commit = commit.to_string();
+            let taken = Taken { commit, who, desired, policy, policy_text };
             Verdict::Taken(Arc::new(Accepted { taken, materials, checks }))
         } else if let Some(message) = not_mirrored {
             Verdict::Refused { reason: RefusalReason::Mirror, message }
@@ -218,14 +228,25 @@ impl Reconciler {
         };
         match read(&self.mirror) {
             Err(PassError::Read { source, .. })
-                if source.is_damage() && !self.mirror.is_complete_for(commit) =>
+                if source.is_damage()
+                    && !self.mirror.is_complete_for(commit)
+                    && self.rebuilt_for != Some(commit) =>
             {
                 tracing::warn!(error = %source, "the mirror is damaged and made anew");
+                self.rebuilt_for = Some(commit);
                 self.mirror.fetch_anew(self.options.fetch_limits(), cancelled)?;
                 read(&self.mirror)
             }
             other => other,
         }
+    }
+}
+
+/// The file that the policy stands in; empty where the commit has none.
+fn policy_text(tree: &SourceTree) -> String {
+    match tree.get(CONFIGURATION_FILE).map(|file| &file.content) {
+        Some(SourceContent::Regular { bytes, .. }) => String::from_utf8_lossy(bytes).into_owned(),
+        Some(SourceContent::Symlink { .. } | SourceContent::Submodule) | None => String::new(),
     }
 }
 

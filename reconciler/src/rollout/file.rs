@@ -5,7 +5,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
-use strata_core::rollout::policy::DriftPolicy;
+use strata_core::configuration::Configuration;
+use strata_core::rollout::policy::{DriftPolicy, RolloutPolicy};
 use strata_core::rollout::{RolloutState, STATE_VERSION};
 use strata_core::{CompositionName, MacAddr, VaName};
 use strata_store::{Store, StoreError};
@@ -36,6 +37,9 @@ pub struct RolloutFile {
     /// commands that do not read git.
     pub drift: Option<DriftPolicy>,
     pub silent_days: Option<u32>,
+    /// Its `strata.toml`, for a process that cannot judge that commit any more.
+    #[serde(default)]
+    pub policy: Option<String>,
     /// VAs that a commit declared, and whose links are still there.
     pub declared: BTreeMap<MacAddr, VaName>,
     /// VAs that a commit declares and that people had provisioned before.
@@ -55,6 +59,7 @@ impl Default for RolloutFile {
             compositions: BTreeMap::new(),
             drift: None,
             silent_days: None,
+            policy: None,
             declared: BTreeMap::new(),
             adopted: BTreeMap::new(),
             removals_waiting: None,
@@ -84,6 +89,22 @@ impl RolloutFile {
             STATE_VERSION => Ok(Some(file)),
             version => Err(RolloutFileError::Version(version)),
         }
+    }
+
+    /// The policy of the last commit that was taken. In a file that does not tell, rings
+    /// have no gates: without a commit none moves to its target anyway.
+    pub fn remembered_policy(&self) -> RolloutPolicy {
+        if let Some(text) = &self.policy {
+            let (configuration, _) = Configuration::read(text.as_bytes());
+            return configuration.rollout;
+        }
+        let rings = self.compositions.values().flat_map(|state| state.rings.keys().cloned());
+        let rings: BTreeSet<_> = rings.collect();
+        let mut policy = RolloutPolicy::plain(rings);
+        if let Some(drift) = &self.drift {
+            policy.drift = drift.clone();
+        }
+        policy
     }
 
     /// Writes the file.

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use strata_core::audit::Who;
@@ -22,7 +23,7 @@ use super::prune;
 use super::rebuild::{self, Told};
 use super::request::{self, Ask, Request};
 use super::transfers::{self, Pending};
-use super::watcher::{Checks, RingKey, Wanted, Watcher};
+use super::watcher::{Checks, Looks, RingKey, Wanted, Watcher};
 use crate::audit::{AuditError, AuditLog, passes};
 
 /// While a ring is waited for, its VAs are looked at this often.
@@ -50,6 +51,8 @@ pub struct Taken {
     pub who: Who,
     pub desired: Desired,
     pub policy: RolloutPolicy,
+    /// The text that the policy was read from.
+    pub policy_text: String,
 }
 
 /// What a step did.
@@ -79,6 +82,10 @@ pub struct Rollouts {
     lost: Option<Told>,
     /// Pins that cannot be read, of which was told.
     unreadable_pins: BTreeSet<MacAddr>,
+    /// Whether this process ends after one pass.
+    once: bool,
+    /// What rollouts go by while no commit can be taken.
+    policy: Arc<RolloutPolicy>,
 }
 
 impl Rollouts {
@@ -86,7 +93,7 @@ impl Rollouts {
     ///
     /// # Errors
     /// The state is damaged.
-    pub fn open(store: Arc<Store>, audit: Arc<AuditLog>) -> Result<Self, RolloutError> {
+    pub fn open(store: Arc<Store>, audit: Arc<AuditLog>, once: bool) -> Result<Self, RolloutError> {
         let found = RolloutFile::find(&store)?;
         let lost = match found.is_none() && !store.rings()?.is_empty() {
             true => Some(rebuild::replay(&store)?),
@@ -94,8 +101,8 @@ impl Rollouts {
         };
         let (file, unreadable_pins) = (found.unwrap_or_default(), BTreeSet::new());
         let watcher = Watcher::new(store.clone());
-        let transfers = Pending::default();
-        Ok(Rollouts { store, file, watcher, transfers, audit, lost, unreadable_pins })
+        let (transfers, policy) = (Pending::default(), Arc::new(file.remembered_policy()));
+        Ok(Rollouts { store, file, watcher, transfers, audit, lost, unreadable_pins, once, policy })
     }
 
     /// Says which VAs a commit gives to another template or ring: they go with the next
@@ -105,37 +112,62 @@ impl Rollouts {
     }
 
     /// Takes the next step of every rollout: orders, then what the links and the
-    /// VAs ask for.
+    /// VAs ask for. In a process that ends after it, health checks are waited for.
+    ///
+    /// Without a commit (it cannot be judged any more, or not yet) what was wanted last
+    /// stays wanted: orders, pins, links and rings that fail are looked after, and no
+    /// ring moves to its target, as nobody knows the checks of its template.
     ///
     /// # Errors
     /// The store cannot be used. One composition whose links cannot be moved does
     /// not keep the others from theirs; it is in [`Stepped::failed`].
     pub fn step(
         &mut self,
-        taken: &Taken,
+        taken: Option<&Taken>,
         whole: bool,
         checks: &mut dyn Checks,
-        now_ms: u64,
+        (now_ms, cancelled): (u64, &AtomicBool),
     ) -> Result<Stepped, RolloutError> {
         let mut stepped = Stepped::default();
         let mut file = self.file.clone();
-        self.recover(taken, &mut file, now_ms, &mut stepped)?;
+        match taken {
+            Some(taken) => self.recover(taken, &mut file, now_ms, &mut stepped)?,
+            // What was wanted is not known: whatever was asked for waits.
+            None if self.lost.is_some() => return Ok(stepped),
+            None => {}
+        }
         let requests = self.orders(&mut file, now_ms, &mut stepped)?;
         // A process that has just started knows nothing yet of what is waited for.
-        self.want(taken)?;
-        self.watcher.tick(whole, checks)?;
+        let policy = match taken {
+            Some(taken) => Arc::new(taken.policy.clone()),
+            None => self.policy.clone(),
+        };
+        self.want(&policy, now_ms)?;
+        let looks = match (self.once, whole) {
+            (true, _) => Looks::Last { cancelled },
+            (false, true) => Looks::Whole,
+            (false, false) => Looks::Some,
+        };
+        self.watcher.tick(looks, checks, now_ms)?;
         let rings = self.store.rings()?;
         let mut moves = Vec::new();
-        file.drift = Some(taken.policy.drift.clone());
-        file.silent_days = Some(taken.policy.silent_days);
-        file.compositions.retain(|name, _| taken.desired.compositions.contains_key(name));
-        for (composition, target) in &taken.desired.compositions {
-            let views = self.views(composition, &rings, &taken.policy)?;
+        if let Some(taken) = taken {
+            file.drift = Some(taken.policy.drift.clone());
+            file.silent_days = Some(taken.policy.silent_days);
+            if file.policy.as_ref() != Some(&taken.policy_text) {
+                file.policy = Some(taken.policy_text.clone());
+            }
+            file.compositions.retain(|name, _| taken.desired.compositions.contains_key(name));
+        }
+        for (composition, target, commit) in targets(taken, &file) {
+            let composition = &composition;
+            let views = self.views(composition, &rings, &policy, now_ms)?;
             let input = Input {
                 composition,
-                policy: &taken.policy,
-                target: *target,
-                commit: &taken.commit,
+                policy: &policy,
+                target,
+                commit: &commit,
+                forward: taken.is_some(),
                 rings: &views,
                 now_ms,
             };
@@ -153,30 +185,38 @@ impl Rollouts {
             }
         }
         let mut events = Vec::new();
-        let limit = taken.policy.prune;
-        let removals =
-            prune::decide(&self.store, &mut file, &taken.desired, &rings, limit, &mut events)?;
+        let removals = match taken {
+            Some(Taken { desired, policy, .. }) => {
+                let limit = policy.prune;
+                prune::decide(&self.store, &mut file, desired, &rings, limit, &mut events)?
+            }
+            None => prune::Decided::default(),
+        };
         events.extend(removals.events());
+        let who = taken.map(|taken| taken.who.clone()).unwrap_or_default();
         stepped.events.extend(records(&mut events, now_ms));
         // What is decided is told before it is done: a crash may tell it twice.
-        self.audit.tell(&taken.who, &stepped.events)?;
+        self.audit.tell(&who, &stepped.events)?;
         self.keep(file)?;
         self.lost = None;
         for name in &requests {
             request::remove(&self.store, name)?;
         }
         self.take(&moves, &mut stepped)?;
-        self.transfer(taken, now_ms, &mut stepped)?;
+        if let Some(taken) = taken {
+            self.transfer(taken, now_ms, &mut stepped)?;
+        }
         prune::take(&self.store, removals)?;
         let unreadable = &mut self.unreadable_pins;
         let unpin_at_ms = pins::look_after(&self.store, now_ms, unreadable, |mut events| {
             let events = records(&mut events, now_ms);
-            self.audit.tell(&taken.who, &events)?;
+            self.audit.tell(&who, &events)?;
             stepped.events.extend(events);
             Ok(())
         })?;
         stepped.wake_at_ms = stepped.wake_at_ms.into_iter().chain(unpin_at_ms).min();
-        self.want(taken)?;
+        self.want(&policy, now_ms)?;
+        self.policy = policy;
         if !self.watcher.is_idle() {
             let soon = now_ms.saturating_add(LOOK_AGAIN.as_millis() as u64);
             stepped.wake_at_ms = stepped.wake_at_ms.into_iter().chain([soon]).min();
@@ -196,12 +236,13 @@ impl Rollouts {
         let rings = self.store.rings()?;
         let (mut kept, mut events) = (Vec::new(), Vec::new());
         for (composition, target) in &taken.desired.compositions {
-            let views = self.views(composition, &rings, &taken.policy)?;
+            let views = self.views(composition, &rings, &taken.policy, now_ms)?;
             let input = Input {
                 composition,
                 policy: &taken.policy,
                 target: *target,
                 commit: &taken.commit,
+                forward: true,
                 rings: &views,
                 now_ms,
             };
@@ -260,7 +301,7 @@ impl Rollouts {
             return Ok(());
         }
         let (states, watcher) = (&self.file.compositions, &self.watcher);
-        let health = |key: &RingKey| watcher.health(key);
+        let health = |key: &RingKey| watcher.health(key, now_ms);
         let decided = self.transfers.decide(&self.store, states, &taken.policy, health, now_ms);
         let transfers::Decided { go, notes, wake_at_ms } = decided;
         stepped.notes.extend(notes);
@@ -302,6 +343,7 @@ impl Rollouts {
         composition: &CompositionName,
         rings: &BTreeMap<RingKey, GenerationId>,
         policy: &RolloutPolicy,
+        now_ms: u64,
     ) -> Result<BTreeMap<RingName, RingView>, RolloutError> {
         let mut views = BTreeMap::new();
         for ring in &policy.rings {
@@ -317,7 +359,7 @@ impl Rollouts {
                 linked,
                 linked_at_ms: linked_at_ms.map(crate::state::milliseconds),
                 staged: rings.contains_key(&(composition.clone(), staged_ring(&ring.name))),
-                health: self.watcher.health(&key),
+                health: self.watcher.health(&key, now_ms),
             };
             views.insert(ring.name.clone(), view);
         }
@@ -325,24 +367,31 @@ impl Rollouts {
     }
 
     /// Tells the watcher which rings are waited for.
-    fn want(&mut self, taken: &Taken) -> Result<(), RolloutError> {
+    fn want(&mut self, policy: &RolloutPolicy, now_ms: u64) -> Result<(), RolloutError> {
+        let up_since_ms = up_since_ms(now_ms);
         let mut wanted = BTreeMap::new();
         for (composition, state) in &self.file.compositions {
             let waits = state.is_active() && state.halted.is_none() && state.paused.is_none();
             if !waits {
                 continue;
             }
-            for ring in taken.policy.rings.iter() {
-                let moved = state.rings.get(&ring.name).is_some_and(|at| at.at == state.target);
+            for ring in &policy.rings {
+                let at = state.rings.get(&ring.name);
+                let moved = at.is_some_and(|at| at.at == state.target);
                 let (gated, batch) = (ring.gate.is_some(), ring.swapping);
                 if gated && (moved || batch.is_some()) {
                     let batch = batch.unwrap_or(0) as usize;
-                    let wish = Wanted { target: state.target, batch };
+                    let deadline_ms = ring.gate.unwrap_or_default().deadline_ms;
+                    // One process after the other looks: what the last ones waited for
+                    // is waited for on. Where the whole host was off, VAs were too.
+                    let since_ms = at.and_then(|at| at.short_since_ms).filter(|_| self.once);
+                    let since_ms = since_ms.map(|since_ms| since_ms.max(up_since_ms));
+                    let wish = Wanted { target: state.target, batch, deadline_ms, since_ms };
                     wanted.insert((composition.clone(), ring.name.clone()), wish);
                 }
             }
         }
-        for (key, wish) in self.transfers.wanted(&self.file.compositions, &taken.policy) {
+        for (key, wish) in self.transfers.wanted(&self.file.compositions, policy) {
             wanted.entry(key).or_insert(wish);
         }
         self.watcher.want(&wanted)
@@ -352,6 +401,32 @@ impl Rollouts {
     pub fn state(&self, composition: &CompositionName) -> Option<&RolloutState> {
         self.file.compositions.get(composition)
     }
+}
+
+/// What every composition is to be, and the commit that wants it.
+fn targets(
+    taken: Option<&Taken>,
+    file: &RolloutFile,
+) -> Vec<(CompositionName, GenerationId, String)> {
+    match taken {
+        Some(Taken { desired, commit, .. }) => {
+            let wanted = desired.compositions.iter();
+            wanted.map(|(name, target)| (name.clone(), *target, commit.clone())).collect()
+        }
+        None => {
+            let remembered = file.compositions.iter();
+            remembered
+                .map(|(name, state)| (name.clone(), state.target, state.commit.clone()))
+                .collect()
+        }
+    }
+}
+
+/// Since when this host has been up.
+fn up_since_ms(now_ms: u64) -> u64 {
+    let up = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    let up_ms = u64::try_from(up.tv_sec).unwrap_or(0).saturating_mul(1000);
+    now_ms.saturating_sub(up_ms)
 }
 
 fn records(events: &mut Vec<Event>, now_ms: u64) -> Vec<EventRecord> {

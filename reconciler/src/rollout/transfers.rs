@@ -86,7 +86,9 @@ impl Pending {
                     || (ring.swapping.is_some() && waits(&ring.name));
                 let at = state.rings.get(&ring.name).map(|ring| ring.at);
                 if looked_at && at == Some(state.target) {
-                    let wish = Wanted { target: state.target, batch: 0 };
+                    let deadline_ms = ring.gate.unwrap_or_default().deadline_ms;
+                    let target = state.target;
+                    let wish = Wanted { target, batch: 0, deadline_ms, since_ms: None };
                     wanted.insert(key(&ring.name), wish);
                 }
             }

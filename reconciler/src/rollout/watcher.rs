@@ -6,10 +6,11 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use strata_core::links::VaTarget;
-use strata_core::rollout::health::{CheckOutcome, Member, RingHealth, VaHealth, va_health};
+use strata_core::rollout::health::{CheckOutcome, Clock, Member, RingHealth, VaHealth, va_health};
 use strata_core::rollout::policy::base_ring;
 use strata_core::status::va_status;
 use strata_core::{CompositionName, GenerationId, MacAddr, RingName};
@@ -25,6 +26,8 @@ const LOOKS: usize = 2_000;
 const SECOND_LOOKS: usize = 200;
 /// Links are listed again this often, for VAs that came or went.
 const LIST_AGAIN: Duration = Duration::from_secs(30);
+/// A clock that is so far ahead of the time that has passed was set.
+const CLOCK_JUMP_MS: u64 = 5_000;
 
 /// A ring of a composition.
 pub type RingKey = (CompositionName, RingName);
@@ -35,12 +38,17 @@ pub struct Wanted {
     pub target: GenerationId,
     /// VAs of the next batch.
     pub batch: usize,
+    pub deadline_ms: u64,
+    /// Since when its VAs owe an answer that were not looked at yet; from the first look
+    /// on where that is not known.
+    pub since_ms: Option<u64>,
 }
 
 #[derive(Debug)]
 struct Ring {
     wanted: Wanted,
-    members: BTreeMap<MacAddr, Member>,
+    /// What the last look found; nothing where there was none.
+    members: BTreeMap<MacAddr, Option<Member>>,
     /// Not looked at yet, or on their way.
     restless: VecDeque<MacAddr>,
     settled: VecDeque<MacAddr>,
@@ -52,6 +60,19 @@ pub struct Watcher {
     rings: BTreeMap<RingKey, Ring>,
     records: BTreeMap<MacAddr, VaRecord>,
     listed: Option<Instant>,
+    /// The last tick, by both clocks.
+    ticked: Option<(Instant, u64)>,
+}
+
+/// How much a tick looks at.
+#[derive(Debug, Clone, Copy)]
+pub enum Looks<'c> {
+    /// Some VAs.
+    Some,
+    /// Every one that is not settled.
+    Whole,
+    /// And again once the checks have answered, as this process ends after the tick.
+    Last { cancelled: &'c AtomicBool },
 }
 
 /// Runs the checks of VAs' templates.
@@ -64,12 +85,15 @@ pub trait Checks {
         record: Option<&VaRecord>,
         generation: GenerationId,
     ) -> CheckOutcome;
+
+    /// Waits until all have answered that were asked.
+    fn wait(&mut self, cancelled: &AtomicBool);
 }
 
 impl Watcher {
     pub fn new(store: Arc<Store>) -> Self {
         let (rings, records) = (BTreeMap::new(), BTreeMap::new());
-        Watcher { store, rings, records, listed: None }
+        Watcher { store, rings, records, listed: None, ticked: None }
     }
 
     /// Says which rings are waited for from now on.
@@ -114,7 +138,7 @@ impl Watcher {
             for mac in now {
                 ring.members.entry(mac).or_insert_with(|| {
                     ring.restless.push_back(mac);
-                    Member { mac, desired: None, health: VaHealth::Unknown }
+                    None
                 });
             }
         }
@@ -133,14 +157,48 @@ impl Watcher {
         self.rings.is_empty()
     }
 
-    /// Looks at some VAs; with `whole`, at every one that is not settled.
+    /// Looks at VAs.
     ///
     /// # Errors
     /// The store cannot be read.
-    pub fn tick(&mut self, whole: bool, checks: &mut dyn Checks) -> Result<(), RolloutError> {
+    pub fn tick(
+        &mut self,
+        looks: Looks<'_>,
+        checks: &mut dyn Checks,
+        now_ms: u64,
+    ) -> Result<(), RolloutError> {
+        self.know_the_time(now_ms);
         if self.rings.is_empty() {
             return Ok(());
         }
+        self.look(!matches!(looks, Looks::Some), checks, now_ms)?;
+        if let Looks::Last { cancelled } = looks {
+            checks.wait(cancelled);
+            self.look(true, checks, now_ms)?;
+        }
+        Ok(())
+    }
+
+    /// Where the clock was set ahead, nobody owes an answer for that time.
+    fn know_the_time(&mut self, now_ms: u64) {
+        let Some((at, then_ms)) = self.ticked.replace((Instant::now(), now_ms)) else { return };
+        let passed_ms = u64::try_from(at.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let ahead_ms = now_ms.saturating_sub(then_ms.saturating_add(passed_ms));
+        if ahead_ms <= CLOCK_JUMP_MS {
+            return;
+        }
+        tracing::warn!(ahead_ms, "the clock was set");
+        for member in self.rings.values_mut().flat_map(|ring| ring.members.values_mut()).flatten() {
+            member.since_ms = member.since_ms.saturating_add(ahead_ms);
+        }
+    }
+
+    fn look(
+        &mut self,
+        whole: bool,
+        checks: &mut dyn Checks,
+        now_ms: u64,
+    ) -> Result<(), RolloutError> {
         let store = self.store.clone();
         let machines = Machines::open(&store)?;
         let mut observer = Observer::new(&store);
@@ -157,7 +215,11 @@ impl Watcher {
                     name: record.name.clone(),
                     run_state: machines.run_state(record).ok(),
                 });
-                let member = look(&mut observer, &store, mac, record, view.as_ref(), checks)?;
+                let before = ring.members.get(&mac).and_then(Option::as_ref);
+                let first_ms = ring.wanted.since_ms.unwrap_or(now_ms);
+                let since = |desired| Member::owes_since(before, desired, first_ms, now_ms);
+                let va = (mac, record, view.as_ref());
+                let member = look(&mut observer, &store, va, checks, (&since, now_ms))?;
                 let Some(member) = member else {
                     ring.members.remove(&mac);
                     continue;
@@ -169,22 +231,21 @@ impl Watcher {
                     }
                     _ => ring.restless.push_back(mac),
                 }
-                ring.members.insert(mac, member);
+                ring.members.insert(mac, Some(member));
             }
         }
         Ok(())
     }
 
     /// How the VAs of a ring do, once each was looked at.
-    pub fn health(&self, key: &RingKey) -> Option<RingHealth> {
+    pub fn health(&self, key: &RingKey, now_ms: u64) -> Option<RingHealth> {
         let ring = self.rings.get(key)?;
-        let unseen =
-            |member: &Member| member.desired.is_none() && member.health == VaHealth::Unknown;
-        if ring.members.values().any(unseen) {
+        if ring.members.values().any(Option::is_none) {
             return None;
         }
-        let Wanted { target, batch } = ring.wanted;
-        Some(RingHealth::of(target, ring.members.values(), batch))
+        let Wanted { target, batch, deadline_ms, .. } = ring.wanted;
+        let members = ring.members.values().flatten();
+        Some(RingHealth::of(target, members, batch, Clock { deadline_ms, now_ms }))
     }
 }
 
@@ -192,10 +253,9 @@ impl Watcher {
 fn look(
     observer: &mut Observer<'_>,
     store: &Store,
-    mac: MacAddr,
-    record: Option<&VaRecord>,
-    view: Option<&MachineView>,
+    (mac, record, view): (MacAddr, Option<&VaRecord>, Option<&MachineView>),
     checks: &mut dyn Checks,
+    (since, now_ms): (&dyn Fn(Option<GenerationId>) -> u64, u64),
 ) -> Result<Option<Member>, RolloutError> {
     let target = match store.va_target(mac) {
         Err(error) if error.is_foreign_link() => return Ok(None),
@@ -211,6 +271,8 @@ fn look(
         }
         _ => CheckOutcome::None,
     };
-    let health = va_health(&observed, &status, &check);
-    Ok(Some(Member { mac, desired: observed.desired, health }))
+    let since_ms = since(observed.desired);
+    let expected_ms = now_ms.saturating_sub(since_ms);
+    let health = va_health(&observed, &status, &check, expected_ms);
+    Ok(Some(Member { mac, desired: observed.desired, health, since_ms }))
 }

@@ -14,6 +14,17 @@ pub struct Daemon(Child);
 
 impl Daemon {
     pub fn start(world: &World, arguments: &[&str]) -> Self {
+        Self::run(world, &[&["--source", &source(world)], arguments].concat())
+    }
+
+    /// With the settings `reconciler.toml`, which say what the source is.
+    pub fn configured(world: &World, arguments: &[&str]) -> Self {
+        let settings = world.path("reconciler.toml");
+        let settings = settings.to_str().expect("UTF-8");
+        Self::run(world, &[&["--config", settings], arguments].concat())
+    }
+
+    fn run(world: &World, arguments: &[&str]) -> Self {
         Daemon(command(world, arguments).spawn().expect("starts"))
     }
 
@@ -50,14 +61,16 @@ impl Drop for Daemon {
     }
 }
 
+fn source(world: &World) -> String {
+    world.path("fleet.git").to_str().expect("UTF-8").to_owned()
+}
+
 fn command(world: &World, arguments: &[&str]) -> Command {
     let mut command = Command::new(PathBuf::from(env!("CARGO_BIN_EXE_strata")));
     command
         .arg("reconcile")
         .arg("--store")
         .arg(world.store.root())
-        .arg("--source")
-        .arg(world.path("fleet.git"))
         .args(arguments)
         .env_remove("STRATA_LOG")
         .stdout(Stdio::null())
@@ -115,10 +128,10 @@ fn without_events_the_poll_floor_finds_it() {
 fn an_idle_daemon_is_silent() {
     let world = World::new();
     let daemon = Daemon::start(&world, &["--poll", "1"]);
-    let applied = world.store.state("reconcile.json");
+    let applied = || world.applied().is_some();
     // What it did is logged after it is done, a template at a time.
     let told = || log(&world).matches("rollout-done").count() == 2;
-    wait_until("the first pass", Duration::from_secs(60), || applied.exists() && told());
+    wait_until("the first pass", Duration::from_secs(60), || applied() && told());
     let (before, logged) = (world.snapshot(), log(&world));
     let passes = world.store.state("mirror.git").join("HEAD");
     assert!(passes.exists());
@@ -172,7 +185,8 @@ fn killed_a_hundred_times_it_ends_in_the_same_state() {
         world.write("templates/web/etc/motd", &format!("version {}\n", 2 - at));
         world.write("templates/web.ldf", &web(2 - u32::from(round % 2 == 1)));
         world.push("bump");
-        let mut child = command(&world, &["--once"]).spawn().expect("starts");
+        let mut child =
+            command(&world, &["--source", &source(&world), "--once"]).spawn().expect("starts");
         random ^= random << 13;
         random ^= random >> 7;
         random ^= random << 17;

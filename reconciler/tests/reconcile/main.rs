@@ -4,6 +4,7 @@ mod audit;
 mod cli;
 mod daemon;
 mod disk;
+mod held;
 mod hostile;
 mod lost_state;
 mod mirror;

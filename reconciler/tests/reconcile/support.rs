@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use strata::pass::{Options, PassError, PassReport, Reconciler};
 use strata::source::Source;
+use strata::state::ReconcileState;
 use strata_core::manifest::{Entry, Kind, Manifest, Timestamp};
 use strata_core::metadata::{LayerKind, Metadata};
 use strata_core::{CompositionName, Digest, GenerationId, MacAddr, RingName};
@@ -249,6 +250,12 @@ impl World {
     /// One pass of a new reconciler, as `--once` runs it.
     pub fn once(&self) -> PassReport {
         self.reconciler().pass(&AtomicBool::new(false)).expect("a pass")
+    }
+
+    /// The commit that was applied last.
+    pub fn applied(&self) -> Option<String> {
+        let state = ReconcileState::read(&self.store).expect("readable")?;
+        state.applied.map(|applied| applied.commit)
     }
 
     pub fn ring(&self, composition: &str, ring: &str) -> Option<GenerationId> {

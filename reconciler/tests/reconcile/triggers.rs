@@ -38,8 +38,7 @@ impl Told {
         fs::write(&path, settings).expect("written");
         let config = path.to_str().expect("UTF-8");
         let daemon = Daemon::start(&world, &["--poll", "3600", "--no-events", "--config", config]);
-        let applied = world.store.state("reconcile.json");
-        wait_until("the first pass", Duration::from_secs(60), || applied.exists());
+        wait_until("the first pass", Duration::from_secs(60), || world.applied().is_some());
         Told { world, port, daemon }
     }
 
@@ -57,7 +56,7 @@ impl Told {
     fn wait_for_head(&self) {
         let head = self.world.head();
         let what = format!("{head} is applied; log:\n{}", log(&self.world));
-        wait_until(&what, Duration::from_secs(30), || self.state().contains(&head));
+        wait_until(&what, Duration::from_secs(30), || self.world.applied().as_ref() == Some(&head));
     }
 
     /// Sends a request; returns the status, or `None` where the server hung up.

@@ -320,6 +320,9 @@ fn running(
     // An error of an earlier swap says nothing about this one.
     let tried = report.desired == Some(desired);
     let in_grace = va.ring_age_ms.is_some_and(|age| age <= SWAP_GRACE_MS);
+    // Those that run before a swap take the time that they are given.
+    let scripts = report.scripts.as_ref().map(|scripts| scripts.state);
+    let runs_scripts = scripts == Some(ScriptsState::Running);
     match (&report.error, report.state) {
         (Some(error), _) if tried || !in_grace => {
             (SyncState::Failed, Some(Reason::Refused { error: error.clone() }))
@@ -328,7 +331,9 @@ fn running(
             let error = "the VLFS failed and gave no reason".to_owned();
             (SyncState::Failed, Some(Reason::Refused { error }))
         }
-        _ if in_grace => (SyncState::Pending, Some(Reason::SwapUnderWay)),
+        _ if in_grace || (tried && runs_scripts) => {
+            (SyncState::Pending, Some(Reason::SwapUnderWay))
+        }
         _ => (SyncState::Drifted, Some(Reason::OtherGeneration)),
     }
 }

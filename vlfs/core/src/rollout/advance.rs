@@ -33,6 +33,8 @@ pub struct Input<'a> {
     /// What the commit wants the composition to be.
     pub target: GenerationId,
     pub commit: &'a str,
+    /// Whether rings may move to the target: not while its commit cannot be judged.
+    pub forward: bool,
     pub rings: &'a BTreeMap<RingName, RingView>,
     /// Milliseconds since 1970.
     pub now_ms: u64,
@@ -70,12 +72,16 @@ pub fn advance(input: &Input<'_>, state: Option<&RolloutState>) -> Advance {
         Some(state) => step.supersede(state),
         None => step.adopt(),
     };
+    state.know_the_time(input.now_ms);
     step.admit_rings(&mut state);
     step.put_back(&mut state);
     step.judge(&mut state);
     state.waiting = None;
     if state.is_active() && state.halted.is_none() && state.paused.is_none() {
-        state.waiting = step.proceed(&mut state);
+        state.waiting = match input.forward {
+            true => step.proceed(&mut state),
+            false => step.stand(&state),
+        };
     }
     let Step { moves, events, wake_at_ms, .. } = step;
     Advance { state, moves, events, wake_at_ms }
@@ -140,6 +146,7 @@ impl Step<'_, '_> {
         };
         for ring in state.rings.values_mut() {
             (ring.step, ring.healthy_since_ms) = (RingStep::Waiting, None);
+            (ring.short_since_ms, ring.promoted) = (None, false);
             ring.since_ms = self.input.now_ms;
         }
         state
@@ -198,8 +205,17 @@ impl Step<'_, '_> {
         };
         let moving = view.linked.is_none();
         let good = good.or(state.done_at_ms.map(|_| target));
-        let fresh =
-            RingState { at, good, step, since_ms, healthy_since_ms: None, moving, drifted: None };
+        let fresh = RingState {
+            at,
+            good,
+            step,
+            since_ms,
+            healthy_since_ms: None,
+            short_since_ms: Some(since_ms).filter(|_| step == RingStep::Moved),
+            promoted: false,
+            moving,
+            drifted: None,
+        };
         state.rings.insert(ring.name.clone(), fresh);
         if moving {
             let (composition, ring) = (self.input.composition.clone(), ring.name.clone());
@@ -253,22 +269,23 @@ impl Step<'_, '_> {
         }
         let now_ms = self.input.now_ms;
         for policy in &self.input.policy.rings {
-            let (Some(gate), Some(ring)) = (&policy.gate, state.rings.get(&policy.name)) else {
+            let (Some(gate), Some(ring)) = (&policy.gate, state.rings.get_mut(&policy.name)) else {
                 continue;
             };
-            if ring.step == RingStep::Waiting {
+            if ring.step == RingStep::Waiting || ring.promoted {
                 continue;
             }
             let health = self.view(&policy.name).health;
             let Some(health) = health.filter(|health| health.generation == state.target) else {
                 continue;
             };
-            let overdue = now_ms.saturating_sub(ring.since_ms) > gate.deadline_ms;
-            if let Some(bad) = health.too_many(gate, overdue) {
+            let short_since_ms = ring.short_since_ms.unwrap_or(now_ms);
+            ring.short_since_ms = health.is_short(gate).then_some(short_since_ms);
+            if let Some(bad) = health.too_many(gate) {
                 let of = health.active() + health.waiting;
                 let first = health.first_unhealthy.first();
                 let first = first.map(|va| format!(": {}: {}", va.mac, va.reason));
-                let first = first.unwrap_or_else(|| ": no word by the deadline".to_owned());
+                let first = first.unwrap_or_default();
                 let reason = format!("{bad} of {of} VAs of {} are unhealthy{first}", policy.name);
                 let name = policy.name.clone();
                 return self.fail(state, &name, reason, health.first_unhealthy);
@@ -302,6 +319,16 @@ impl Step<'_, '_> {
             unhealthy: unhealthy.clone(),
         });
         state.halted = Some(Halt { ring: ring.clone(), reason, unhealthy, at_ms });
+    }
+
+    /// Where it would go on.
+    fn stand(&self, state: &RolloutState) -> Option<Waiting> {
+        let mut rings = self.input.policy.rings.iter().map(|ring| &ring.name);
+        let open = |name: &&RingName| {
+            state.rings.get(name).is_some_and(|ring| ring.step != RingStep::Passed)
+        };
+        let last = rings.clone().next_back();
+        rings.find(open).or(last).map(|ring| Waiting::Commit { ring: ring.clone() })
     }
 
     /// Moves what may move. Returns what is waited for; nothing once it is done.
@@ -355,7 +382,7 @@ impl Step<'_, '_> {
             }
         }
         if ring.step == RingStep::Moved {
-            let gate = policy.gate.filter(|_| !skip);
+            let gate = policy.gate.filter(|_| !skip && !ring.promoted);
             let waiting = gate.and_then(|gate| self.gate(ring, policy, &gate, &view, last, target));
             if waiting.is_some() {
                 return waiting;
@@ -421,8 +448,7 @@ impl Step<'_, '_> {
             let composition = self.input.composition.clone();
             self.events.push(Event::BatchMoved { composition, ring, to, vas });
         }
-        let gate = policy.gate.unwrap_or_default();
-        self.wake(ring.since_ms.saturating_add(gate.deadline_ms).saturating_add(1));
+        self.wake_for_the_late(health);
         waiting
     }
 
@@ -437,7 +463,7 @@ impl Step<'_, '_> {
         let name = policy.name.clone();
         (ring.at, ring.moving, ring.drifted) = (target, true, None);
         (ring.step, ring.since_ms) = (RingStep::Moved, self.input.now_ms);
-        ring.healthy_since_ms = None;
+        (ring.healthy_since_ms, ring.short_since_ms) = (None, Some(self.input.now_ms));
         let from = view.linked;
         // The move supersedes one that puts the link back.
         self.moves.retain(|m| !matches!(m, RingMove::Ring { ring, .. } if *ring == name));
@@ -447,6 +473,13 @@ impl Step<'_, '_> {
         }
         let composition = self.input.composition.clone();
         self.events.push(Event::RingMoved { composition, ring: name, from, to: target });
+    }
+
+    /// Asks to be asked again when the next VA is late.
+    fn wake_for_the_late(&mut self, health: &RingHealth) {
+        if let Some(late_in_ms) = health.late_in_ms {
+            self.wake(self.input.now_ms.saturating_add(late_in_ms).saturating_add(1));
+        }
     }
 
     /// What a moved ring still owes. `None` once it passes.
@@ -474,8 +507,9 @@ impl Step<'_, '_> {
         }
         if !health.meets(gate) {
             ring.healthy_since_ms = None;
-            let deadline_ms = ring.since_ms.saturating_add(gate.deadline_ms);
-            self.wake(deadline_ms.saturating_add(1));
+            self.wake_for_the_late(health);
+            let since_ms = ring.short_since_ms.unwrap_or(ring.since_ms);
+            let deadline_ms = since_ms.saturating_add(gate.deadline_ms);
             return Some(Waiting::Health { ring: name, deadline_ms });
         }
         let since = *ring.healthy_since_ms.get_or_insert(now_ms);

@@ -71,6 +71,7 @@ pub fn apply_command(
             let quarantined = *quarantined && next.quarantined.take().is_some();
             for ring in next.rings.values_mut() {
                 (ring.since_ms, ring.healthy_since_ms) = (now_ms, None);
+                (ring.short_since_ms, ring.promoted) = (None, false);
             }
             events.push(Event::Resumed { composition, reason, quarantined });
         }
@@ -95,9 +96,12 @@ pub fn apply_command(
             if next.done_at_ms.is_some() {
                 return Err(CommandError::Done(composition));
             }
-            next.halted = None;
-            for ring in next.rings.values_mut().filter(|ring| ring.step == RingStep::Moved) {
-                ring.step = RingStep::Passed;
+            let halted = next.halted.take().map(|halt| halt.ring);
+            for (name, ring) in &mut next.rings {
+                ring.promoted |= ring.step == RingStep::Moved || halted.as_ref() == Some(name);
+                if ring.step == RingStep::Moved {
+                    ring.step = RingStep::Passed;
+                }
             }
             if *all {
                 next.promoted = Some(reason.clone());
@@ -139,6 +143,7 @@ impl RolloutState {
                 (ring.at, ring.moving) = (good, true);
             }
             (ring.step, ring.healthy_since_ms) = (RingStep::Waiting, None);
+            (ring.short_since_ms, ring.promoted) = (None, false);
             ring.since_ms = quarantine.at_ms;
         }
         self.quarantined = Some(quarantine);

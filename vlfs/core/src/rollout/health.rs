@@ -5,8 +5,10 @@ use serde::{Deserialize, Serialize};
 use super::policy::Gate;
 use crate::digest::GenerationId;
 use crate::names::MacAddr;
+use crate::scripts::outcome::ScriptsState;
 use crate::status::{
-    LONGEST_INTERVAL_S, ObservedVa, Reason, ReportView, STALE_INTERVALS, SyncState, VaStatus,
+    LONGEST_INTERVAL_S, ObservedVa, Reason, ReportView, STALE_INTERVALS, SWAP_GRACE_MS, SyncState,
+    VaStatus,
 };
 
 /// Unhealthy VAs that are named; the others are counted.
@@ -21,6 +23,8 @@ pub enum VaHealth {
     Unhealthy(String),
     /// On its way: it swaps, or is being checked.
     Swapping,
+    /// Its checks wait for those of other VAs: that is no time of its own.
+    Queued,
     /// It does not run, or was silent long before: it tells nothing.
     Idle,
     /// It should tell and does not.
@@ -32,13 +36,22 @@ pub enum VaHealth {
 pub enum CheckOutcome {
     /// The template has none.
     None,
+    /// Those of other VAs come first.
+    Queued,
     UnderWay,
     Passed,
     Failed(String),
 }
 
 /// Judges a VA: its file system must serve what it should, then its checks count.
-pub fn va_health(va: &ObservedVa, status: &VaStatus, check: &CheckOutcome) -> VaHealth {
+/// `expected_ms`: for how long it has been expected to be healthy (see [`Member`]).
+pub fn va_health(
+    va: &ObservedVa,
+    status: &VaStatus,
+    check: &CheckOutcome,
+    expected_ms: u64,
+) -> VaHealth {
+    let had_time = expected_ms > SWAP_GRACE_MS;
     match (status.state, &status.reason) {
         (SyncState::InSync, Some(Reason::AsOfLastReport { .. })) => VaHealth::Idle,
         // Its layers' scripts failed (§5.1).
@@ -46,8 +59,10 @@ pub fn va_health(va: &ObservedVa, status: &VaStatus, check: &CheckOutcome) -> Va
             let messages = status.conditions.iter().map(|condition| condition.message.clone());
             VaHealth::Unhealthy(messages.collect::<Vec<_>>().join("; "))
         }
+        (SyncState::InSync, _) if runs_scripts(va) => VaHealth::Swapping,
         (SyncState::InSync, _) => match check {
             CheckOutcome::None | CheckOutcome::Passed => VaHealth::Healthy,
+            CheckOutcome::Queued => VaHealth::Queued,
             CheckOutcome::UnderWay => VaHealth::Swapping,
             CheckOutcome::Failed(why) => VaHealth::Unhealthy(why.clone()),
         },
@@ -55,6 +70,9 @@ pub fn va_health(va: &ObservedVa, status: &VaStatus, check: &CheckOutcome) -> Va
             VaHealth::Swapping
         }
         (SyncState::Pending, _) => VaHealth::Idle,
+        // It has just come back, or lost its ring's generation.
+        (SyncState::Drifted, _) if !had_time => VaHealth::Swapping,
+        (SyncState::Failed, _) if !had_time && !tried(va) => VaHealth::Swapping,
         (SyncState::Drifted | SyncState::Failed, why) => {
             let why = why.as_ref().map(ToString::to_string);
             VaHealth::Unhealthy(why.unwrap_or_else(|| status.state.to_string()))
@@ -75,13 +93,52 @@ fn was_silent_before(va: &ObservedVa) -> bool {
     *age_ms > ring_age_ms.saturating_add(STALE_INTERVALS * u64::from(interval_s) * 1000)
 }
 
-/// A VA of a ring.
+fn runs_scripts(va: &ObservedVa) -> bool {
+    let ReportView::Read { report, .. } = &va.report else { return false };
+    report.scripts.as_ref().is_some_and(|scripts| scripts.state == ScriptsState::Running)
+}
+
+/// Whether a VA's report speaks of the generation that it should serve now.
+fn tried(va: &ObservedVa) -> bool {
+    matches!(&va.report, ReportView::Read { report, .. } if report.desired == va.desired)
+}
+
+/// A VA of a ring, and since when it owes to be healthy.
+///
+/// **Invariant:** this is the only clock of a gate's `deadline`. It belongs to one VA and
+/// starts when its link names another generation, when it was healthy and no longer is,
+/// and when it goes on after a rest. Whoever looks at a VA for the first time says when
+/// it started: a process that has just begun to look, then.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Member {
     pub mac: MacAddr,
     /// The generation that its link names.
     pub desired: Option<GenerationId>,
     pub health: VaHealth,
+    /// Since when it is expected to be healthy; of one that is, of no meaning.
+    pub since_ms: u64,
+}
+
+impl Member {
+    /// Since when a VA owes to be healthy that is looked at at `now_ms`, if it is not.
+    /// `before`: what the last look found; `first_ms` counts where there was none.
+    pub fn owes_since(
+        before: Option<&Member>,
+        desired: Option<GenerationId>,
+        first_ms: u64,
+        now_ms: u64,
+    ) -> u64 {
+        let since_ms = match before {
+            None => first_ms,
+            Some(before) if before.desired != desired => now_ms,
+            Some(before) => match before.health {
+                VaHealth::Healthy | VaHealth::Idle | VaHealth::Queued => now_ms,
+                VaHealth::Unhealthy(_) | VaHealth::Swapping | VaHealth::Unknown => before.since_ms,
+            },
+        };
+        // A clock that was set back makes nobody wait for it.
+        since_ms.min(now_ms)
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -100,6 +157,12 @@ pub struct RingHealth {
     /// Swapping or being checked.
     pub swapping: u32,
     pub unknown: u32,
+    /// Of those that swap or are unknown, who has had the whole deadline.
+    #[serde(default)]
+    pub late: u32,
+    /// When the next one of them has, in milliseconds from now.
+    #[serde(skip)]
+    pub late_in_ms: Option<u64>,
     /// They do not run: they take the generation when they go on.
     pub idle: u32,
     /// They run, and their link does not name the generation yet.
@@ -110,12 +173,21 @@ pub struct RingHealth {
     pub ready: Vec<MacAddr>,
 }
 
+/// The time that the VAs of a ring have, and what time it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Clock {
+    pub deadline_ms: u64,
+    /// In the time of [`Member::since_ms`].
+    pub now_ms: u64,
+}
+
 impl RingHealth {
     /// Counts the members of a ring; `ready` takes up to `batch` of those that wait.
     pub fn of<'m>(
         generation: GenerationId,
         members: impl IntoIterator<Item = &'m Member>,
         batch: usize,
+        clock: Clock,
     ) -> Self {
         let mut health = RingHealth {
             generation,
@@ -123,14 +195,21 @@ impl RingHealth {
             unhealthy: 0,
             swapping: 0,
             unknown: 0,
+            late: 0,
+            late_in_ms: None,
             idle: 0,
             waiting: 0,
             first_unhealthy: Vec::new(),
             ready: Vec::new(),
         };
+        let mut late = Vec::new();
         for member in members {
             health.add(member, batch);
+            late.extend(health.count_time(member, clock));
         }
+        // Who said what is wrong tells more than who said nothing.
+        late.truncate(NAMED.saturating_sub(health.first_unhealthy.len()));
+        health.first_unhealthy.append(&mut late);
         health
     }
 
@@ -144,7 +223,7 @@ impl RingHealth {
                 }
             }
             VaHealth::Healthy => self.healthy += 1,
-            VaHealth::Swapping => self.swapping += 1,
+            VaHealth::Queued | VaHealth::Swapping => self.swapping += 1,
             VaHealth::Unknown => self.unknown += 1,
             VaHealth::Unhealthy(reason) => {
                 self.unhealthy += 1;
@@ -154,6 +233,27 @@ impl RingHealth {
                 }
             }
         }
+    }
+
+    /// Counts the time of a VA that owes to be healthy; returns it where that is up.
+    fn count_time(&mut self, member: &Member, clock: Clock) -> Option<UnhealthyVa> {
+        let reason = match member.health {
+            VaHealth::Unknown => "no word by the deadline",
+            VaHealth::Swapping => "not ready by the deadline",
+            VaHealth::Healthy | VaHealth::Unhealthy(_) | VaHealth::Queued | VaHealth::Idle => {
+                return None;
+            }
+        };
+        if member.desired != Some(self.generation) {
+            return None;
+        }
+        let owed_ms = clock.now_ms.saturating_sub(member.since_ms);
+        if let Some(left_ms) = clock.deadline_ms.checked_sub(owed_ms) {
+            self.late_in_ms = self.late_in_ms.into_iter().chain([left_ms]).min();
+            return None;
+        }
+        self.late += 1;
+        Some(UnhealthyVa { mac: member.mac, reason: reason.to_owned() })
     }
 
     /// VAs that run and have the generation.
@@ -171,19 +271,25 @@ impl RingHealth {
         self.waiting == 0 && u64::from(self.healthy) * 100 >= wanted
     }
 
-    /// How many VAs are unhealthy, where those are too many. `overdue`: who has not
-    /// arrived by now counts.
-    pub(super) fn too_many(&self, gate: &Gate, overdue: bool) -> Option<u32> {
-        let late = if overdue { self.swapping + self.unknown } else { 0 };
+    /// How many VAs are unhealthy or late, where those are too many.
+    pub(super) fn too_many(&self, gate: &Gate) -> Option<u32> {
+        let bad = self.unhealthy + self.late;
+        (bad > self.allowed(gate)).then_some(bad)
+    }
+
+    /// Whether it would be too many if all who owe an answer were late.
+    pub(super) fn is_short(&self, gate: &Gate) -> bool {
+        self.unhealthy + self.swapping + self.unknown > self.allowed(gate)
+    }
+
+    fn allowed(&self, gate: &Gate) -> u32 {
         let total = self.active() + self.waiting;
-        let allowed = match gate.unhealthy {
+        match gate.unhealthy {
             Some(share) => share.of(total),
             None => {
                 let spare = u64::from(total) * u64::from(100 - gate.success.0) / 100;
                 u32::try_from(spare).unwrap_or(u32::MAX)
             }
-        };
-        let bad = self.unhealthy + late;
-        (bad > allowed).then_some(bad)
+        }
     }
 }

@@ -3,8 +3,9 @@
 use proptest::collection::vec;
 use proptest::prelude::*;
 
+use super::health::VaHealth;
 use super::policy::OnFailure;
-use super::tests::{World, health, id, name};
+use super::tests::{World, health, id, name, said};
 use super::*;
 
 /// Something that happens to a fleet.
@@ -25,6 +26,12 @@ enum Happening {
         generation: usize,
     },
     Order(Order),
+    /// Another process goes on, which knows nothing of VAs yet.
+    Restart,
+    /// The clock is set back.
+    Back(u64),
+    /// The commit can be judged, or cannot any more.
+    Judged(bool),
 }
 
 const GENERATIONS: [&str; 3] = ["one", "two", "three"];
@@ -39,6 +46,9 @@ fn happening() -> impl Strategy<Value = Happening> {
         1 => (0..3_usize).prop_map(|moves| Happening::Kill { moves }),
         1 => (0..2_usize, 0..3_usize)
             .prop_map(|(ring, generation)| Happening::LinkByHand { ring, generation }),
+        1 => Just(Happening::Restart),
+        1 => (0..500_u64).prop_map(Happening::Back),
+        1 => any::<bool>().prop_map(Happening::Judged),
         1 => prop_oneof![
             Just(Order::Pause),
             Just(Order::Resume { quarantined: false }),
@@ -51,11 +61,13 @@ fn happening() -> impl Strategy<Value = Happening> {
 
 /// One step, cut short where `moves` says so; the links and the state stay.
 fn step(world: &mut World, target: &str, moves: Option<usize>) -> Advance {
+    world.count();
     let input = Input {
         composition: &world.composition,
         policy: &world.policy,
         target: id(target),
         commit: "commit",
+        forward: world.judged,
         rings: &world.rings,
         now_ms: world.now_ms,
     };
@@ -84,6 +96,7 @@ fn check(world: &World, before: Option<&RolloutState>, done: &Advance) {
             continue;
         }
         assert!(state.halted.is_none() && state.paused.is_none(), "halted, it moved {ring}");
+        assert!(world.judged, "without a commit it moved {ring}");
         let index = RINGS.iter().position(|known| name::<crate::RingName>(known) == *ring);
         for earlier in &order[..index.expect("a ring of the policy")] {
             assert_eq!(earlier.step, RingStep::Passed, "{ring} moved too early");
@@ -107,10 +120,15 @@ proptest! {
         for happening in happenings {
             let mut kill = None;
             match happening {
-                Happening::Commit(n) => target = GENERATIONS[n],
+                // A commit that cannot be judged wants nothing.
+                Happening::Commit(n) if world.judged => target = GENERATIONS[n],
+                Happening::Commit(_) => {}
+                Happening::Judged(judged) => world.judged = judged,
                 Happening::Health { ring, counts } => world.tell(RINGS[ring], health(target, counts)),
                 Happening::Time(ms) => world.now_ms += ms,
                 Happening::Kill { moves } => kill = Some(moves),
+                Happening::Restart => world.restart(),
+                Happening::Back(ms) => world.now_ms -= ms,
                 Happening::LinkByHand { ring, generation } => {
                     let view = world.rings.get_mut(&name(RINGS[ring])).expect("a ring");
                     view.linked = Some(id(GENERATIONS[generation]));
@@ -130,6 +148,7 @@ proptest! {
             let done = step(&mut world, target, kill);
             check(&world, before.as_ref(), &done);
         }
+        world.judged = true;
         // Undisturbed from now on, with healthy VAs, it ends on the target unless
         // that was judged bad, and then stands still.
         if world.state.as_ref().is_some_and(|state| state.paused.is_some() || state.halted.is_some()) {
@@ -156,6 +175,39 @@ proptest! {
         }
         let still = step(&mut world, target, None);
         prop_assert_eq!((still.moves.len(), still.events.len()), (0, 0));
+    }
+
+    /// Where no VA says that it is ill, a ring fails if and only if one of them owed an
+    /// answer for longer than the deadline: since its ring was moved, since it was
+    /// healthy or rested, since this process has known it.
+    #[test]
+    fn a_ring_fails_at_the_deadline_of_a_va_and_never_before(
+        looks in vec((vec(0..4_usize, 3), 0..700_u64, prop::bool::weighted(0.1)), 1..40),
+    ) {
+        let kinds = [VaHealth::Healthy, VaHealth::Idle, VaHealth::Swapping, VaHealth::Unknown];
+        let mut world = World::new(OnFailure::Halt);
+        let gate = world.policy.rings[0].gate.as_mut().expect("a gate");
+        gate.soak_ms = 1_000_000;
+        let deadline_ms = gate.deadline_ms;
+        world.step("two");
+        let mut owes_since: [Option<u64>; 3] = [None; 3];
+        for (vas, ms, restart) in looks {
+            world.now_ms += ms;
+            if restart {
+                world.restart();
+                owes_since = [None; 3];
+            }
+            for (owes, va) in owes_since.iter_mut().zip(&vas) {
+                *owes = (*va >= 2).then(|| owes.unwrap_or(world.now_ms));
+            }
+            world.tell("canary", said("two", vas.iter().map(|va| (true, kinds[*va].clone()))));
+            step(&mut world, "two", None);
+            let late = owes_since.iter().flatten().any(|since| world.now_ms - since > deadline_ms);
+            prop_assert_eq!(world.phase(), if late { "halted" } else { "rolling" });
+            if late {
+                break;
+            }
+        }
     }
 
     #[test]

@@ -31,6 +31,8 @@ pub struct Remembered {
     /// Rings that were moved to the target, and those of them that passed.
     moved: BTreeSet<RingName>,
     passed: BTreeSet<RingName>,
+    /// Those that an operator let pass, whatever their VAs say.
+    waived: BTreeSet<RingName>,
     paused: Option<Pause>,
     halted: Option<Halt>,
     quarantined: Option<Quarantine>,
@@ -109,6 +111,7 @@ impl Remembered {
                 self.quarantined = Some(Quarantine { commit, reason, unhealthy, at_ms });
                 (self.halted, self.done_at_ms) = (None, None);
                 (self.moved, self.passed) = (BTreeSet::new(), BTreeSet::new());
+                self.waived.clear();
             }
             Event::Paused { reason, .. } => {
                 self.paused = Some(Pause { reason: reason.clone(), at_ms });
@@ -119,9 +122,11 @@ impl Remembered {
                     self.quarantined = None;
                 }
                 (self.paused, self.halted) = (None, None);
+                self.waived.clear();
             }
             Event::Promoted { all, reason, .. } => {
-                self.halted = None;
+                self.waived.extend(self.moved.difference(&self.passed).cloned());
+                self.waived.extend(self.halted.take().map(|halt| halt.ring));
                 self.passed.extend(self.moved.iter().cloned());
                 if *all {
                     self.promoted = Some(reason.clone());
@@ -177,8 +182,17 @@ impl Remembered {
                 _ => input.now_ms,
             };
             let at = if self.done_at_ms.is_some() { target } else { linked };
-            let (healthy_since_ms, moving, drifted) = (None, false, None);
-            let ring = RingState { at, good, step, since_ms, healthy_since_ms, moving, drifted };
+            let ring = RingState {
+                at,
+                good,
+                step,
+                since_ms,
+                healthy_since_ms: None,
+                short_since_ms: None,
+                promoted: self.waived.contains(&policy.name),
+                moving: false,
+                drifted: None,
+            };
             state.rings.insert(policy.name.clone(), ring);
         }
         if let Some(quarantine) = &self.quarantined {
@@ -263,6 +277,7 @@ mod tests {
                 policy: &self.world.policy,
                 target: id(target),
                 commit: "commit",
+                forward: true,
                 rings: &self.world.rings,
                 now_ms: self.world.now_ms,
             };
@@ -282,7 +297,7 @@ mod tests {
             for (ring, now) in &state.rings {
                 let then = &before.rings[ring];
                 assert_eq!((now.at, now.step), (then.at, then.step), "{ring}");
-                assert_eq!(now.good, then.good, "{ring}");
+                assert_eq!((now.good, now.promoted), (then.good, then.promoted), "{ring}");
             }
         }
     }
@@ -388,6 +403,7 @@ mod tests {
             policy: &broken.world.policy,
             target: id("two"),
             commit: "commit",
+            forward: true,
             rings: &broken.world.rings,
             now_ms: 1,
         };

@@ -37,3 +37,5 @@ pub use state::{
 mod laws;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod time_tests;

@@ -37,6 +37,13 @@ pub struct RingState {
     pub since_ms: u64,
     /// Since when enough of its VAs are healthy.
     pub healthy_since_ms: Option<u64>,
+    /// Since when it waits for more VAs than may fail: the time that a process that has
+    /// not looked at them before takes theirs to have begun at.
+    #[serde(default)]
+    pub short_since_ms: Option<u64>,
+    /// An operator let it pass, whatever its VAs say.
+    #[serde(default)]
+    pub promoted: bool,
     /// Its link is about to be moved.
     pub moving: bool,
     /// Another generation that its link was found on and left.
@@ -83,7 +90,8 @@ pub enum Waiting {
     Idle {
         ring: RingName,
     },
-    /// Not enough VAs are healthy; at the deadline the ring fails.
+    /// Not enough VAs are healthy; at the deadline those fail that the ring waits for
+    /// longest.
     Health {
         ring: RingName,
         deadline_ms: u64,
@@ -93,6 +101,10 @@ pub enum Waiting {
         until_ms: u64,
     },
     Batch {
+        ring: RingName,
+    },
+    /// The commit that wants it cannot be taken now.
+    Commit {
         ring: RingName,
     },
     Window {
@@ -114,6 +126,7 @@ impl Waiting {
             | Waiting::Health { ring, .. }
             | Waiting::Soak { ring, .. }
             | Waiting::Batch { ring }
+            | Waiting::Commit { ring }
             | Waiting::Window { ring, .. }
             | Waiting::Freeze { ring, .. } => ring,
         }
@@ -130,6 +143,9 @@ impl fmt::Display for Waiting {
             Waiting::Health { ring, .. } => write!(f, "{ring}: waits for healthy VAs"),
             Waiting::Soak { ring, .. } => write!(f, "{ring}: healthy, soaks"),
             Waiting::Batch { ring } => write!(f, "{ring}: moves in batches"),
+            Waiting::Commit { ring } => {
+                write!(f, "{ring}: the commit that wants it cannot be taken now")
+            }
             Waiting::Window { ring, .. } => write!(f, "{ring}: its window is closed"),
             Waiting::Freeze { ring, reason, .. } => write!(f, "{ring}: frozen: {reason}"),
         }
@@ -162,6 +178,17 @@ impl RolloutState {
     pub fn settle(&mut self) {
         for ring in self.rings.values_mut() {
             ring.moving = false;
+        }
+    }
+
+    /// Times that lie ahead were noted before the clock was set back: what waits for
+    /// them waits from now on.
+    pub(super) fn know_the_time(&mut self, now_ms: u64) {
+        for ring in self.rings.values_mut() {
+            ring.since_ms = ring.since_ms.min(now_ms);
+            for since_ms in ring.healthy_since_ms.iter_mut().chain(&mut ring.short_since_ms) {
+                *since_ms = (*since_ms).min(now_ms);
+            }
         }
     }
 

@@ -1,6 +1,6 @@
 //! The state machine, one situation after the other.
 
-use super::health::UnhealthyVa;
+use super::health::{Clock, Member, VaHealth};
 use super::policy::{DriftMode, Gate, OnFailure, Percent, RingPolicy, RolloutPolicy, Share};
 use super::*;
 use crate::event::Event;
@@ -17,24 +17,29 @@ pub(super) fn name<T: std::str::FromStr<Err: std::fmt::Debug>>(text: &str) -> T 
     text.parse().expect("a valid name")
 }
 
+/// What the VAs of a ring say with respect to a generation: whether each has it, and
+/// how it does.
+pub(super) struct Said {
+    of: GenerationId,
+    vas: Vec<(bool, VaHealth)>,
+}
+
 /// Healthy, unhealthy, swapping, idle, waiting.
-pub(super) fn health(of: &str, counts: [u32; 5]) -> RingHealth {
-    let [healthy, unhealthy, swapping, idle, waiting] = counts;
-    let mac: crate::MacAddr = name("52:54:00:00:00:01");
-    let ready = (0..waiting)
-        .map(|n| crate::MacAddr::locally_administered([2, 0, 0, 0, 0, n.to_be_bytes()[3]]));
-    let bad = UnhealthyVa { mac, reason: "it is ill".to_owned() };
-    RingHealth {
-        generation: id(of),
-        healthy,
-        unhealthy,
-        swapping,
-        unknown: 0,
-        idle,
-        waiting,
-        first_unhealthy: vec![bad; unhealthy.min(1) as usize],
-        ready: ready.collect(),
-    }
+pub(super) fn health(of: &str, counts: [u32; 5]) -> Said {
+    let kinds = [
+        (true, VaHealth::Healthy),
+        (true, VaHealth::Unhealthy("it is ill".to_owned())),
+        (true, VaHealth::Swapping),
+        (true, VaHealth::Idle),
+        (false, VaHealth::Healthy),
+    ];
+    let vas = kinds.into_iter().zip(counts);
+    said(of, vas.flat_map(|(kind, count)| vec![kind; count as usize]))
+}
+
+/// One after the other.
+pub(super) fn said(of: &str, vas: impl IntoIterator<Item = (bool, VaHealth)>) -> Said {
+    Said { of: id(of), vas: vas.into_iter().collect() }
 }
 
 /// A composition in a store that takes every move.
@@ -45,6 +50,12 @@ pub(super) struct World {
     pub state: Option<RolloutState>,
     pub now_ms: u64,
     pub commit: u32,
+    /// What the process that runs knows of VAs.
+    pub members: BTreeMap<RingName, (GenerationId, Vec<Member>)>,
+    /// Whether a process looks once and ends.
+    pub once: bool,
+    /// Whether the commit can be judged.
+    pub judged: bool,
 }
 
 impl World {
@@ -61,6 +72,9 @@ impl World {
             state: None,
             now_ms: 1_000_000,
             commit: 0,
+            members: BTreeMap::new(),
+            once: false,
+            judged: true,
         };
         let first = world.step("one");
         assert_eq!(first.moves.len(), 2, "a new composition is everywhere at once");
@@ -69,11 +83,13 @@ impl World {
     }
 
     pub fn step(&mut self, target: &str) -> Advance {
+        self.count();
         let input = Input {
             composition: &self.composition,
             policy: &self.policy,
             target: id(target),
             commit: &format!("commit {}", self.commit),
+            forward: self.judged,
             rings: &self.rings,
             now_ms: self.now_ms,
         };
@@ -91,6 +107,7 @@ impl World {
                     let view = self.rings.entry(ring.clone()).or_default();
                     (view.linked, view.linked_at_ms) = (Some(*to), Some(self.now_ms));
                     view.health = None;
+                    self.members.remove(ring);
                 }
                 RingMove::Stage { ring, .. } => {
                     self.rings.entry(ring.clone()).or_default().staged = true;
@@ -102,8 +119,41 @@ impl World {
         }
     }
 
-    pub fn tell(&mut self, ring: &str, health: RingHealth) {
-        self.rings.entry(name(ring)).or_default().health = Some(health);
+    pub fn tell(&mut self, ring: &str, said: Said) {
+        let ring: RingName = name(ring);
+        let state = self.state.as_ref().and_then(|state| state.rings.get(&ring));
+        let durable = state.and_then(|ring| ring.short_since_ms).filter(|_| self.once);
+        let first_ms = durable.unwrap_or(self.now_ms);
+        let known = self.members.remove(&ring).filter(|(of, _)| *of == said.of);
+        let (_, known) = known.unwrap_or((said.of, Vec::new()));
+        let member = |(number, (has_it, health)): (usize, (bool, VaHealth))| {
+            let last = u8::try_from(number).expect("a small fleet");
+            let mac = crate::MacAddr::locally_administered([2, 0, 0, 0, 0, last]);
+            let desired = Some(said.of).filter(|_| has_it);
+            let before = known.get(number);
+            let since_ms = Member::owes_since(before, desired, first_ms, self.now_ms);
+            Member { mac, desired, health, since_ms }
+        };
+        let members = said.vas.into_iter().enumerate().map(member).collect();
+        self.members.insert(ring, (said.of, members));
+        self.count();
+    }
+
+    /// Counts what VAs said, as it is now.
+    pub fn count(&mut self) {
+        for policy in &self.policy.rings {
+            let Some((of, members)) = self.members.get(&policy.name) else { continue };
+            let deadline_ms = policy.gate.unwrap_or_default().deadline_ms;
+            let clock = Clock { deadline_ms, now_ms: self.now_ms };
+            let health = RingHealth::of(*of, members, 255, clock);
+            self.rings.entry(policy.name.clone()).or_default().health = Some(health);
+        }
+    }
+
+    /// Another process goes on. It knows nothing of VAs until they tell.
+    pub fn restart(&mut self) {
+        self.members.clear();
+        self.rings.values_mut().for_each(|view| view.health = None);
     }
 
     pub fn after(&mut self, ms: u64) -> &mut Self {
@@ -125,7 +175,7 @@ impl World {
         self.state.as_ref().expect("a state").phase()
     }
 
-    fn order(&mut self, order: Order) -> Result<(), CommandError> {
+    pub fn order(&mut self, order: Order) -> Result<(), CommandError> {
         let command = Command { order, reason: "because".to_owned() };
         let state = self.state.as_ref().expect("a state");
         let (state, _) = apply_command(&self.composition, state, &command, self.now_ms)?;
@@ -133,7 +183,7 @@ impl World {
         Ok(())
     }
 
-    fn waiting(&self) -> String {
+    pub fn waiting(&self) -> String {
         let waiting = self.state.as_ref().and_then(|state| state.waiting.as_ref());
         waiting.map(ToString::to_string).unwrap_or_default()
     }
@@ -215,6 +265,68 @@ fn who_has_not_arrived_by_the_deadline_counts_as_unhealthy() {
     assert_eq!(world.phase(), "rolling");
     world.after(1).step("two");
     assert_eq!(world.phase(), "halted");
+}
+
+#[test]
+fn what_was_promoted_passes_whatever_its_vas_say() {
+    let mut world = World::new(OnFailure::Halt);
+    let early = RingPolicy { name: name("early"), ..world.policy.rings[0].clone() };
+    world.policy.rings.insert(1, early);
+    world.step("two");
+    world.tell("canary", health("two", [0, 1, 0, 0, 0]));
+    world.step("two");
+    assert_eq!((world.phase(), world.links().as_str()), ("halted", "two one one"));
+    world.order(Order::Promote { all: false, override_window: false }).expect("promoted");
+    world.step("two");
+    assert_eq!((world.phase(), world.links().as_str()), ("rolling", "two two one"));
+    // The next ring is judged as ever, also when it has passed.
+    world.tell("early", health("two", [1, 0, 0, 0, 0]));
+    world.step("two");
+    world.after(100).step("two");
+    assert_eq!((world.phase(), world.links().as_str()), ("rolling", "two two two"));
+    world.tell("early", health("two", [0, 1, 0, 0, 0]));
+    world.step("two");
+    assert_eq!((world.phase(), world.links().as_str()), ("halted", "two two two"));
+    world.order(Order::Promote { all: false, override_window: false }).expect("promoted");
+    world.step("two");
+    assert_eq!(world.phase(), "done");
+    // Another commit is another matter.
+    world.step("three");
+    world.tell("canary", health("three", [0, 1, 0, 0, 0]));
+    world.step("three");
+    assert_eq!(world.phase(), "halted");
+}
+
+/// Orders, links and rings that fail need no commit; only going on does.
+#[test]
+fn without_its_commit_a_rollout_stands_and_is_looked_after() {
+    let mut world = World::new(OnFailure::AutoRollback);
+    world.step("two");
+    world.judged = false;
+    world.tell("canary", health("two", [1, 0, 0, 0, 0]));
+    world.step("two");
+    world.after(5_000).step("two");
+    assert_eq!((world.phase(), world.links().as_str()), ("rolling", "two one"));
+    assert_eq!(world.waiting(), "canary: the commit that wants it cannot be taken now");
+    assert_eq!(world.step("two").events, []);
+    // A link that is gone comes back.
+    world.rings.get_mut(&name("all")).expect("a ring").linked = None;
+    world.step("two");
+    assert_eq!(world.links(), "two one");
+    let mut failing = World {
+        policy: world.policy.clone(),
+        state: world.state.clone(),
+        rings: world.rings.clone(),
+        now_ms: world.now_ms,
+        judged: false,
+        ..World::new(OnFailure::AutoRollback)
+    };
+    failing.tell("canary", health("two", [0, 1, 0, 0, 0]));
+    failing.step("two");
+    assert_eq!((failing.phase(), failing.links().as_str()), ("quarantined", "one one"));
+    world.order(Order::Abort).expect("aborted");
+    world.step("two");
+    assert_eq!((world.phase(), world.links().as_str()), ("quarantined", "one one"));
 }
 
 #[test]

@@ -185,6 +185,7 @@ impl TransferInput<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::rollout::health::Clock;
     use crate::rollout::state::RingState;
     use crate::rollout::tests::{id, name};
     use crate::rollout::{Halt, RingStep, schedule::Freeze};
@@ -201,7 +202,8 @@ mod tests {
     }
 
     fn healthy(count: u32) -> RingHealth {
-        let mut health = RingHealth::of(id("new"), [], 0);
+        let clock = Clock { deadline_ms: 600_000, now_ms: 0 };
+        let mut health = RingHealth::of(id("new"), [], 0, clock);
         health.healthy = count;
         health
     }
@@ -220,6 +222,8 @@ mod tests {
                 step: RingStep::Passed,
                 since_ms: 0,
                 healthy_since_ms: None,
+                short_since_ms: None,
+                promoted: false,
                 moving: false,
                 drifted: None,
             };

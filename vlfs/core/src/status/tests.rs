@@ -45,6 +45,54 @@ const RUNNING: Option<RunState> = Some(RunState::Running);
 const SUSPENDED: Option<RunState> = Some(RunState::Suspended);
 const STOPPED: Option<RunState> = Some(RunState::Stopped);
 
+/// What runs before a swap may take longer than a swap, and says so.
+#[test]
+fn a_va_whose_scripts_run_is_no_drift() {
+    use crate::rollout::health::{CheckOutcome, VaHealth, va_health};
+    let scripts = |state| crate::scripts::outcome::ScriptsReport {
+        state,
+        failures: Vec::new(),
+        failure_count: 0,
+    };
+    let runs = Some(scripts(ScriptsState::Running));
+    let before = Report { desired: Some(id("new")), scripts: runs.clone(), ..report("old") };
+    let before = va(RUNNING, Some((before, 10)));
+    assert_eq!(verdict(&before), "pending: swap under way");
+    let health = |va: &ObservedVa, expected_ms| {
+        va_health(va, &va_status(va), &CheckOutcome::None, expected_ms)
+    };
+    assert_eq!(health(&before, 3_600_000), VaHealth::Swapping);
+    // Those of an earlier swap say nothing of this one.
+    let other = Report { scripts: runs.clone(), ..report("old") };
+    assert_eq!(verdict(&va(RUNNING, Some((other, 10)))), "drifted: serves another generation");
+    // Those after it belong to it.
+    let after = va(RUNNING, Some((Report { scripts: runs, ..report("new") }, 10)));
+    assert_eq!((verdict(&after).as_str(), health(&after, 0)), ("in-sync", VaHealth::Swapping));
+    let idle = Some(scripts(ScriptsState::Idle));
+    let done = va(RUNNING, Some((Report { scripts: idle, ..report("new") }, 10)));
+    assert_eq!(health(&done, 0), VaHealth::Healthy);
+}
+
+/// Who has just come back has the time of a swap, however long ago its ring moved.
+#[test]
+fn a_va_that_comes_back_is_no_drift_for_its_ring() {
+    use crate::rollout::health::{CheckOutcome, VaHealth, va_health};
+    let health = |report: Report, expected_ms| {
+        let va = va(RUNNING, Some((report, 10)));
+        va_health(&va, &va_status(&va), &CheckOutcome::None, expected_ms)
+    };
+    let failed = |desired: &str| Report {
+        error: Some("layer missing".to_owned()),
+        desired: Some(id(desired)),
+        ..report("old")
+    };
+    assert_eq!(health(report("old"), SWAP_GRACE_MS), VaHealth::Swapping);
+    assert!(matches!(health(report("old"), SWAP_GRACE_MS + 1), VaHealth::Unhealthy(_)));
+    assert_eq!(health(failed("old"), SWAP_GRACE_MS), VaHealth::Swapping);
+    assert!(matches!(health(failed("old"), SWAP_GRACE_MS + 1), VaHealth::Unhealthy(_)));
+    assert!(matches!(health(failed("new"), 0), VaHealth::Unhealthy(_)), "it tried this one");
+}
+
 #[test]
 fn the_table() {
     let failed = |desired: &str| Report {
