@@ -452,6 +452,8 @@ impl Keeper {
         if taken.is_none() && self.state.mark().is_none() {
             return Ok(None);
         }
+        // As in a pass: what the rings are led to is not collected before they are there.
+        let _lease = self.store.lease()?;
         let begun = Instant::now();
         let before = self.store.writes();
         let mark = self.state.mark().map(|mark| mark.commit.clone());

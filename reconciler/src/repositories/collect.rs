@@ -9,12 +9,14 @@ use strata_core::collect::{
     Collection, Garbage, Observed, ObservedGeneration, ObservedUnit, Policy, Root, UnitKey, collect,
 };
 use strata_core::links::VaTarget;
-use strata_core::names::{TEMPLATES_REPOSITORY, unit_directory};
-use strata_core::{GenerationId, RepositoryName};
+use strata_core::metadata::Metadata;
+use strata_core::names::{TEMPLATES_REPOSITORY, parse_unit_directory, unit_directory};
+use strata_core::{GenerationId, LayerName, LayerVersion, RepositoryName};
 use strata_machine::Machines;
 use strata_store::{Store, StoreError};
 
 use crate::fleet::FleetError;
+use crate::rollout::RolloutFile;
 
 /// How long a collection waits for a pass of the reconciler to end.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -48,7 +50,7 @@ pub fn apply(store: &Store, policy: &Policy) -> Result<Collection, FleetError> {
         units.entry(&unit.key.repository).or_default().insert(key);
     }
     for (repository, units) in units {
-        aside.extend(store.write_repository(repository)?.remove(&units)?);
+        aside.extend(store.write_either(repository)?.remove(&units)?);
         tracing::info!(%repository, units = units.len(), "layer units removed");
     }
     drop(lock);
@@ -88,6 +90,20 @@ fn observe_roots(store: &Store, observed: &mut Observed) -> Result<(), StoreErro
     for ((composition, ring), id) in store.rings()? {
         root(id, Root::Ring { composition, ring });
     }
+    match RolloutFile::read(store) {
+        Ok(file) => {
+            for (composition, state) in file.compositions {
+                let rings =
+                    state.rings.values().flat_map(|ring| ring.good.into_iter().chain([ring.at]));
+                for id in rings.chain([state.target]) {
+                    root(id, Root::Rollout { composition: composition.clone() });
+                }
+            }
+        }
+        Err(error) => observed
+            .unsure
+            .push(format!("rollouts could lead to any generation, so every one stays: {error}")),
+    }
     let links = store.va_links()?;
     for (mac, target) in links.targets {
         if let VaTarget::Pinned { generation, .. } = target {
@@ -121,27 +137,45 @@ fn observe_repository(
     now: SystemTime,
     observed: &mut Observed,
 ) -> Result<(), StoreError> {
-    // A mirror's units stay: its database is not ours to change.
-    if store.is_mirror(repository)? {
-        return Ok(());
-    }
-    let recoverable = (repository.as_str() == TEMPLATES_REPOSITORY).then_some(Garbage::FromGit);
-    for unit in store.database(repository)?.into_units() {
-        let (layer, version) = (unit.metadata.layer, unit.metadata.version);
+    let is_mirror = store.is_mirror(repository)?;
+    let recoverable = match repository.as_str() {
+        TEMPLATES_REPOSITORY => Some(Garbage::FromGit),
+        _ => is_mirror.then_some(Garbage::Mirrored),
+    };
+    let mut listed = BTreeSet::new();
+    let mut add = |layer: LayerName, version: LayerVersion, unit: Option<(bool, u64)>| {
         let path = store.unit_path(repository, &layer, &version);
         let Ok(metadata) = std::fs::symlink_metadata(&path) else {
             // Listed and not there: nothing to remove.
-            continue;
+            return;
         };
         // The time at which the unit got its name: files keep their own times.
         let named = UNIX_EPOCH + Duration::from_secs(u64::try_from(metadata.ctime()).unwrap_or(0));
+        let (withdrawn, content_bytes) = unit.unwrap_or_else(|| {
+            let manifest = store.manifest(repository, &layer, &version);
+            (false, manifest.map_or(0, |manifest| manifest.content_bytes()))
+        });
         observed.units.push(ObservedUnit {
             key: UnitKey { repository: repository.clone(), layer, version },
             age_ms: age_ms(now, named),
-            withdrawn: unit.withdrawn.is_some(),
-            content_bytes: unit.content_bytes,
-            recoverable,
+            withdrawn,
+            content_bytes,
+            recoverable: if unit.is_some() { recoverable } else { Some(Garbage::Unlisted) },
         });
+    };
+    for unit in store.database(repository)?.into_units() {
+        let Metadata { layer, version, .. } = unit.metadata;
+        if is_mirror {
+            listed.insert(unit_directory(&layer, &version));
+        }
+        add(layer, version, Some((unit.withdrawn.is_some(), unit.content_bytes)));
+    }
+    // What a mirror has and its source lists no more; elsewhere `strata repo index` lists it.
+    let directories = if is_mirror { store.unit_directories(repository)? } else { Vec::new() };
+    for name in directories.into_iter().filter(|name| !listed.contains(name)) {
+        if let Some((layer, version)) = parse_unit_directory(&name) {
+            add(layer, version, None);
+        }
     }
     Ok(())
 }

@@ -70,6 +70,8 @@ pub fn publish(
     if store.is_mirror(repository)? {
         return Err(PublishError::Mirror(repository.clone()));
     }
+    // Nothing is collected meanwhile.
+    let _lease = store.lease()?;
     store.database(repository)?;
     let snapshot = signing::snapshot(store, repository)?;
     let bytes = match &snapshot {

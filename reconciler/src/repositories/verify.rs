@@ -153,7 +153,11 @@ fn strangers<'u>(
         units.map(|unit| unit_directory(&unit.metadata.layer, &unit.metadata.version)).collect();
     let names = store.unit_directories(repository)?.into_iter();
     let strange = names.filter(|name| !listed.contains(name));
-    let fault = || whole("database", "it is not listed; `strata repo index` lists it".to_owned());
+    let why = match store.is_mirror(repository)? {
+        true => "its source lists it no more; `strata store gc` removes it when nothing needs it",
+        false => "it is not listed; `strata repo index` lists it",
+    };
+    let fault = || whole("database", why.to_owned());
     Ok(strange.map(|unit| Difference { unit, path: None, faults: vec![fault()] }).collect())
 }
 

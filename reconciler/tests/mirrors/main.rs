@@ -2,6 +2,7 @@
 //! directory and `strata repo serve` itself. Needs root, and what `ci/setup` installs.
 
 mod attacks;
+mod collected;
 mod interrupted;
 mod passes;
 mod serving;

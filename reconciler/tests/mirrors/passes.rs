@@ -6,7 +6,7 @@ use std::process::{Command, Output};
 use crate::support::{Bench, text};
 
 /// A branch in the place of the directory that [`Bench::configure`] writes.
-fn commit(bench: &Bench) {
+pub fn commit(bench: &Bench) {
     let directory = bench.path("gitops");
     let git = |arguments: &[&str]| {
         let output = Command::new("git")
@@ -24,7 +24,7 @@ fn commit(bench: &Bench) {
     git(&["commit", "-q", "--allow-empty", "-m", "change"]);
 }
 
-fn pass(bench: &Bench) -> (Output, serde_json::Value) {
+pub fn pass(bench: &Bench) -> (Output, serde_json::Value) {
     let source = bench.gitops();
     let arguments = ["reconcile", "--once", "--source", &source, "--output", "json"];
     let output = bench.strata(&bench.reader, &arguments);

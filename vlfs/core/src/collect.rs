@@ -1,11 +1,11 @@
 //! Garbage collection: which generations and layer units nobody needs (§5.4).
 //!
-//! A generation stays while anything may lead to it: a ring, a VA's link, a report,
-//! or that it was in use not long ago. A unit stays while a generation that stays is
+//! A generation stays while anything may lead to it: a ring, a rollout, a VA's link, a
+//! report, or that it was in use not long ago. A unit stays while a generation that stays is
 //! made of it, while a VA's private files borrow its data, and while it is young. Of the
 //! others only those are taken that can be had again or that nothing may choose:
-//! configuration layers that come from git, withdrawn units and, where asked for, old
-//! versions. What is not known for sure keeps: an unreadable report or generation keeps everything it could mean.
+//! configuration layers that come from git, units mirrored from elsewhere, withdrawn units
+//! and, where asked for, old versions. What is not known for sure keeps: an unreadable report or generation keeps everything it could mean.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -44,6 +44,10 @@ pub enum Root {
     Ring {
         composition: CompositionName,
         ring: RingName,
+    },
+    /// A rollout of the composition leads to it, or would go back to it.
+    Rollout {
+        composition: CompositionName,
     },
     /// The VA's own link names it: the VA is pinned.
     Pin {
@@ -97,6 +101,8 @@ pub struct Policy {
     pub generations: usize,
     /// Of each layer, keep so many of the newest versions; `None`: all.
     pub versions: Option<usize>,
+    /// Units that were mirrored stay as any others do.
+    pub keep_mirrored: bool,
 }
 
 /// Why something is taken.
@@ -105,6 +111,10 @@ pub struct Policy {
 pub enum Garbage {
     /// A configuration layer that the reconciler seals again from git.
     FromGit,
+    /// It is mirrored again when it is wanted.
+    Mirrored,
+    /// The repository that it was mirrored from lists it no more: nothing may choose it.
+    Unlisted,
     Withdrawn,
     /// Enough newer versions are there.
     Superseded,
@@ -157,7 +167,9 @@ pub fn collect(observed: &Observed, policy: &Policy) -> Collection {
     }
     let superseded = superseded(observed, policy);
     for unit in &observed.units {
-        let why = unit.recoverable.or(unit.withdrawn.then_some(Garbage::Withdrawn));
+        let kept = |why: &Garbage| *why == Garbage::Mirrored && policy.keep_mirrored;
+        let recoverable = unit.recoverable.filter(|why| !kept(why));
+        let why = unit.withdrawn.then_some(Garbage::Withdrawn).or(recoverable);
         let why = why.or(superseded.contains(&unit.key).then_some(Garbage::Superseded));
         let young = unit.age_ms < policy.grace_ms;
         match why {
@@ -211,7 +223,8 @@ mod tests {
     use crate::Digest;
 
     const DAY: u64 = 24 * 3600 * 1000;
-    const POLICY: Policy = Policy { grace_ms: DAY, generations: 1, versions: None };
+    const POLICY: Policy =
+        Policy { grace_ms: DAY, generations: 1, versions: None, keep_mirrored: false };
 
     fn id(text: &str) -> GenerationId {
         Digest::of(text.as_bytes())
@@ -270,7 +283,8 @@ mod tests {
             composition: "web".parse().expect("valid"),
             ring: "everyone".parse().expect("valid"),
         };
-        for root in [ring, Root::Pin { mac: mac() }, Root::Report { mac: mac() }] {
+        let rollout = Root::Rollout { composition: "web".parse().expect("valid") };
+        for root in [ring, rollout, Root::Pin { mac: mac() }, Root::Report { mac: mac() }] {
             let mut observed = observed();
             observed.roots.insert(id("1"), [root.clone()].into());
             let collection = collect(&observed, &POLICY);
@@ -315,5 +329,23 @@ mod tests {
         assert_eq!(taken(&collect(&observed, &one)), ["1", "3"], "2 is the newest to choose");
         observed.units[1].recoverable = Some(Garbage::FromGit);
         assert_eq!(taken(&collect(&observed, &POLICY)), ["2", "3"]);
+    }
+
+    #[test]
+    fn mirrored_units_go_unless_they_are_needed_or_to_be_kept() {
+        let mut units = vec![unit("a", "1", false), unit("a", "2", false), unit("a", "3", true)];
+        for unit in &mut units {
+            unit.recoverable = Some(Garbage::Mirrored);
+        }
+        units.push(unit("a", "4", false));
+        units[3].recoverable = Some(Garbage::Unlisted);
+        let mut observed = Observed { units, ..Observed::default() };
+        observed.generations.insert(id("1"), generation(&[key("a", "1")], 9 * DAY));
+        observed.roots.insert(id("1"), [Root::Report { mac: mac() }].into());
+        let collection = collect(&observed, &POLICY);
+        let why: Vec<_> = collection.units.iter().map(|unit| unit.why).collect();
+        assert_eq!(why, [Garbage::Mirrored, Garbage::Withdrawn, Garbage::Unlisted]);
+        let keep = Policy { keep_mirrored: true, ..POLICY };
+        assert_eq!(taken(&collect(&observed, &keep)), ["3", "4"], "nothing may choose these");
     }
 }

@@ -252,6 +252,25 @@ pub fn unit_directory(name: &LayerName, version: &LayerVersion) -> String {
     directory
 }
 
+/// The layer and version that a directory of a unit is named by; `None` where it is no such name.
+pub fn parse_unit_directory(directory: &str) -> Option<(LayerName, LayerVersion)> {
+    let (name, version) = directory.split_once('_')?;
+    let name = LayerName::new(unescape(name)?).ok()?;
+    let version = LayerVersion::new(unescape(version)?).ok()?;
+    (unit_directory(&name, &version) == directory).then_some((name, version))
+}
+
+fn unescape(text: &str) -> Option<String> {
+    let mut parts = text.split('%');
+    let mut plain = parts.next()?.to_owned();
+    for part in parts {
+        let byte = u8::from_str_radix(part.get(..2)?, 16).ok()?;
+        plain.push(char::from(byte));
+        plain.push_str(&part[2..]);
+    }
+    Some(plain)
+}
+
 fn escape(text: &str, separator: bool) -> String {
     let mut escaped = String::with_capacity(text.len());
     for c in text.chars() {
@@ -290,6 +309,14 @@ mod tests {
         assert_eq!(directory("mysql-server", "5.0.51a-3"), "mysql-server_5.0.51a-3");
         assert_eq!(directory("bind9", "1:9.18.1-1"), "bind9_1%3a9.18.1-1");
         assert_eq!(directory("a_b", "1"), "a%5fb_1");
+        for (name, version) in [("bind9", "1:9.18.1-1"), ("a_b", "1"), ("rpm", "1:2.0~rc1_3.fc40")]
+        {
+            let found = parse_unit_directory(&directory(name, version)).expect("its own name");
+            assert_eq!((found.0.as_str(), found.1.as_str()), (name, version));
+        }
+        for bad in ["", "a", "_1", "a_", "a%5_1", "a%zz_1", "a%61_1", "a_1%3A2", ".a_1", "a%2_1"] {
+            assert_eq!(parse_unit_directory(bad), None, "{bad}");
+        }
     }
 
     #[test]

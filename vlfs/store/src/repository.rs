@@ -143,6 +143,20 @@ impl Store {
         Ok(names.into_iter().filter_map(|name| RepositoryName::new(name).ok()).collect())
     }
 
+    /// [`Store::write_mirror`] of a mirror, [`Store::write_repository`] of any other repository.
+    ///
+    /// # Errors
+    /// It cannot be made or read.
+    pub fn write_either(
+        &self,
+        repository: &RepositoryName,
+    ) -> Result<RepositoryWriter<'_>, StoreError> {
+        match self.is_mirror(repository)? {
+            true => self.write_mirror(repository),
+            false => self.write_repository(repository),
+        }
+    }
+
     /// The directories of a repository that units have, or that pass for ones, sorted.
     ///
     /// # Errors

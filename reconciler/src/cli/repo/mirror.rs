@@ -256,6 +256,8 @@ pub fn mirror(args: &MirrorArgs) -> Result<Outcome, Failure> {
     let total = AtomicU64::new(0);
     let wanted = wanted(&desired);
     let mut report = MirroredReport::default();
+    // What has come is not collected before the rest is there.
+    let _lease = store.lease()?;
     progress::with_bytes(&total, &done, || {
         for (repository, remote) in &remotes {
             let name = &repository.name;

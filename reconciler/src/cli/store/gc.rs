@@ -5,22 +5,24 @@ use std::num::NonZeroUsize;
 use indicatif::HumanBytes;
 use serde::Serialize;
 use strata_core::collect::{Collection, Garbage, Policy, TakenUnit};
-use strata_store::Swept;
+use strata_store::{StoreError, Swept};
 
 use crate::cli::{
     Failure, Outcome, OutputArgs, OutputFormat, StoreArgs, print_bytes, print_json, quantity,
 };
+use crate::fleet::FleetError;
 use crate::repositories::collect;
 
 /// Remove generations and layer units that nobody needs
 ///
-/// A generation stays while a ring, a VA's link or a VA's report names it, and while it
+/// A generation stays while a ring, a rollout, a VA's link or a VA's report names it, and while it
 /// was in use not long ago; a unit stays while such a generation has it, while private
 /// files of a VA still have their data from it, and while it is young. Of the other units, those
-/// go that were withdrawn or come from git, and with --versions old ones. Without --apply nothing is removed.
+/// go that were withdrawn, come from git or were mirrored from a repository with a `url`, and with
+/// --versions old ones. Without --apply nothing is removed.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  strata store gc                       # what would be removed\n  strata store gc --apply\n  strata store gc --versions 3 --apply  # of each layer, only the three newest versions\n\nA report that cannot be read keeps every generation. A revert to a commit whose units are gone is\nrefused until they are imported again."
+    after_help = "Examples:\n  strata store gc                       # what would be removed\n  strata store gc --apply\n  strata store gc --versions 3 --apply  # of each layer, only the three newest versions\n\nA report that cannot be read keeps every generation. A revert to a commit whose units are gone\nmirrors them again, or is refused until they are imported again. What lies here for days without a\nnetwork, as after `strata repo mirror --all`, stays with --keep-mirrored."
 )]
 pub struct GcArgs {
     /// Remove it
@@ -35,6 +37,9 @@ pub struct GcArgs {
     /// Of each layer, remove what is older than the N newest versions and unused
     #[arg(long, value_name = "N")]
     versions: Option<NonZeroUsize>,
+    /// Units that were mirrored stay
+    #[arg(long)]
+    keep_mirrored: bool,
     #[command(flatten)]
     store: StoreArgs,
     #[command(flatten)]
@@ -58,9 +63,10 @@ pub fn run(args: &GcArgs) -> Result<Outcome, Failure> {
         grace_ms: u64::from(args.grace_hours) * 3_600_000,
         generations: args.generations,
         versions: args.versions.map(NonZeroUsize::get),
+        keep_mirrored: args.keep_mirrored,
     };
     let collection = match args.apply {
-        true => collect::apply(&store, &policy)?,
+        true => collect::apply(&store, &policy).map_err(failure)?,
         false => collect::plan(&store, &policy)?,
     };
     let pool = store.sweep_pool(args.apply)?;
@@ -75,6 +81,16 @@ pub fn run(args: &GcArgs) -> Result<Outcome, Failure> {
     Ok(Outcome::Done)
 }
 
+fn failure(error: FleetError) -> Failure {
+    match error {
+        FleetError::Store(StoreError::Locked(_)) => Failure::new(
+            "the store is in use: the reconciler, a build, a mirroring or a publication is at work",
+        )
+        .hint("nothing was removed; try again when that is done"),
+        other => other.into(),
+    }
+}
+
 fn text(args: &GcArgs, collection: &Collection, content_bytes: u64, pool: Swept) -> String {
     let mut text = String::new();
     for reason in &collection.unsure {
@@ -86,6 +102,8 @@ fn text(args: &GcArgs, collection: &Collection, content_bytes: u64, pool: Swept)
     for TakenUnit { key, why, .. } in &collection.units {
         let why = match why {
             Garbage::FromGit => "sealed again from git when needed",
+            Garbage::Mirrored => "mirrored again when needed",
+            Garbage::Unlisted => "its source lists it no more",
             Garbage::Withdrawn => "withdrawn",
             Garbage::Superseded => "newer versions are there",
         };

@@ -6,6 +6,9 @@
 //! left: units that the database still lists were never removed and stay; the
 //! others are set aside, so that `strata repo index` cannot bring one back, a
 //! withdrawn one above all.
+//!
+//! A mirror's database says what there is elsewhere, not what is here: it stays as it is, and
+//! each unit goes by one rename.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -31,7 +34,7 @@ pub(crate) const ASIDE: &str = ".removing-";
 const NOTE_BYTES: usize = 64 << 20;
 
 impl RepositoryWriter<'_> {
-    /// Takes units out of the repository. Their directories are set aside and
+    /// Takes units out of the repository; of a mirror, which lists them on. Their directories are set aside and
     /// returned: [`Store::discard`] deletes them, which may take its time.
     ///
     /// # Errors
@@ -47,6 +50,9 @@ impl RepositoryWriter<'_> {
         let directory = self.store.repository_path(&self.repository);
         let names: Vec<_> =
             units.iter().map(|(layer, version)| unit_directory(layer, version)).collect();
+        if self.store.is_mirror(&self.repository)? {
+            return set_aside(self.store, &directory, &names);
+        }
         let note = directory.join(NOTE);
         let disk = &self.store.disk;
         disk.write_file(&note, format!("{}\n", names.join("\n")).as_bytes(), 0o644)?;
