@@ -24,6 +24,7 @@ pub mod goals;
 pub mod leaks;
 mod process;
 pub mod random;
+pub mod rpm;
 pub mod source_tree;
 pub mod versions;
 mod wait;

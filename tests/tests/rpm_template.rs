@@ -3,37 +3,12 @@
 //! boots as a namespace VA. Needs `rpm`.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use strata_tests::git::init;
+use strata_tests::rpm::{build, copy_programs, spec};
 use strata_tests::{Workspace, finish};
-
-/// Programs of the host with the libraries that they need, below `root`.
-fn copy_programs(root: &Path, names: &[&str]) {
-    for name in names {
-        let program = Path::new("/usr/bin").join(name);
-        let mut files = vec![program.clone()];
-        let needs = finish(Command::new("ldd").arg(&program)).ok();
-        files.extend(
-            needs.split_whitespace().filter(|word| word.starts_with('/')).map(PathBuf::from),
-        );
-        for file in files {
-            let below = file.strip_prefix("/").expect("absolute");
-            let below = below.strip_prefix("usr").unwrap_or(below);
-            let target = root.join("usr").join(below);
-            fs::create_dir_all(target.parent().expect("a parent")).expect("made");
-            fs::copy(&file, target).expect("copied");
-        }
-    }
-}
-
-/// A spec; `install` and `files` are its parts of these names.
-fn spec(head: &str, install: &str, files: &str) -> String {
-    format!(
-        "Summary: A part of a small system\nLicense: MIT\n{head}\n%description\nIt.\n%prep\n%build\n%install\n{install}\n{files}\n"
-    )
-}
 
 fn specs(host: &Path) -> [(&'static str, String); 4] {
     let base = format!(
@@ -88,24 +63,7 @@ fn a_template_of_rpm_packages_boots() {
     workspace.init_store();
     let host = workspace.path("host");
     copy_programs(&host, &["sh", "cat"]);
-    let top = workspace.path("rpmbuild");
-    fs::create_dir_all(&top).expect("made");
-    for (name, spec) in specs(&host) {
-        let file = top.join(format!("{name}.spec"));
-        fs::write(&file, spec).expect("written");
-        let mut rpmbuild = Command::new("rpmbuild");
-        rpmbuild.args(["-bb", "--quiet", "--target", "x86_64-linux"]);
-        for define in [
-            "debug_package %{nil}",
-            "_build_id_links none",
-            "__strip /bin/true",
-            "__os_install_post %{nil}",
-        ] {
-            rpmbuild.args(["--define", define]);
-        }
-        finish(rpmbuild.arg("--define").arg(format!("_topdir {}", top.display())).arg(file)).ok();
-    }
-    let packages = top.join("RPMS/x86_64");
+    let packages = build(&workspace.path("rpmbuild"), &specs(&host));
     let import = ["layer", "import", "--repo", "fedora"];
     finish(workspace.strata().args(import).arg(&packages)).ok();
     let files = [

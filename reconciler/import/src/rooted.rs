@@ -113,8 +113,12 @@ impl Rooted {
         for component in path.components() {
             made.push(component);
             let (parent, name) = self.place(&made)?;
-            match fs::mkdirat(&parent, name, Mode::from_raw_mode(0o755)) {
-                Ok(()) | Err(Errno::EXIST) => {}
+            let mode = Mode::from_raw_mode(0o755);
+            match fs::mkdirat(&parent, name, mode) {
+                // Whatever the umask of the caller.
+                Ok(()) => fs::chmodat(&parent, name, mode, AtFlags::empty())
+                    .map_err(at("set the mode of", path))?,
+                Err(Errno::EXIST) => {}
                 Err(errno) => return Err(at("make", path)(errno)),
             }
         }

@@ -40,7 +40,7 @@ const SCRATCH: [&str; 9] = [
     "var/cache/apt",
 ];
 /// Files that are made anew, or must not be shared.
-const LEFT_OUT: [&str; 19] = [
+const LEFT_OUT: [&str; 23] = [
     "etc/.pwd.lock",
     "etc/group-",
     "etc/gshadow-",
@@ -51,12 +51,16 @@ const LEFT_OUT: [&str; 19] = [
     "etc/ssl/private/ssl-cert-snakeoil.key",
     "etc/subgid-",
     "etc/subuid-",
+    "usr/lib/sysimage/rpm/.rpm.lock",
+    "usr/lib/sysimage/rpm/rpmdb.sqlite-shm",
     "usr/sbin/policy-rc.d",
     "var/cache/ldconfig/aux-cache",
     "var/lib/dbus/machine-id",
     "var/lib/dpkg/lock",
     "var/lib/dpkg/lock-frontend",
     "var/lib/dpkg/triggers/Lock",
+    "var/lib/rpm/.rpm.lock",
+    "var/lib/rpm/rpmdb.sqlite-shm",
     "var/lib/systemd/random-seed",
     "var/lib/urandom/random-seed",
     "var/log/alternatives.log",

@@ -8,8 +8,9 @@ use strata_core::manifest::Timestamp;
 use strata_core::metadata::LayerKind;
 use strata_core::names::TEMPLATES_REPOSITORY;
 use strata_core::{CompositionName, Digest, LayerName, LayerVersion, RepositoryName};
-use strata_import::dpkg::Package;
-use strata_store::{Store, read_limited};
+use strata_import::rpm::plan::Former;
+use strata_import::{dpkg, rpm};
+use strata_store::{Store, StoreError, read_limited};
 
 use super::BuildError;
 
@@ -31,6 +32,13 @@ pub struct Inputs {
     /// The result of a former build, from which this one goes on.
     pub former: Option<LayerSetEntry>,
     pub data: DataPaths,
+}
+
+/// What the layers were made from, by name. Composition keeps systems apart, so one is empty.
+#[derive(Debug, Default)]
+pub struct Packages {
+    pub debian: BTreeMap<String, dpkg::Package>,
+    pub rpm: BTreeMap<String, rpm::package::Package>,
 }
 
 impl Inputs {
@@ -90,11 +98,16 @@ impl Inputs {
     /// # Errors
     /// Its record cannot be read.
     pub fn former_is_current(&self, store: &Store) -> Result<bool, BuildError> {
-        let Some(former) = &self.former else { return Ok(false) };
+        Ok(self.former_set(store)? == Some(self.set()))
+    }
+
+    /// What [`Inputs::set`] was in the former build; `None` where that left no record.
+    fn former_set(&self, store: &Store) -> Result<Option<String>, BuildError> {
+        let Some(former) = &self.former else { return Ok(None) };
         let unit = store.unit_path(&former.repository, &former.layer, &former.version);
         let path = unit.join("scripts").join(RECORD);
         if !path.exists() {
-            return Ok(false);
+            return Ok(None);
         }
         let record = read_limited(&path, RECORD_BYTES)?;
         let record = String::from_utf8_lossy(&record);
@@ -102,7 +115,33 @@ impl Inputs {
             let former = rest.starts_with("former ");
             if former { rest.split_once('\n').map_or("", |(_, rest)| rest) } else { rest }
         });
-        Ok(set == Some(self.set().as_str()))
+        Ok(set.map(str::to_owned))
+    }
+
+    /// The RPM packages that the former build had set up, by name.
+    ///
+    /// # Errors
+    /// Its record or a unit cannot be read.
+    pub fn former_rpm(&self, store: &Store) -> Result<BTreeMap<String, Former>, BuildError> {
+        let set = self.former_set(store)?.unwrap_or_default();
+        let mut former = BTreeMap::new();
+        for line in set.lines() {
+            // Data paths have another form, and the unit is one of this store.
+            let Ok(entry) = line.parse::<LayerSetEntry>() else { continue };
+            let name = entry.layer.to_string();
+            let unit = match store.open_unit(&entry) {
+                Ok(unit) => Some(unit),
+                Err(StoreError::NoUnit { .. }) => None,
+                Err(error) => return Err(error.into()),
+            };
+            let package = unit.as_ref().map(rpm::package::Package::of_unit).transpose()?.flatten();
+            // Of what is gone only the version tells that it was a package.
+            let was_package = unit.is_none() && entry.version.as_str().contains('_');
+            if package.is_some() || was_package {
+                former.insert(name, Former { version: entry.version, package });
+            }
+        }
+        Ok(former)
     }
 
     /// All layers of the build VA, bottom first.
@@ -110,16 +149,18 @@ impl Inputs {
         self.layers.iter().chain(&self.former)
     }
 
-    /// The Debian packages among the layers, by name.
+    /// The packages among the layers.
     ///
     /// # Errors
     /// A unit cannot be read or is not what its digest says.
-    pub fn packages(&self, store: &Store) -> Result<BTreeMap<String, Package>, BuildError> {
-        let mut packages = BTreeMap::new();
+    pub fn packages(&self, store: &Store) -> Result<Packages, BuildError> {
+        let mut packages = Packages::default();
         for entry in self.layers.iter().filter(|entry| entry.kind == LayerKind::Software) {
             let unit = store.open_unit(entry)?;
-            if let Some(package) = Package::of_unit(&unit.path, &unit.manifest)? {
-                packages.insert(package.name.clone(), package);
+            if let Some(package) = dpkg::Package::of_unit(&unit.path, &unit.manifest)? {
+                packages.debian.insert(package.name.clone(), package);
+            } else if let Some(package) = rpm::package::Package::of_unit(&unit)? {
+                packages.rpm.insert(package.name.clone(), package);
             }
         }
         Ok(packages)

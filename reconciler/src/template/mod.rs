@@ -3,7 +3,8 @@
 //!
 //! - [`inputs`]: what a build starts from, as a text whose digest names the result.
 //! - [`sandbox`]: the build VA: composed in a store aside, without network.
-//! - [`scripts`]: the maintainer scripts, in dpkg's order.
+//! - [`scripts`]: the maintainer scripts of Debian packages, in dpkg's order.
+//! - [`scriptlets`]: those of RPM packages, in rpm's.
 //! - [`seal`]: what they changed, as a layer unit.
 //! - [`handmade`]: what an operator changed in a VA instead, as a layer unit.
 //!
@@ -13,6 +14,7 @@
 pub mod handmade;
 pub mod inputs;
 pub mod sandbox;
+pub mod scriptlets;
 pub mod scripts;
 pub mod seal;
 
@@ -26,7 +28,9 @@ use strata_machine::{MachineError, Programs};
 use strata_store::{Store, StoreError};
 
 pub use inputs::Inputs;
+use inputs::Packages;
 use sandbox::Sandbox;
+use scripts::Ran;
 
 use crate::private_view::PrivateViewError;
 
@@ -44,8 +48,12 @@ pub enum BuildError {
     Database(#[from] strata_import::dpkg::database::DatabaseError),
     #[error(transparent)]
     Rooted(#[from] strata_import::rooted::RootedError),
-    #[error("no layer of {0} was made from a Debian package, so there is no script to run")]
+    #[error(transparent)]
+    RpmPackage(#[from] strata_import::rpm::package::PackageError),
+    #[error("no layer of {0} was made from a package, so there is no script to run")]
     NoPackages(CompositionName),
+    #[error("{what} of {package} is a script for rpm's own Lua, and no layer has /usr/bin/rpm")]
+    Lua { what: &'static str, package: String },
     #[error("{what} failed with {status}:\n{output}")]
     Failed { what: String, status: String, output: String },
     #[error("the build was not done within {0:?}; it was running {1}")]
@@ -81,9 +89,11 @@ pub struct Options {
 #[derive(Debug)]
 pub struct Built {
     pub unit: Imported,
-    /// Maintainer scripts run by us, and packages that dpkg configured.
+    /// Maintainer scripts run by us, and packages that were set up.
     pub scripts: usize,
     pub configured: usize,
+    /// What went wrong without ending the build: of RPM packages, as rpm has it.
+    pub warnings: Vec<String>,
     pub took: Duration,
 }
 
@@ -101,19 +111,29 @@ pub fn build(
     observe: &dyn Fn(&str),
 ) -> Result<Built, BuildError> {
     let began = Instant::now();
+    // No ring or VA of this store leads to the build VA's layers: nothing is collected meanwhile.
+    let _lease = store.lease()?;
     let version = inputs.version()?;
     if let Some(unit) = find(store, options, &version)? {
-        return Ok(Built { unit, scripts: 0, configured: 0, took: began.elapsed() });
+        let (scripts, configured, warnings) = (0, 0, Vec::new());
+        return Ok(Built { unit, scripts, configured, warnings, took: began.elapsed() });
     }
     let deadline = began + options.deadline;
     observe("reading the packages");
-    let packages = inputs.packages(store)?;
-    if packages.is_empty() {
+    let Packages { debian, rpm } = inputs.packages(store)?;
+    if debian.is_empty() && rpm.is_empty() {
         return Err(BuildError::NoPackages(inputs.composition.clone()));
     }
+    let former = match rpm.is_empty() {
+        true => Default::default(),
+        false => inputs.former_rpm(store)?,
+    };
     let epoch = inputs.epoch(store)?;
     let sandbox = Sandbox::start(store, programs, inputs, options, epoch, deadline)?;
-    let ran = scripts::run(&sandbox, &packages, observe)?;
+    let ran = match debian.is_empty() {
+        false => scripts::run(&sandbox, &debian, observe)?,
+        true => scriptlets::run(&sandbox, &rpm, &former, observe)?,
+    };
     observe("sealing what the scripts changed");
     let changes = sandbox.stop()?;
     let metadata = Metadata {
@@ -124,8 +144,8 @@ pub fn build(
         ..Metadata::new(options.layer.clone(), version, LayerKind::Configuration)
     };
     let unit = seal::seal(store, &options.repository, metadata, inputs, &changes, epoch)?;
-    let (scripts, configured) = (ran.scripts, ran.configured);
-    Ok(Built { unit, scripts, configured, took: began.elapsed() })
+    let Ran { scripts, configured, warnings } = ran;
+    Ok(Built { unit, scripts, configured, warnings, took: began.elapsed() })
 }
 
 /// The unit of a former build of the same inputs.

@@ -147,7 +147,25 @@ impl Sandbox {
         environment: &[(&str, &str)],
         words: &[&str],
     ) -> Result<String, BuildError> {
-        let mut command = vec![OsString::from("/usr/bin/env")];
+        self.run_fed(what, environment, words, Stdio::null())
+    }
+
+    /// As [`Sandbox::run`], with something to read.
+    ///
+    /// # Errors
+    /// As of [`Sandbox::run`].
+    pub fn run_fed(
+        &self,
+        what: &str,
+        environment: &[(&str, &str)],
+        words: &[&str],
+        input: Stdio,
+    ) -> Result<String, BuildError> {
+        // The modes of what scripts make are not to depend on who builds.
+        let mut command: Vec<OsString> =
+            ["/bin/sh", "-c", "umask 022; exec \"$@\"", "sh", "/usr/bin/env"]
+                .map(OsString::from)
+                .into();
         let epoch = self.epoch.seconds.to_string();
         let common = [
             ("DEBIAN_FRONTEND", "noninteractive"),
@@ -168,7 +186,7 @@ impl Sandbox {
         let machines = Machines::open(&self.store)?;
         let mut command = machines.exec(&VaName::new(VA)?, &command, &self.programs)?;
         let copy = |log: &File| log.try_clone().map_err(at(&self.scratch.path));
-        command.command().stdin(Stdio::null()).stdout(copy(&log)?).stderr(copy(&log)?);
+        command.command().stdin(input).stdout(copy(&log)?).stderr(copy(&log)?);
         let status = command.status_before(self.deadline).map_err(at(&self.programs.init))?;
         let output = self.logged(start)?;
         match status {

@@ -16,10 +16,12 @@ const POLICY_PATH: &str = "usr/sbin/policy-rc.d";
 const AWK: &str = "usr/bin/awk";
 
 /// How much was run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Ran {
     pub scripts: usize,
     pub configured: usize,
+    /// What went wrong without ending the build.
+    pub warnings: Vec<String>,
 }
 
 /// Writes dpkg's database and runs everything.

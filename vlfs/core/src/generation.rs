@@ -6,6 +6,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
@@ -226,7 +227,7 @@ impl Generation {
         let mut entries = Vec::new();
         for (number, line) in lines {
             let here = |error| Located::new(number, 1, error);
-            let entry = parse_entry(line).map_err(here)?;
+            let entry: LayerSetEntry = line.parse().map_err(here)?;
             admit(&mut seen, &mut configured, &entry).map_err(here)?;
             entries.push(entry);
         }
@@ -240,18 +241,23 @@ impl Generation {
     }
 }
 
-fn parse_entry(line: &str) -> Result<LayerSetEntry, GenerationError> {
-    let fields: Vec<_> = line.split(' ').collect();
-    let [kind, repository, layer, version, digest] = fields.as_slice() else {
-        return Err(GenerationError::Fields);
-    };
-    Ok(LayerSetEntry {
-        kind: kind.parse().map_err(GenerationError::Kind)?,
-        repository: RepositoryName::new(*repository)?,
-        layer: LayerName::new(*layer)?,
-        version: LayerVersion::new(*version)?,
-        digest: digest.parse()?,
-    })
+impl FromStr for LayerSetEntry {
+    type Err = GenerationError;
+
+    /// A line of a generation's `layers`.
+    fn from_str(line: &str) -> Result<Self, GenerationError> {
+        let fields: Vec<_> = line.split(' ').collect();
+        let [kind, repository, layer, version, digest] = fields.as_slice() else {
+            return Err(GenerationError::Fields);
+        };
+        Ok(LayerSetEntry {
+            kind: kind.parse().map_err(GenerationError::Kind)?,
+            repository: RepositoryName::new(*repository)?,
+            layer: LayerName::new(*layer)?,
+            version: LayerVersion::new(*version)?,
+            digest: digest.parse()?,
+        })
+    }
 }
 
 #[cfg(test)]

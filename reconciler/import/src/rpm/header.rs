@@ -11,8 +11,8 @@ use crate::ar::read_block;
 
 /// The first bytes of a package.
 pub const LEAD_MAGIC: [u8; 4] = [0xed, 0xab, 0xee, 0xdb];
-const LEAD_BYTES: usize = 96;
-const HEADER_MAGIC: [u8; 4] = [0x8e, 0xad, 0xe8, 0x01];
+pub(super) const LEAD_BYTES: usize = 96;
+pub(super) const HEADER_MAGIC: [u8; 4] = [0x8e, 0xad, 0xe8, 0x01];
 /// Entries and bytes of one header; the largest packages have 4 MB.
 const HEADER_ENTRIES: u32 = 4_096;
 const HEADER_BYTES: u32 = 32 << 20;
@@ -76,6 +76,14 @@ fn number(bytes: &[u8]) -> u32 {
 }
 
 impl Header {
+    /// A header that stands alone, with its magic number.
+    ///
+    /// # Errors
+    /// It is cut short or damaged.
+    pub fn parse(mut bytes: &[u8]) -> Result<Self, HeaderError> {
+        Header::read(&mut bytes, "the header")
+    }
+
     fn read(input: &mut impl Read, name: &'static str) -> Result<Self, HeaderError> {
         let mut intro = [0; 16];
         if read_block(input, &mut intro)? != intro.len() {

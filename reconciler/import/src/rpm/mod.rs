@@ -2,7 +2,9 @@
 //!
 //! The header says everything about the files but their content, which comes from
 //! the payload; the header itself and the scriptlets are kept in `scripts/rpm/`
-//! for rpm's own tools. Where the package carries digests of its header and its
+//! for rpm's own tools: [`package`] reads them back, [`plan`] says which scriptlets run in
+//! which order, [`register`] gives rpm's database its packages. Where the package carries
+//! digests of its header and its
 //! payload, both must hold. Nothing a package says is trusted: see
 //! [`crate::writer`] and [`crate::placing`].
 
@@ -10,6 +12,9 @@ pub mod capability;
 pub mod cpio;
 pub mod header;
 pub mod owners;
+pub mod package;
+pub mod plan;
+pub mod register;
 pub mod relations;
 
 use std::collections::{BTreeMap, HashMap};
@@ -92,6 +97,8 @@ mod tag {
         ("file-trigger", 5066, 5067, 5070, [5069, 5072, 5071]),
         ("transaction-file-trigger", 5076, 5077, 5080, [5079, 5082, 5081]),
     ];
+    /// Priorities of each kind's scripts.
+    pub const TRIGGER_PRIORITIES: [Option<u32>; 3] = [None, Some(5084), Some(5085)];
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -386,11 +393,14 @@ fn plain(name: &[u8]) -> &[u8] {
 }
 
 /// The lists of a kind of relation.
-fn relation_lists(header: &Header, tags: [u32; 3]) -> Result<Vec<(String, u64, String)>, RpmError> {
+fn relation_lists(
+    header: &Header,
+    tags: [u32; 3],
+) -> Result<Vec<(String, u64, String)>, HeaderError> {
     let (names, flags, versions) =
         (header.texts(tags[0])?, header.numbers(tags[1])?, header.texts(tags[2])?);
     if names.len() != flags.len() || names.len() != versions.len() {
-        return Err(RelationError::Lengths.into());
+        return Err(HeaderError::Damaged("the header", "lists of relations differ in length"));
     }
     let all = names.into_iter().zip(flags).zip(versions);
     Ok(all.map(|((name, flags), version)| (name, flags, version)).collect())

@@ -52,8 +52,6 @@ pub enum RelationError {
     Rich(String),
     #[error("the dependency {0} cannot be read")]
     Syntax(String),
-    #[error("the lists of a dependency tag have different lengths")]
-    Lengths,
 }
 
 /// One dependency as the header has it.
@@ -119,7 +117,11 @@ fn evr(text: &str) -> Result<LayerVersion, RelationError> {
     }
 }
 
-fn relation(raw: Raw<'_>) -> Result<Relation, RelationError> {
+/// One dependency, without alternatives.
+///
+/// # Errors
+/// Damage.
+pub fn relation(raw: Raw<'_>) -> Result<Relation, RelationError> {
     let comparison = match raw.flags & (LESS | GREATER | EQUAL) {
         0 => None,
         LESS => Some(Comparison::Earlier),

@@ -22,12 +22,13 @@ use crate::template::{self, BuildError, Inputs, Options};
 ///
 /// Composes the template's layers in a build VA (without network, with nothing of the
 /// host, limited in time and memory), has dpkg set the packages up as though it had just
-/// unpacked them, and publishes what the scripts changed as a configuration layer. VAs
-/// of the template then start with no script left to run. The same layers give the same
-/// layer on every machine; one that is there is not built again.
+/// unpacked them, or runs the scriptlets of RPM packages in rpm's order, and publishes what
+/// the scripts changed as a configuration layer. VAs of the template then start with no
+/// script left to run. The same layers give the same layer on every machine; one that is
+/// there is not built again.
 ///
 /// When the template has such a layer already, the build goes on from it: packages that
-/// have another version by now are upgraded, with the scripts that dpkg runs for that.
+/// have another version by now are upgraded, with the scripts that dpkg or rpm runs for that.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  strata template build . web-server --repo main --write\n  strata template build . web-server --check      # is the layer that the LDF names up to date?\n\nThe layer is NAME-configuration; the LDF names it with a held line, as no other version\nof it fits. Not in it: host keys, the machine's id, logs, caches, and whatever lies in the\ntemplate's data directories. Commit what --write wrote.\n\nExit status: 0 done (with --check: up to date), 1 with --check: a build is due, 2 it failed."
@@ -90,10 +91,12 @@ struct Report {
     digest: Option<Digest>,
     entries: Option<usize>,
     content_bytes: Option<u64>,
-    /// Maintainer scripts that were run beside those of `dpkg --configure`.
+    /// Scriptlets of RPM packages; maintainer scripts that were run beside `dpkg --configure`.
     scripts: usize,
-    /// Packages that dpkg configured.
+    /// Packages that were set up.
     configured: usize,
+    /// Scriptlets of RPM packages that failed where rpm only warns, and the like.
+    warnings: Vec<String>,
     took_ms: u64,
     /// Whether the LDF was changed.
     written: bool,
@@ -153,6 +156,7 @@ pub fn run(args: &BuildArgs) -> Result<Outcome, Failure> {
         content_bytes: Some(built.unit.content_bytes),
         scripts: built.scripts,
         configured: built.configured,
+        warnings: built.warnings,
         took_ms: u64::try_from(built.took.as_millis()).unwrap_or(u64::MAX),
         written,
         ..report(args, repository, layer, version, status)
@@ -178,6 +182,7 @@ fn report(
         content_bytes: None,
         scripts: 0,
         configured: 0,
+        warnings: Vec::new(),
         took_ms: 0,
         written: false,
     }
@@ -211,6 +216,9 @@ fn progress() -> ProgressBar {
 }
 
 fn print(args: &BuildArgs, report: &Report) -> Result<(), Failure> {
+    for warning in &report.warnings {
+        eprintln!("warning: {warning}");
+    }
     if args.output.output == OutputFormat::Json {
         return print_json(report);
     }
@@ -221,7 +229,7 @@ fn print(args: &BuildArgs, report: &Report) -> Result<(), Failure> {
         Status::Outdated => format!("a build is due: {unit}\n"),
         Status::Present => format!("present already {unit}: no script was run\n"),
         Status::Built => format!(
-            "built {unit} ({}, {}; {} configured, {} before that; {:.1} s)\n",
+            "built {unit} ({}, {}; {} configured, {} run; {:.1} s)\n",
             quantity(report.entries.unwrap_or(0), "path"),
             indicatif::HumanBytes(report.content_bytes.unwrap_or(0)),
             quantity(report.configured, "package"),
@@ -243,8 +251,9 @@ fn print(args: &BuildArgs, report: &Report) -> Result<(), Failure> {
 fn failure(error: BuildError) -> Failure {
     let hint = match &error {
         BuildError::NoPackages(_) => {
-            Some("import packages: strata layer import --repo main FILE.deb …")
+            Some("import packages: strata layer import --repo main FILE.deb FILE.rpm …")
         }
+        BuildError::Lua { .. } => Some("add the layer that was made from the package rpm"),
         BuildError::Failed { .. } => Some(
             "the scripts run without network and services; what they need must be among the layers",
         ),
