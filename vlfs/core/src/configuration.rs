@@ -14,7 +14,7 @@ use crate::names::{
     CompositionName, LayerName, MacAddr, NameError, RepositoryName, RingName, TEMPLATES_REPOSITORY,
     VaName,
 };
-use crate::remote::{Credentials, Location, Remote, Scheme};
+use crate::remote::{Certificates, Credentials, Location, Remote, Scheme};
 use crate::rollout::policy::{RolloutPolicy, assign_rings};
 use crate::scripts::policy::{LONGEST_TIME_LIMIT_S, OnFailure, ScriptPolicy};
 use crate::signed::{PublicKeyText, Role, RoleName};
@@ -378,13 +378,24 @@ fn read_remote(
     let credentials = reader.parsed::<Credentials>(file, "credentials");
     let endpoint = reader.parsed::<Location>(file, "endpoint");
     let region = reader.parsed::<String>(file, "region");
+    let certificates = reader.parsed::<Certificates>(file, "ca-file");
     let Some(Placed { value: location, .. }) = location else {
-        if credentials.is_some() || endpoint.is_some() || region.is_some() {
-            let message = "`credentials`, `endpoint` and `region` belong to a `url`";
+        let more = credentials.is_some() || certificates.is_some();
+        if more || endpoint.is_some() || region.is_some() {
+            let message = "`credentials`, `ca-file`, `endpoint` and `region` belong to a `url`";
             file.report(at, "remote", message.to_owned(), None);
         }
         return None;
     };
+    let endpoint_scheme = endpoint.as_ref().map(|endpoint| endpoint.value.scheme());
+    let is_https = match location.scheme() {
+        Scheme::S3 => endpoint_scheme.is_none_or(|scheme| scheme == Scheme::Https),
+        scheme => scheme == Scheme::Https,
+    };
+    if certificates.is_some() && !is_https {
+        let message = "`ca-file` is for servers that are reached by https://";
+        file.report(at, "remote", message.to_owned(), Some("leave it out".to_owned()));
+    }
     if location.scheme() != Scheme::S3 && (endpoint.is_some() || region.is_some()) {
         let message = "`endpoint` and `region` belong to a `url` that begins with s3://";
         file.report(at, "remote", message.to_owned(), None);
@@ -399,6 +410,7 @@ fn read_remote(
     Some(Remote {
         location,
         credentials: credentials.map(|placed| placed.value),
+        certificates: certificates.map(|placed| placed.value),
         endpoint: endpoint.map(|placed| placed.value),
         region: region.map(|placed| placed.value),
     })

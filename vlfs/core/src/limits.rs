@@ -73,5 +73,7 @@ pub const SIGNED_VERSION: u32 = 1 << 30;
 pub const ROOT_CHANGES: u32 = 1024;
 /// Bytes of a repository's URL.
 pub const LOCATION_BYTES: usize = 2 << 10;
+/// Bytes of the certificates that a repository's server is known by.
+pub const CERTIFICATES_BYTES: usize = 1 << 20;
 /// Bytes of the credentials for a repository.
 pub const CREDENTIALS_BYTES: usize = 16 << 10;

@@ -3,7 +3,7 @@
 //! never stand in git.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use crate::limits;
@@ -15,9 +15,13 @@ pub enum LocationError {
     #[error("it has white space or control characters")]
     Characters,
     #[error(
-        "it must begin with https://, http://, ftp://, ftps://, s3:// or / (a directory), as in https://layers.example.org/main"
+        "it must begin with https://, http://, ftp://, s3:// or / (a directory), as in https://layers.example.org/main"
     )]
     Scheme,
+    #[error(
+        "ftps:// cannot be read: its servers leave it open for ever whether a file is there; use https://, or ftp:// with `keys`, which protect what comes"
+    )]
+    Ftps,
     #[error("a name or password stands in it; say with `credentials` where they are")]
     Credentials,
     #[error("there is no host, or no bucket, in it")]
@@ -34,16 +38,14 @@ pub enum Scheme {
     Http,
     Https,
     Ftp,
-    Ftps,
     S3,
     Directory,
 }
 
-const SCHEMES: [(&str, Scheme); 5] = [
+const SCHEMES: [(&str, Scheme); 4] = [
     ("http://", Scheme::Http),
     ("https://", Scheme::Https),
     ("ftp://", Scheme::Ftp),
-    ("ftps://", Scheme::Ftps),
     ("s3://", Scheme::S3),
 ];
 
@@ -91,6 +93,7 @@ impl FromStr for Location {
                 let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
                 (scheme, authority, path)
             }
+            None if text.starts_with("ftps://") => return Err(LocationError::Ftps),
             None if text.starts_with('/') => (Scheme::Directory, "", text),
             None => return Err(LocationError::Scheme),
         };
@@ -158,11 +161,40 @@ impl fmt::Display for Credentials {
     }
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "write the absolute path of a file of certificates in PEM, as in /etc/strata/layers-ca.pem"
+)]
+pub struct CertificatesError;
+
+/// The file of certificates that a server is known by.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Certificates(PathBuf);
+
+impl Certificates {
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl FromStr for Certificates {
+    type Err = CertificatesError;
+
+    fn from_str(text: &str) -> Result<Self, CertificatesError> {
+        match text.starts_with('/') {
+            true => Ok(Certificates(PathBuf::from(text))),
+            false => Err(CertificatesError),
+        }
+    }
+}
+
 /// Where a repository comes from.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Remote {
     pub location: Location,
     pub credentials: Option<Credentials>,
+    /// Certificates to know an HTTPS server by, instead of the system's.
+    pub certificates: Option<Certificates>,
     /// Of an S3 service: its URL and its region.
     pub endpoint: Option<Location>,
     pub region: Option<String>,
@@ -178,7 +210,6 @@ mod tests {
             "https://layers.example.org/main",
             "http://[::1]:8080",
             "ftp://mirror/pub/strata",
-            "ftps://mirror:990/strata",
             "s3://bucket/a/b",
             "/srv/layers/main",
             "/",
@@ -195,6 +226,7 @@ mod tests {
         let cases = [
             ("layers.example.org", LocationError::Scheme),
             ("gopher://host", LocationError::Scheme),
+            ("ftps://mirror:990/strata", LocationError::Ftps),
             ("https://alice:secret@host/a", LocationError::Credentials),
             ("https:///a", LocationError::Host),
             ("s3://", LocationError::Host),
@@ -216,5 +248,8 @@ mod tests {
         for text in ["secret", "file:relative", "env:", "env:A=B", "alice:secret"] {
             assert_eq!(text.parse::<Credentials>(), Err(CredentialsError), "{text}");
         }
+        let certificates: Certificates = "/etc/ca.pem".parse().expect("valid");
+        assert_eq!(certificates.path(), Path::new("/etc/ca.pem"));
+        assert_eq!("ca.pem".parse::<Certificates>(), Err(CertificatesError));
     }
 }

@@ -149,6 +149,8 @@ struct FailedLine {
     #[serde(skip_serializing_if = "Option::is_none")]
     version: Option<LayerVersion>,
     error: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hint: Option<String>,
 }
 
 pub fn sync(args: &SyncArgs) -> Result<Outcome, Failure> {
@@ -266,9 +268,11 @@ pub fn mirror(args: &MirrorArgs) -> Result<Outcome, Failure> {
                 layer: None,
                 version: None,
                 error,
+                hint: None,
             };
             if let Err(error) = sync_within(&store, repository, remote, &options) {
-                report.failed.push(fail(error.to_string()));
+                let hint = error.hint(name);
+                report.failed.push(FailedLine { hint, ..fail(error.to_string()) });
                 continue;
             }
             let database = match store.database(name) {
@@ -301,12 +305,15 @@ pub fn mirror(args: &MirrorArgs) -> Result<Outcome, Failure> {
     for UnitLine { repository, layer, version } in &report.mirrored {
         text.push_str(&format!("mirrored {repository}/{layer} {version}\n"));
     }
-    for FailedLine { repository, layer, version, error } in &report.failed {
+    for FailedLine { repository, layer, version, error, hint } in &report.failed {
         let unit = match (layer, version) {
             (Some(layer), Some(version)) => format!("{repository}/{layer} {version}"),
             _ => repository.to_string(),
         };
         text.push_str(&format!("failed {unit}: {error}\n"));
+        if let Some(hint) = hint {
+            text.push_str(&format!("  hint: {hint}\n"));
+        }
     }
     text.push_str(&format!(
         "{} mirrored ({} fetched), {} there already, {} failed\n",
@@ -333,6 +340,7 @@ impl MirroredReport {
                 layer: Some(layer),
                 version: Some(version),
                 error: error.to_string(),
+                hint: None,
             });
         self.failed.extend(failed);
     }

@@ -5,6 +5,7 @@
 //! Credentials are read from where `strata.toml` says they are, and stand in no message.
 
 use std::io::Read as _;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use futures::StreamExt as _;
@@ -15,6 +16,7 @@ use opendal::{
     Buffer, ErrorKind, HttpBody, HttpTransport, HttpTransporter, OperationContext, Operator,
 };
 use opendal_http_transport_reqwest::ReqwestTransport;
+use rustls::CertificateError;
 use strata_core::limits;
 use strata_core::remote::{Credentials, Location, Remote, Scheme};
 use zeroize::Zeroizing;
@@ -32,6 +34,10 @@ pub enum StorageError {
     Credentials { from: Credentials, reason: &'static str },
     #[error("{location} cannot be used: {reason}")]
     Location { location: Location, reason: String },
+    #[error("`ca-file` {path} cannot be used: {reason}")]
+    Certificates { path: PathBuf, reason: String },
+    #[error("{what}: the server's certificate is refused: {}", told(.error))]
+    Untrusted { what: String, error: CertificateError },
     #[error("{what}: it is not there")]
     NotFound { what: String },
     #[error("{what}: access is denied")]
@@ -51,6 +57,8 @@ impl StorageError {
             StorageError::Network { passes, .. } => *passes,
             StorageError::Credentials { .. }
             | StorageError::Location { .. }
+            | StorageError::Certificates { .. }
+            | StorageError::Untrusted { .. }
             | StorageError::NotFound { .. }
             | StorageError::Denied { .. }
             | StorageError::TooLarge { .. }
@@ -100,10 +108,15 @@ impl Storage {
         };
         let secrets = vec![Zeroizing::new(user.to_owned()), Zeroizing::new(password.to_owned())];
         // A client of its own: connections must not outlive the runtime that they are of.
-        let client = reqwest::Client::builder()
+        let mut client = reqwest::Client::builder()
             .user_agent(concat!("strata/", env!("CARGO_PKG_VERSION")))
             .connect_timeout(ANSWER_TIMEOUT)
-            .build();
+            // No redirection leads away from it.
+            .https_only(location.scheme() == Scheme::Https);
+        if let Some(certificates) = &remote.certificates {
+            client = client.tls_certs_only(read_certificates(certificates.path())?);
+        }
+        let client = client.build();
         let client = client.map_err(|error| StorageError::Location {
             location: location.clone(),
             reason: error.to_string(),
@@ -220,6 +233,9 @@ impl Storage {
 
     fn error(&self, name: &str, error: &opendal::Error) -> StorageError {
         let what = self.what(name);
+        if let Some(error) = untrusted(error) {
+            return StorageError::Untrusted { what, error };
+        }
         match error.kind() {
             ErrorKind::NotFound => StorageError::NotFound { what },
             ErrorKind::PermissionDenied => StorageError::Denied { what },
@@ -278,13 +294,12 @@ fn operator(remote: &Remote, user: &str, password: &str) -> opendal::Result<Oper
             }
             Operator::new(builder)
         }
-        Scheme::Ftp | Scheme::Ftps => {
-            let scheme = if location.scheme() == Scheme::Ftp { "ftp" } else { "ftps" };
+        Scheme::Ftp => {
             let (user, password) = match user {
                 "" => ("anonymous", "strata@"),
                 user => (user, password),
             };
-            let endpoint = format!("{scheme}://{authority}");
+            let endpoint = format!("ftp://{authority}");
             // The server's own root: any other OpenDAL would make where it is missing.
             let builder = Ftp::default().endpoint(&endpoint).root("/").user(user);
             Operator::new(builder.password(password))
@@ -332,6 +347,51 @@ fn read_credentials(from: &Credentials) -> Result<Zeroizing<String>, StorageErro
         return Err(refuse("they must be one line, USER:PASSWORD or a token"));
     }
     Ok(Zeroizing::new(line.to_owned()))
+}
+
+/// The certificates of a file, one at least.
+fn read_certificates(path: &Path) -> Result<Vec<reqwest::Certificate>, StorageError> {
+    let refuse = |reason| StorageError::Certificates { path: path.to_owned(), reason };
+    let mut text = Vec::new();
+    // A link is as good as the file: where it is, the operator says.
+    let opened = std::fs::File::open(path);
+    let read = opened
+        .and_then(|file| file.take(limits::CERTIFICATES_BYTES as u64 + 1).read_to_end(&mut text));
+    read.map_err(|error| refuse(error.to_string()))?;
+    if text.len() > limits::CERTIFICATES_BYTES {
+        return Err(refuse(format!("it has more than {} bytes", limits::CERTIFICATES_BYTES)));
+    }
+    let certificates = reqwest::Certificate::from_pem_bundle(&text)
+        .map_err(|error| refuse(format!("a certificate in it is damaged: {error}")))?;
+    match certificates.is_empty() {
+        true => Err(refuse("there is no certificate in PEM in it".to_owned())),
+        false => Ok(certificates),
+    }
+}
+
+fn told(error: &CertificateError) -> String {
+    match error {
+        CertificateError::UnknownIssuer => "no authority that is trusted has signed it".to_owned(),
+        other => other.to_string(),
+    }
+}
+
+/// What TLS has against a server's certificate, where that is the reason. Between it and
+/// OpenDAL's error are those of several libraries, which hand it on as what it is.
+fn untrusted(error: &opendal::Error) -> Option<CertificateError> {
+    let mut next: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = next {
+        if let Some(rustls::Error::InvalidCertificate(reason)) = error.downcast_ref() {
+            return Some(reason.clone());
+        }
+        // The source of an error of input and output is that of the one that it holds.
+        let held = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+        next = match held {
+            Some(held) => Some(held),
+            None => error.source(),
+        };
+    }
+    None
 }
 
 /// The innermost reason.

@@ -40,6 +40,13 @@ impl SyncError {
             SyncError::Storage(StorageError::Credentials { .. }) => {
                 Some("put USER:PASSWORD there, readable for Strata alone".to_owned())
             }
+            SyncError::Storage(StorageError::Untrusted { .. }) => Some(
+                "where it is of an authority of your own: `ca-file = \"/PATH.pem\"` in strata.toml"
+                    .to_owned(),
+            ),
+            SyncError::Storage(StorageError::Certificates { .. }) => {
+                Some("put the authority's certificates there, in PEM".to_owned())
+            }
             SyncError::Storage(StorageError::Denied { .. }) => Some(
                 "say with `credentials` in strata.toml where a name and password are".to_owned(),
             ),

@@ -80,7 +80,15 @@ fn where_repositories_come_from() {
     let (repository, _) = read(&format!("{url}{keys}credentials = \"env:LAYERS\"\n"));
     let credentials = repository.remote.and_then(|remote| remote.credentials);
     assert_eq!(credentials, Some(Credentials::Environment("LAYERS".to_owned())));
+    let (repository, faults) = read(&format!("{url}{keys}ca-file = \"/etc/ca.pem\"\n"));
+    assert!(repository.remote.is_some_and(|remote| remote.certificates.is_some()), "{faults:?}");
+    let ca = "ca-file = \"/etc/ca.pem\"\n";
     for (bad, code) in [
+        (format!("{url}{keys}ca-file = \"ca.pem\"\n"), "value"),
+        (format!("url = \"http://host/\"\n{keys}{ca}"), "remote"),
+        (format!("url = \"ftps://host/\"\n{keys}"), "value"),
+        (format!("url = \"s3://bucket\"\nendpoint = \"http://host\"\n{keys}{ca}"), "remote"),
+        (ca.to_owned(), "remote"),
         (url.to_owned(), "unsigned"),
         (format!("{url}{keys}unsigned = true\n"), "unsigned"),
         (format!("{url}{keys}threshold = 0\n"), "keys"),
