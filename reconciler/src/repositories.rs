@@ -7,6 +7,7 @@ pub mod local;
 pub mod mirrors;
 pub mod publish;
 pub mod remote;
+pub mod secrets;
 pub mod serve;
 pub mod sharing;
 pub mod signed;

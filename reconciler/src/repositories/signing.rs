@@ -12,6 +12,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use ssh_key::{HashAlg, LineEnding, PrivateKey, PublicKey};
+use strata_core::remote::Credentials;
 use strata_core::signed::{
     Envelope, Expiry, PublicKeyError, PublicKeyText, Role, RoleName, Root, SignedError, Snapshot,
 };
@@ -19,6 +20,7 @@ use strata_core::{Digest, RepositoryName, limits};
 use strata_store::{RepositoryWriter, SignedFile, Store, StoreError};
 
 use super::high_water::{self, HighWaterError};
+use super::secrets::{self, SecretError};
 use super::signed::{ROOT_NAMESPACE, SNAPSHOT_NAMESPACE, public_key, signers};
 
 /// Bytes of a file with a private key.
@@ -40,8 +42,12 @@ pub enum SigningError {
     KeyFileSize { path: PathBuf },
     #[error("others than its owner can read the private key {path} (mode {mode:04o})")]
     KeyFileMode { path: PathBuf, mode: u32 },
-    #[error("the private key {path} is encrypted, and nobody may be there to type a passphrase")]
+    #[error("the private key {path} is encrypted, and no passphrase was named")]
     Encrypted { path: PathBuf },
+    #[error("the passphrase {from} does not open the private key {path}")]
+    WrongPassphrase { path: PathBuf, from: Credentials },
+    #[error("the passphrase {0}")]
+    Passphrase(#[from] SecretError),
     #[error("{what}: {error}")]
     Document { what: String, error: SignedError },
     #[error("the key {fingerprint} is not one of those that sign {what}")]
@@ -67,10 +73,13 @@ impl SigningError {
     pub fn hint(&self) -> Option<String> {
         match self {
             SigningError::KeyFileMode { path, .. } => Some(format!("chmod 600 {}", path.display())),
-            SigningError::Encrypted { path } => Some(format!(
-                "keep a copy without a passphrase where only the signer can read it: ssh-keygen -p -f {}",
-                path.display()
-            )),
+            SigningError::Encrypted { .. } => Some(
+                "say where it is: --passphrase env:NAME, or file:/PATH as systemd's credentials are"
+                    .to_owned(),
+            ),
+            SigningError::WrongPassphrase { path, .. } => {
+                Some(format!("try it by hand: ssh-keygen -y -f {}", path.display()))
+            }
             SigningError::NoRoot(name) => Some(format!(
                 "make them: strata repo key set {name} --root-key FILE.pub --database-key FILE.pub --key FILE"
             )),
@@ -107,11 +116,15 @@ fn as_text<S: serde::Serializer>(expiry: &Expiry, to: S) -> Result<S::Ok, S::Err
     to.collect_str(expiry)
 }
 
-/// Reads a private key in OpenSSH's format.
+/// Reads a private key in OpenSSH's format; an encrypted one is opened with the passphrase that
+/// is kept there.
 ///
 /// # Errors
-/// It is none, others can read it, or it is encrypted.
-pub fn read_private_key(path: &Path) -> Result<PrivateKey, SigningError> {
+/// It is none, others can read it, or the passphrase is missing or another.
+pub fn read_private_key(
+    path: &Path,
+    passphrase: Option<&Credentials>,
+) -> Result<PrivateKey, SigningError> {
     let at = |source| SigningError::Io { path: path.to_owned(), source };
     let file = File::open(path).map_err(at)?;
     let mode = file.metadata().map_err(at)?.mode() & 0o777;
@@ -125,10 +138,14 @@ pub fn read_private_key(path: &Path) -> Result<PrivateKey, SigningError> {
     }
     let key = PrivateKey::from_openssh(text.as_slice())
         .map_err(|reason| SigningError::KeyFile { path: path.to_owned(), reason })?;
-    match key.is_encrypted() {
-        true => Err(SigningError::Encrypted { path: path.to_owned() }),
-        false => Ok(key),
+    if !key.is_encrypted() {
+        return Ok(key);
     }
+    let path = path.to_owned();
+    let Some(from) = passphrase else { return Err(SigningError::Encrypted { path }) };
+    let passphrase = secrets::read(from)?;
+    key.decrypt(passphrase.as_bytes())
+        .map_err(|_| SigningError::WrongPassphrase { path, from: from.clone() })
 }
 
 /// Reads a public key, as `ssh-keygen` writes it beside the private one.

@@ -192,7 +192,7 @@ fn a_change_of_keys_waits_for_the_keys_of_before_and_of_after() {
 }
 
 #[test]
-fn keys_that_others_can_read_or_that_need_a_passphrase_are_refused() {
+fn keys_that_others_can_read_are_refused_and_encrypted_ones_opened() {
     let signed = Signed::new();
     let path = signed.bench.path("nightly");
     let mode = |mode| {
@@ -208,8 +208,26 @@ fn keys_that_others_can_read_or_that_need_a_passphrase_are_refused() {
         .stdout(Stdio::null())
         .status();
     assert!(locked.expect("ssh-keygen runs").success());
-    let said = signed.bench.bad(&["repo", "sign", "main", "--key", text(&path)]);
-    assert!(said.contains("is encrypted"), "{said}");
+    let sign = ["repo", "sign", "main", "--key", text(&path)];
+    let said = signed.bench.bad(&sign);
+    assert!(said.contains("is encrypted") && said.contains("--passphrase env:NAME"), "{said}");
+    let kept = signed.bench.path("passphrase");
+    let from = format!("file:{}", text(&kept));
+    let with = [&sign[..], &["--passphrase", &from]].concat();
+    let said = signed.bench.bad(&with);
+    assert!(said.contains("cannot be used: the file cannot be read"), "{said}");
+    fs::write(&kept, "other-than-it\n").expect("written");
+    let said = signed.bench.bad(&with);
+    assert!(said.contains("does not open") && !said.contains("other-than-it"), "{said}");
+    fs::write(&kept, "secret\n").expect("written");
+    signed.bench.good(&with);
+    let by_variable = [&sign[..], &["--passphrase", "env:LAYERS_PASSPHRASE"]].concat();
+    let mut command = signed.bench.command(&by_variable);
+    let output = command.env("LAYERS_PASSPHRASE", "secret").output().expect("strata runs");
+    assert!(output.status.success(), "{output:?}");
+    signed.accepted();
+    let said = signed.bench.bad(&[&sign[..], &["--passphrase", "secret"]].concat());
+    assert!(said.contains("where it is kept, never the secret itself"), "{said}");
     let said = signed.bench.bad(&["repo", "sign", "main", "--key", &signed.public("offline")]);
     assert!(!said.contains("AAAA"), "no content of a key is told: {said}");
 }

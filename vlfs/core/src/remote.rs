@@ -126,7 +126,7 @@ impl fmt::Display for Location {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("write `file:/absolute/path` or `env:NAME`: where the credentials are, not what they are")]
+#[error("write `file:/absolute/path` or `env:NAME`: where it is kept, never the secret itself")]
 pub struct CredentialsError;
 
 /// Where the credentials for a repository are.

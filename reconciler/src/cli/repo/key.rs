@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use serde::Serialize;
 use ssh_key::HashAlg;
 use strata_core::RepositoryName;
+use strata_core::remote::Credentials;
 use strata_core::signed::{Expiry, Role, RoleName};
 
 use super::super::{
@@ -48,7 +49,7 @@ struct ListArgs {
 /// server; `database` keys sign what the repository holds. A change is signed by the root
 /// keys of before and by those of after: name as many private keys with --key as are at
 /// hand; it waits until the others have added theirs (`strata repo cosign`). Keys are SSH
-/// keys, Ed25519 or ECDSA P-256, without a passphrase.
+/// keys, Ed25519 or ECDSA P-256.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Examples:\n  ssh-keygen -t ed25519 -N '' -f offline\n  ssh-keygen -t ed25519 -N '' -f nightly\n  strata repo key set main --root-key offline.pub --database-key nightly.pub --key offline\n\nThen pin the root key where the repository is used, in strata.toml:\n  [[repository]]\n  name = \"main\"\n  keys = [\"ssh-ed25519 AAAA…\"]"
@@ -86,7 +87,7 @@ struct SetArgs {
 /// repository's keys see a change once it is signed.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Example:\n  strata repo sign main --key /etc/strata/nightly --store /srv/strata"
+    after_help = "Examples:\n  strata repo sign main --key /etc/strata/nightly --store /srv/strata\n  strata repo sign main --key nightly --passphrase file:/run/credentials/strata-sign.service/nightly"
 )]
 pub struct SignArgs {
     /// The repository
@@ -123,11 +124,15 @@ struct SignerArgs {
     /// A private key to sign with; several may be given
     #[arg(long, value_name = "FILE", required = true)]
     key: Vec<PathBuf>,
+    /// Where the passphrase of encrypted keys is: `env:NAME` or `file:/PATH`
+    #[arg(long, value_name = "WHERE")]
+    passphrase: Option<Credentials>,
 }
 
 impl SignerArgs {
     fn read(&self) -> Result<Vec<ssh_key::PrivateKey>, SigningError> {
-        self.key.iter().map(|path| signing::read_private_key(path)).collect()
+        let read = |path: &PathBuf| signing::read_private_key(path, self.passphrase.as_ref());
+        self.key.iter().map(read).collect()
     }
 }
 

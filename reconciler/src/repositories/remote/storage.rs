@@ -18,9 +18,10 @@ use opendal::{
 use opendal_http_transport_reqwest::ReqwestTransport;
 use rustls::CertificateError;
 use strata_core::limits;
-use strata_core::remote::{Credentials, Location, Remote, Scheme};
+use strata_core::remote::{Location, Remote, Scheme};
 use zeroize::Zeroizing;
 
+use crate::repositories::secrets::{self, SecretError};
 use crate::transfer::{ATTEMPTS, FIRST_PAUSE, Observer, Pace, PartialFile};
 
 /// How long a request may take to be answered.
@@ -30,8 +31,8 @@ const READ_TIMEOUT: Duration = Duration::from_secs(60);
 
 #[derive(Debug, thiserror::Error)]
 pub enum StorageError {
-    #[error("the credentials {from} cannot be used: {reason}")]
-    Credentials { from: Credentials, reason: &'static str },
+    #[error("the credentials {0}")]
+    Credentials(SecretError),
     #[error("{location} cannot be used: {reason}")]
     Location { location: Location, reason: String },
     #[error("`ca-file` {path} cannot be used: {reason}")]
@@ -55,7 +56,7 @@ impl StorageError {
     fn passes(&self) -> bool {
         match self {
             StorageError::Network { passes, .. } => *passes,
-            StorageError::Credentials { .. }
+            StorageError::Credentials(_)
             | StorageError::Location { .. }
             | StorageError::Certificates { .. }
             | StorageError::Untrusted { .. }
@@ -90,7 +91,9 @@ impl Storage {
     /// The credentials cannot be read, or the location cannot be used.
     pub fn open(remote: &Remote, pace: Pace, observer: Observer) -> Result<Self, StorageError> {
         let location = remote.location.clone();
-        let secret = remote.credentials.as_ref().map(read_credentials).transpose()?;
+        // `USER:PASSWORD`, or a token; for S3 `ACCESS-KEY-ID:SECRET-ACCESS-KEY`.
+        let secret = remote.credentials.as_ref().map(secrets::read).transpose();
+        let secret = secret.map_err(StorageError::Credentials)?;
         let (user, password) = match secret.as_ref().map(|secret| secret.split_once(':')) {
             Some(Some((user, password))) => (user, password),
             Some(None) => ("", secret.as_ref().map_or("", |secret| secret.as_str())),
@@ -322,31 +325,6 @@ fn operator(remote: &Remote, user: &str, password: &str) -> opendal::Result<Oper
         }
         Scheme::Directory => Operator::new(Fs::default().root("/")),
     }
-}
-
-/// `USER:PASSWORD`, or a token; for S3 `ACCESS-KEY-ID:SECRET-ACCESS-KEY`.
-fn read_credentials(from: &Credentials) -> Result<Zeroizing<String>, StorageError> {
-    let refuse = |reason| StorageError::Credentials { from: from.clone(), reason };
-    let text = match from {
-        Credentials::Environment(name) => {
-            Zeroizing::new(std::env::var(name).map_err(|_| refuse("the variable is not set"))?)
-        }
-        Credentials::File(path) => {
-            let file = std::fs::File::open(path).map_err(|_| refuse("the file cannot be read"))?;
-            let mut text = Zeroizing::new(String::new());
-            let mut limited = file.take(limits::CREDENTIALS_BYTES as u64 + 1);
-            limited.read_to_string(&mut text).map_err(|_| refuse("the file cannot be read"))?;
-            text
-        }
-    };
-    let line = text.trim_end_matches(['\n', '\r']);
-    if line.is_empty() || line.len() > limits::CREDENTIALS_BYTES {
-        return Err(refuse("they are empty or too long"));
-    }
-    if line.contains(['\n', '\r', '\0']) {
-        return Err(refuse("they must be one line, USER:PASSWORD or a token"));
-    }
-    Ok(Zeroizing::new(line.to_owned()))
 }
 
 /// The certificates of a file, one at least.

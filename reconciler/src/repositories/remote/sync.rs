@@ -37,7 +37,7 @@ impl SyncError {
     pub fn hint(&self, repository: &RepositoryName) -> Option<String> {
         match self {
             SyncError::Trust { error, .. } => Some(error.hint(repository)),
-            SyncError::Storage(StorageError::Credentials { .. }) => {
+            SyncError::Storage(StorageError::Credentials(_)) => {
                 Some("put USER:PASSWORD there, readable for Strata alone".to_owned())
             }
             SyncError::Storage(StorageError::Untrusted { .. }) => Some(
