@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use strata_core::deb822;
+use strata_import::apt::auth::Logins;
 use strata_import::apt::sources::{SourceOptions, yes_no};
 
 use super::AptError;
@@ -77,6 +78,64 @@ impl Configuration {
             parent = name.rsplit_once("::");
         }
         Some(path)
+    }
+
+    /// The regular files that apt reads for a setting and the directory of more of them
+    /// (`NAME` and `NAMEparts`), in apt's order; in the directory those of these suffixes.
+    fn files(&self, name: &str, suffixes: &[&str]) -> Result<Vec<PathBuf>, AptError> {
+        let mut files: Vec<_> = self.path(name).into_iter().filter(|path| path.is_file()).collect();
+        let Some(directory) = self.path(&format!("{name}parts")) else { return Ok(files) };
+        let at = |source| AptError::Read { path: directory.clone(), source };
+        let entries = match std::fs::read_dir(&directory) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(files),
+            entries => entries.map_err(at)?,
+        };
+        let mut parts = Vec::new();
+        for entry in entries {
+            let path = entry.map_err(at)?.path();
+            let suffix = path.extension().map(|suffix| suffix.to_string_lossy().into_owned());
+            let is_hidden =
+                path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'));
+            if suffixes.contains(&suffix.as_deref().unwrap_or("")) && !is_hidden && path.is_file() {
+                parts.push(path);
+            }
+        }
+        parts.sort();
+        files.extend(parts);
+        Ok(files)
+    }
+
+    /// Names and passwords for archives (`apt_auth.conf(5)`).
+    ///
+    /// # Errors
+    /// A file cannot be read or understood.
+    pub fn logins(&self) -> Result<Logins, AptError> {
+        let mut logins = Logins::default();
+        for path in self.files("Dir::Etc::netrc", &["conf"])? {
+            let text = std::fs::read(&path)
+                .map_err(|source| AptError::Read { path: path.clone(), source })?;
+            logins.add(&text).map_err(|source| AptError::Auth { path, source })?;
+        }
+        Ok(logins)
+    }
+
+    /// What would give packages other priorities and is not looked at: files of
+    /// preferences that say something, and a default release.
+    ///
+    /// # Errors
+    /// A file cannot be read.
+    pub fn preferences(&self) -> Result<Vec<String>, AptError> {
+        let mut found = Vec::new();
+        for path in self.files("Dir::Etc::preferences", &["", "pref"])? {
+            let text = std::fs::read(&path)
+                .map_err(|source| AptError::Read { path: path.clone(), source })?;
+            let says = |line: &str| !line.trim().is_empty() && !line.starts_with('#');
+            if String::from_utf8_lossy(&text).lines().any(says) {
+                found.push(path.display().to_string());
+            }
+        }
+        found.extend(self.get("APT::Default-Release").map(|_| "APT::Default-Release".to_owned()));
+        Ok(found)
     }
 
     /// The proxy for a host, if there is one.

@@ -12,6 +12,7 @@ use std::time::Duration;
 use reqwest::header::{CONTENT_RANGE, RANGE};
 use reqwest::{StatusCode, Url};
 use strata_import::apt::Sha256;
+use strata_import::apt::auth::{Login, Logins};
 use strata_import::apt::release::IndexFile;
 use tokio::sync::Semaphore;
 
@@ -99,6 +100,7 @@ impl FetchError {
 #[derive(Clone)]
 pub struct Fetcher {
     client: reqwest::Client,
+    logins: Arc<Logins>,
     limits: FetchLimits,
     slots: Arc<Semaphore>,
     pace: Pace,
@@ -110,6 +112,7 @@ impl Fetcher {
     /// The client cannot be made, as of a proxy that is no URL.
     pub fn new(
         configuration: &Configuration,
+        logins: Logins,
         limits: FetchLimits,
         observer: Observer,
     ) -> Result<Self, FetchError> {
@@ -127,7 +130,7 @@ impl Fetcher {
         let client = builder.build().map_err(|error| FetchError::Client(error.to_string()))?;
         let slots = Arc::new(Semaphore::new(limits.connections.max(1)));
         let pace = Pace::new(limits.rate);
-        Ok(Fetcher { client, limits, slots, pace, observer })
+        Ok(Fetcher { client, logins: Arc::new(logins), limits, slots, pace, observer })
     }
 
     /// Brings a file to its place, unless it is there.
@@ -203,12 +206,23 @@ impl Fetcher {
         std::fs::rename(part.path(), &order.to).map_err(|source| disk(&order.to, source))
     }
 
+    /// Who to be at an address that does not say so itself. Other hosts, to which a server
+    /// may lead, are told nothing.
+    fn login(&self, url: &Url) -> Option<&Login> {
+        let is_named = !url.username().is_empty() || url.password().is_some();
+        let host = url.host_str().filter(|_| !is_named)?;
+        self.logins.find(url.scheme(), host, url.port(), url.path())
+    }
+
     async fn download(&self, order: &Order, part: &mut PartialFile) -> Result<(), FetchError> {
         let url = || shown(&order.url);
         if order.expected.is_some_and(|expected| expected.bytes == part.length()) {
             return Ok(());
         }
         let mut request = self.client.get(order.url.clone());
+        if let Some(login) = self.login(&order.url) {
+            request = request.basic_auth(&*login.name, Some(&*login.password));
+        }
         if part.length() > 0 {
             request = request.header(RANGE, format!("bytes={}-", part.length()));
         }

@@ -17,6 +17,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use reqwest::Url;
 use strata_core::{LayerName, LayerVersion, limits};
+use strata_import::apt::auth::AuthError;
 use strata_import::apt::closure::{Archive, ClosureError, Request};
 use strata_import::apt::index::{self, Available};
 use strata_import::apt::release::{IndexFile, RELEASE_BYTES, Release};
@@ -46,6 +47,8 @@ pub enum AptError {
     NoSetting(&'static str),
     #[error("apt's configuration: {source}")]
     Setting { source: SourceOptionsError },
+    #[error("{path}: {source}")]
+    Auth { path: PathBuf, source: AuthError },
     #[error("apt's sources cannot be listed: {reason}")]
     Targets { reason: String },
     #[error("apt has no source for the architecture {architecture}")]

@@ -270,6 +270,8 @@ pub enum Fault {
 #[derive(Default)]
 struct Shared {
     faults: BTreeMap<String, Fault>,
+    /// `Basic` and what follows it, without which nothing is given out.
+    authorization: Option<String>,
     /// Path and where the answer began.
     requests: Vec<(String, u64)>,
 }
@@ -305,6 +307,12 @@ impl Server {
         self.shared.lock().expect("lock").faults.insert(path.to_owned(), fault);
     }
 
+    /// Gives nothing out but to those who send this header (in lower case, as it is compared).
+    pub fn demand(&self, authorization: &str) {
+        let authorization = Some(authorization.to_ascii_lowercase());
+        self.shared.lock().expect("lock").authorization = authorization;
+    }
+
     pub fn heal(&self) {
         self.shared.lock().expect("lock").faults.clear();
     }
@@ -321,7 +329,7 @@ fn answer(mut stream: TcpStream, root: &Path, shared: &Mutex<Shared>) -> std::io
     let mut lines = BufReader::new(stream.try_clone()?).lines();
     let first = lines.next().unwrap_or(Ok(String::new()))?;
     let path = first.split(' ').nth(1).unwrap_or("/").trim_start_matches('/').to_owned();
-    let mut start = 0_u64;
+    let (mut start, mut authorization) = (0_u64, None);
     for line in lines {
         let line = line?.to_ascii_lowercase();
         if line.is_empty() {
@@ -330,6 +338,13 @@ fn answer(mut stream: TcpStream, root: &Path, shared: &Mutex<Shared>) -> std::io
         if let Some(range) = line.strip_prefix("range: bytes=") {
             start = range.trim_end_matches('-').parse().unwrap_or(0);
         }
+        if let Some(given) = line.strip_prefix("authorization: ") {
+            authorization = Some(given.to_owned());
+        }
+    }
+    let wanted = shared.lock().expect("lock").authorization.clone();
+    if wanted.is_some() && wanted != authorization {
+        return write!(stream, "HTTP/1.1 401 No\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
     }
     let fault = {
         let mut shared = shared.lock().expect("lock");

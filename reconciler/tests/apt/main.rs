@@ -87,6 +87,49 @@ fn nothing_is_taken_from_a_release_that_is_not_trusted() {
 }
 
 #[test]
+fn names_and_passwords_are_those_of_apt() {
+    let archive = archive();
+    // alice:Secret1
+    archive.server.demand("Basic YWxpY2U6U2VjcmV0MQ==");
+    let error = archive.bad(&["--dry-run", "webserver"]);
+    assert!(error.contains("the server answers 401") && error.contains("auth.conf.d"), "{error}");
+    let file = archive.path("apt/etc/auth.conf.d/test.conf");
+    fs::create_dir_all(file.parent().expect("a parent")).expect("made");
+    let port =
+        archive.server.url().trim_end_matches('/').rsplit_once(':').expect("a port").1.to_owned();
+    let login = "login alice password Secret1";
+    // A machine without a protocol is one of https: no password goes in the clear by mistake.
+    for machine in ["127.0.0.1".to_owned(), "http://127.0.0.1:1".to_owned()] {
+        fs::write(&file, format!("machine {machine} {login}\n")).expect("written");
+        let error = archive.bad(&["--dry-run", "webserver"]);
+        assert!(error.contains("the server answers 401"), "{error}");
+    }
+    fs::write(&file, format!("machine http://127.0.0.1:{port}/ {login}\n")).expect("written");
+    archive.good(&["webserver"]);
+    assert_eq!(archive.layers(), CLOSURE);
+    fs::write(&file, "machine\n").expect("written");
+    let error = archive.bad(&["webserver"]);
+    assert!(error.contains("test.conf: `machine` is the last word"), "{error}");
+}
+
+#[test]
+fn preferences_that_are_not_looked_at_are_told() {
+    let archive = archive();
+    let note = || {
+        let output = archive.import(&["--dry-run", "webserver"]);
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    let file = archive.path("apt/etc/preferences.d/pins");
+    fs::create_dir_all(file.parent().expect("a parent")).expect("made");
+    fs::write(&file, "# nothing yet\n").expect("written");
+    assert_eq!(note(), "");
+    fs::write(&file, "Package: libtls\nPin: version 1.0*\nPin-Priority: 900\n").expect("written");
+    let said = note();
+    assert!(said.contains("preferences.d/pins") && said.contains("NAME=VERSION"), "{said}");
+}
+
+#[test]
 fn old_and_future_states_are_refused() {
     let archive = archive();
     archive.publish_dated("now -9 days", "now -2 days");

@@ -5,6 +5,7 @@
 //! configuration and has signatures checked is `strata::apt`. Nothing of an
 //! index is used whose digest was not compared with a signed `Release`.
 
+pub mod auth;
 pub mod closure;
 pub mod index;
 pub mod keyring;

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use indicatif::{HumanBytes, ProgressBar};
+use reqwest::StatusCode;
 use serde::Serialize;
 use strata_core::database::Database;
 use strata_import::apt::closure::{ClosureError, Request};
@@ -75,6 +76,13 @@ pub fn run(args: &ImportArgs, apt: &AptArgs, requests: &[Request]) -> Result<Out
     let cache = Cache::open(&apt.cache).map_err(failure)?;
     let fetched = Arc::new(AtomicU64::new(0));
     let fetcher = fetcher(apt, &configuration, &fetched).map_err(failure)?;
+    let preferences = configuration.preferences().map_err(failure)?;
+    if !preferences.is_empty() {
+        eprintln!(
+            "note: {} would give packages other priorities, which is not looked at\nhint: NAME=VERSION takes any version that a source has",
+            preferences.join(", ")
+        );
+    }
     let plan = with_progress(0, "{spinner} reading the sources, {elapsed}", |_| {
         runtime.block_on(apt::plan(&configuration, &fetcher, &cache, requests, !apt.no_depends))
     });
@@ -148,7 +156,7 @@ fn fetcher(
     let observer = Arc::new(move |bytes| {
         fetched.fetch_add(bytes, Ordering::Relaxed);
     });
-    Ok(Fetcher::new(configuration, limits, observer)?)
+    Ok(Fetcher::new(configuration, configuration.logins()?, limits, observer)?)
 }
 
 fn dry_run(
@@ -297,6 +305,11 @@ fn failure(error: AptError) -> Failure {
         AptError::NotSigned { .. } | AptError::NoKeys { .. } => {
             Some("name the archive's keyring with Signed-By in its source, see sources.list(5)")
         }
+        AptError::Auth { .. } => Some("see apt_auth.conf(5)"),
+        AptError::Fetch(FetchError::Status {
+            status: StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN,
+            ..
+        }) => Some("put a name and password into /etc/apt/auth.conf.d/, see apt_auth.conf(5)"),
         AptError::Expired { .. } => Some(
             "wait for the mirror to catch up, or use another; `Check-Valid-Until: no` in the source takes old states",
         ),
