@@ -61,6 +61,8 @@ pub enum ArchiveError {
     Manifest(Located<ManifestError>),
     #[error("the archive holds a unit of the digest {found}, expected {expected}")]
     OtherUnit { expected: Digest, found: Digest },
+    #[error("the archive holds files of {found} bytes, expected {expected}")]
+    OtherSize { expected: u64, found: u64 },
     #[error(transparent)]
     Tree(#[from] WriteError),
     #[error("the tree that was written is not the one that the manifest describes")]
@@ -181,7 +183,8 @@ pub struct Unpacked {
     pub manifest: Manifest,
 }
 
-/// Writes the unit that an archive holds into `staged`, which is empty.
+/// Writes the unit that an archive holds into `staged`, which is empty. Its files have
+/// `content_bytes`: whoever asked for it has counted with them.
 ///
 /// # Errors
 /// The archive is cut short, damaged, or of another unit than `expected`; what was written
@@ -189,6 +192,7 @@ pub struct Unpacked {
 pub fn unpack(
     input: impl Read,
     expected: Digest,
+    content_bytes: u64,
     staged: &StagedUnit,
 ) -> Result<Unpacked, ArchiveError> {
     let input = BufReader::with_capacity(BUFFER_BYTES, input);
@@ -201,6 +205,10 @@ pub fn unpack(
     if found != expected {
         return Err(ArchiveError::OtherUnit { expected, found });
     }
+    if manifest.content_bytes() != content_bytes {
+        let (expected, found) = (content_bytes, manifest.content_bytes());
+        return Err(ArchiveError::OtherSize { expected, found });
+    }
     for (name, content) in &scripts {
         let mode =
             if modes.get(name).is_some_and(|mode| mode & 0o100 != 0) { 0o755 } else { 0o644 };
@@ -210,8 +218,7 @@ pub fn unpack(
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let directory = rustix::fs::open(&root, flags, Mode::empty())
         .map_err(|errno| ArchiveError::Io { path: root.clone(), source: errno.into() })?;
-    let limits =
-        TreeLimits { bytes: manifest.content_bytes(), entries: manifest.entries().len().max(1) };
+    let limits = TreeLimits { bytes: content_bytes, entries: manifest.entries().len().max(1) };
     let mut writer = TreeWriter::new(directory, limits);
     for entry in manifest.entries() {
         write_entry(&mut archive, &mut writer, entry)?;

@@ -7,10 +7,13 @@ mod verify;
 
 use serde::Serialize;
 use strata_core::names::RepositoryName;
-use strata_store::StoreError;
+use strata_store::{Store, StoreError};
+
+use crate::repositories::remote::units::is_there;
 
 use super::{
-    Failure, Outcome, OutputArgs, OutputFormat, StoreArgs, print_bytes, print_json, quantity,
+    Failure, Outcome, OutputArgs, OutputFormat, StoreArgs, print_bytes, print_json, print_text,
+    quantity,
 };
 
 /// Manage the repositories of layers in a store
@@ -23,7 +26,9 @@ pub struct RepoArgs {
 #[derive(Debug, clap::Subcommand)]
 enum RepoCommand {
     /// List the repositories
-    #[command(after_help = "Example:\n  strata repo list --store /srv/strata")]
+    #[command(
+        after_help = "Example:\n  strata repo list --store /srv/strata\n\nExit status: 0 done, 1 the database of one is damaged, 2 an error."
+    )]
     List(ListArgs),
     /// Build a repository's database anew from its layer units
     ///
@@ -65,6 +70,9 @@ struct IndexArgs {
 struct Repository {
     repository: RepositoryName,
     units: usize,
+    /// Of a mirror: those of its units that are here.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mirrored: Option<usize>,
     withdrawn: usize,
     content_bytes: u64,
     /// Why nothing is known of it.
@@ -96,51 +104,62 @@ pub fn run(args: &RepoArgs) -> Result<Outcome, Failure> {
 
 fn list(args: &ListArgs) -> Result<Outcome, Failure> {
     let store = args.store.open()?;
-    let mut repositories = Vec::new();
+    let (mut repositories, mut outcome) = (Vec::new(), Outcome::Done);
     for repository in store.repositories()? {
-        let database = match store.database(&repository) {
-            Ok(database) => database,
-            // One that this user may not read does not hide the others.
-            Err(error @ StoreError::NoAccess { .. }) => {
-                let error = Some(error.to_string());
-                let (units, withdrawn, content_bytes) = (0, 0, 0);
-                repositories.push(Repository {
-                    repository,
-                    units,
-                    withdrawn,
-                    content_bytes,
-                    error,
-                });
-                continue;
+        // One that this user may not read, or that is damaged, does not hide the others.
+        let known = known(&store, &repository).unwrap_or_else(|error| {
+            if !matches!(error, StoreError::NoAccess { .. }) {
+                outcome = Outcome::Difference;
             }
-            Err(error) => return Err(error.into()),
-        };
-        repositories.push(Repository {
-            repository,
-            error: None,
-            units: database.len(),
-            withdrawn: database.units().filter(|unit| unit.withdrawn.is_some()).count(),
-            content_bytes: database.units().map(|unit| unit.content_bytes).sum(),
+            Repository {
+                repository,
+                units: 0,
+                mirrored: None,
+                withdrawn: 0,
+                content_bytes: 0,
+                error: Some(error.to_string()),
+            }
         });
+        repositories.push(known);
     }
     if args.output.output == OutputFormat::Json {
         print_json(&repositories)?;
-        return Ok(Outcome::Done);
+        return Ok(outcome);
     }
     let mut text = String::new();
-    for Repository { repository, units, withdrawn, content_bytes, error } in &repositories {
+    for Repository { repository, units, mirrored, withdrawn, content_bytes, error } in &repositories
+    {
         if let Some(error) = error {
             text.push_str(&format!("{repository:<20} {error}\n"));
             continue;
         }
         let size = indicatif::HumanBytes(*content_bytes);
+        let mirrored = mirrored.map(|count| format!(", a mirror with {count} of them here"));
         text.push_str(&format!(
-            "{repository:<20} {:>12}, {withdrawn} withdrawn, {size}\n",
-            quantity(*units, "unit")
+            "{repository:<20} {:>12}, {withdrawn} withdrawn, {size}{}\n",
+            quantity(*units, "unit"),
+            mirrored.unwrap_or_default()
         ));
     }
-    print_bytes(text.as_bytes())?;
-    Ok(Outcome::Done)
+    print_text(&text)?;
+    Ok(outcome)
+}
+
+/// What its database says of a repository.
+fn known(store: &Store, repository: &RepositoryName) -> Result<Repository, StoreError> {
+    let database = store.database(repository)?;
+    let mirrored = match store.is_mirror(repository)? {
+        true => Some(database.units().filter(|unit| is_there(store, repository, unit)).count()),
+        false => None,
+    };
+    Ok(Repository {
+        repository: repository.clone(),
+        units: database.len(),
+        mirrored,
+        withdrawn: database.units().filter(|unit| unit.withdrawn.is_some()).count(),
+        content_bytes: database.units().map(|unit| unit.content_bytes).sum(),
+        error: None,
+    })
 }
 
 fn index(args: &IndexArgs) -> Result<Outcome, Failure> {

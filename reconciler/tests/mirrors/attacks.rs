@@ -86,6 +86,45 @@ fn a_url_needs_keys_or_says_that_it_has_none() {
     assert!(!said.contains("secret@"), "{said}");
 }
 
+/// Publishes without signatures, and with this in place of that in the database.
+fn unsigned_with(bench: &Bench, from: &str, to: &str) {
+    let database = bench.owner.database(&"main".parse().expect("a name")).expect("a database");
+    let printed = database.print();
+    assert!(printed.contains(from), "{printed}");
+    let path = bench.path("published/main/database");
+    fs::write(path, printed.replace(from, to)).expect("written");
+    bench.configure_with(text(&bench.path("published/main")), "unsigned = true\n");
+}
+
+#[test]
+fn a_database_that_lies_about_sizes_brings_nothing() {
+    let bench = Bench::new();
+    // Less than it is: limits count with that.
+    unsigned_with(&bench, "Content-Bytes: 160000", "Content-Bytes: 16");
+    let said = bench.refused(&["repo", "mirror", &bench.gitops(), "--max-bytes", "1000"]);
+    assert!(said.contains("files of 160000 bytes, expected 16"), "{said}");
+    assert!(!bench.unit("lib", "1:2").exists());
+    // More than any layer has.
+    unsigned_with(&bench, "Content-Bytes: 160000", "Content-Bytes: 18446744073709551615");
+    let said = bench.refused(&["repo", "sync", &bench.gitops()]);
+    assert!(said.contains("a layer of 18446744073709551615 bytes; the limit is"), "{said}");
+    bench.assert_nothing_half();
+}
+
+#[test]
+fn what_a_repository_says_reaches_no_terminal_as_it_is() {
+    let bench = Bench::new();
+    let lie = "Content-Bytes: 160000\nWithdrawn: \u{1b}]0;owned\u{7} \u{202e}txt.exe";
+    unsigned_with(&bench, "Content-Bytes: 160000", lie);
+    bench.sync();
+    let listed = bench.good(&bench.reader, &["layer", "list"]);
+    assert!(listed.contains("withdrawn: \\u{1b}]0;owned\\u{7} \\u{202e}txt.exe"), "{listed}");
+    // Programs get what it says.
+    let listed = bench.good(&bench.reader, &["layer", "list", "--output", "json"]);
+    let listed: serde_json::Value = serde_json::from_str(&listed).expect("JSON");
+    assert_eq!(listed[1]["withdrawn"], "\u{1b}]0;owned\u{7} \u{202e}txt.exe");
+}
+
 #[test]
 fn a_damaged_archive_never_appears() {
     let bench = Bench::new();

@@ -43,6 +43,34 @@ fn verification_names_each_difference() {
 }
 
 #[test]
+fn a_damaged_database_hides_no_other_repository() {
+    let bench = Bench::new();
+    bench.layer("main", "app", "1", &[("usr/bin/app", "one")]);
+    bench.layer("other", "app", "1", &[("usr/bin/app", "one")]);
+    fs::write(bench.path("store/repos/main/database"), "Layer: app\nVer").expect("damaged");
+    let listed = bench.differs(&["repo", "list"]);
+    assert!(listed.contains("repos/main/database") && listed.contains("1 unit"), "{listed}");
+    let json = bench.differs(&["repo", "list", "--output", "json"]);
+    let json: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+    assert_eq!((&json[1]["repository"], &json[1]["units"]), (&"other".into(), &1.into()));
+    // Nothing is collected on the strength of what cannot be read, and an index mends it.
+    bench.bad(&["store", "gc"]);
+    fs::remove_file(bench.path("store/repos/main/database")).expect("moved away");
+    bench.good(&["repo", "index", "main"]);
+    bench.good(&["repo", "list"]);
+}
+
+#[test]
+fn reasons_are_plain_text() {
+    let bench = Bench::new();
+    bench.layer("main", "app", "1", &[("usr/bin/app", "one")]);
+    let withdraw = |reason| ["layer", "withdraw", "main/app", "1", "--reason", reason];
+    assert!(bench.bad(&withdraw("a\u{1b}[2Jb")).contains("the reason has control characters"));
+    let said = bench.good(&withdraw(" CVE-2026-1,\n see the list "));
+    assert!(said.starts_with("withdrew main/app 1: CVE-2026-1, see the list\n"), "{said}");
+}
+
+#[test]
 fn who_still_uses_a_withdrawn_unit_is_listed() {
     let bench = Bench::new();
     bench.layer("main", "app", "1", &[("usr/bin/app", "one")]);

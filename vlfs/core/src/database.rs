@@ -41,6 +41,8 @@ pub enum DatabaseError {
     Digest(#[from] DigestError),
     #[error("{0:?} is no number of bytes")]
     Bytes(String),
+    #[error("a layer of {0} bytes; the limit is {max}", max = limits::LAYER_BYTES)]
+    TooManyBytes(u64),
     #[error("the unit {0} {1} stands twice in this database")]
     Duplicate(LayerName, LayerVersion),
 }
@@ -147,7 +149,11 @@ impl<'a> UnitText<'a> {
                 }
                 "Content-Bytes" => {
                     let bad = || DatabaseError::Bytes(field.value.chars().take(64).collect());
-                    content_bytes = Some(field.value.parse().map_err(|_| field.locate(0, bad()))?);
+                    let bytes = field.value.parse().map_err(|_| field.locate(0, bad()))?;
+                    content_bytes = Some(bytes);
+                    if bytes > limits::LAYER_BYTES {
+                        return Err(field.locate(0, DatabaseError::TooManyBytes(bytes)));
+                    }
                 }
                 "Withdrawn" => {
                     withdrawn = Some(one_line(field).map_err(|e| e.map(DatabaseError::from))?);

@@ -82,15 +82,20 @@ impl Bench {
         archive
     }
 
+    fn content_bytes(&self) -> u64 {
+        let manifest = self.store.manifest(&main(), &self.unit.layer, &self.unit.version);
+        manifest.expect("a manifest").content_bytes()
+    }
+
     fn filesystem(&self) -> PathBuf {
         self.store.unit_path(&main(), &self.unit.layer, &self.unit.version).join("filesystem")
     }
 }
 
-/// Unpacks into a fresh place of a store that has nothing else, and says what that was.
-fn unpack_in(store: &Store, archive: &[u8], digest: Digest) -> Result<Unpacked, ArchiveError> {
-    let staged = store.stage_unit(&main()).expect("staged");
-    let unpacked = unpack(archive, digest, &staged);
+/// Unpacks an archive of the unit into a fresh place of the store, and says what that was.
+fn unpack_in(bench: &Bench, archive: &[u8]) -> Result<Unpacked, ArchiveError> {
+    let staged = bench.store.stage_unit(&main()).expect("staged");
+    let unpacked = unpack(archive, bench.unit.digest, bench.content_bytes(), &staged);
     if let Ok(unpacked) = &unpacked {
         let found = tree::scan(&staged.filesystem(), TreeLimits::default()).expect("scanned");
         assert_eq!(found, unpacked.manifest, "what is on disk is what the manifest says");
@@ -105,7 +110,8 @@ fn every_kind_of_file_arrives_as_it_was() {
     assert_eq!(archive, bench.pack(), "equal units have equal archives");
     let other = Store::init(&bench.directory.path().join("other")).expect("a store");
     let staged = other.stage_unit(&main()).expect("staged");
-    let unpacked = unpack(archive.as_slice(), bench.unit.digest, &staged).expect("unpacked");
+    let unpacked = unpack(archive.as_slice(), bench.unit.digest, bench.content_bytes(), &staged)
+        .expect("unpacked");
     let sent = tree::scan(&bench.filesystem(), TreeLimits::default()).expect("scanned");
     let came = tree::scan(&staged.filesystem(), TreeLimits::default()).expect("scanned");
     assert_eq!(sent, came);
@@ -133,8 +139,12 @@ fn a_damaged_file_is_never_sent() {
 fn another_unit_is_refused_before_anything_is_written() {
     let bench = Bench::new();
     let staged = bench.store.stage_unit(&main()).expect("staged");
-    let refused = unpack(bench.pack().as_slice(), Digest::of(b"another"), &staged);
+    let bytes = bench.content_bytes();
+    let refused = unpack(bench.pack().as_slice(), Digest::of(b"another"), bytes, &staged);
     assert!(matches!(refused, Err(ArchiveError::OtherUnit { .. })), "{refused:?}");
+    // Its files are not as large as whoever asked for it was told.
+    let refused = unpack(bench.pack().as_slice(), bench.unit.digest, bytes - 1, &staged);
+    assert!(matches!(refused, Err(ArchiveError::OtherSize { .. })), "{refused:?}");
     let written = tree::scan(&staged.filesystem(), TreeLimits::default()).expect("scanned");
     assert_eq!(written.entries().len(), 1, "only the root");
 }
@@ -168,12 +178,12 @@ fn edited(archive: &[u8], edit: impl Fn(&mut Vec<(Vec<u8>, Vec<u8>)>)) -> Vec<u8
 #[test]
 fn what_was_changed_in_an_archive_is_refused() {
     let bench = Bench::new();
-    let (archive, digest) = (bench.pack(), bench.unit.digest);
+    let archive = bench.pack();
     type Edit = fn(&mut Vec<(Vec<u8>, Vec<u8>)>);
     let find = |members: &[(Vec<u8>, Vec<u8>)], wanted: &[u8]| {
         members.iter().position(|(name, _)| name == wanted).expect("a member")
     };
-    unpack_in(&bench.store, &edited(&archive, |_| ()), digest).expect("unchanged, it is good");
+    unpack_in(&bench, &edited(&archive, |_| ())).expect("unchanged, it is good");
     let cases: [(&str, Edit); 9] = [
         ("a content of the same size", |all| all[4].1 = vec![b'x'; all[4].1.len()]),
         ("a longer content", |all| all[4].1.push(b'x')),
@@ -186,7 +196,7 @@ fn what_was_changed_in_an_archive_is_refused() {
         ("a script", |all| all[1].1.extend(b"rm -rf /\n")),
     ];
     for (what, edit) in cases {
-        let refused = unpack_in(&bench.store, &edited(&archive, edit), digest);
+        let refused = unpack_in(&bench, &edited(&archive, edit));
         assert!(refused.is_err(), "{what}");
     }
     let lie = edited(&archive, |all| {
@@ -194,7 +204,7 @@ fn what_was_changed_in_an_archive_is_refused() {
         let text = String::from_utf8(all[at].1.clone()).expect("text");
         all[at].1 = text.replace("/nowhere", "/etc/pwd").into_bytes();
     });
-    let refused = unpack_in(&bench.store, &lie, digest);
+    let refused = unpack_in(&bench, &lie);
     assert!(matches!(refused, Err(ArchiveError::OtherUnit { .. })), "{refused:?}");
 }
 
@@ -203,12 +213,12 @@ fn a_cut_archive_is_refused_wherever_it_is_cut() {
     let bench = Bench::new();
     let archive = bench.pack();
     for at in (0..archive.len()).step_by(archive.len() / 60) {
-        let cut = unpack_in(&bench.store, &archive[..at], bench.unit.digest);
+        let cut = unpack_in(&bench, &archive[..at]);
         assert!(cut.is_err(), "cut at {at} of {}", archive.len());
     }
     let mut longer = archive.clone();
     longer.extend(b"more");
-    unpack_in(&bench.store, &longer, bench.unit.digest).expect("what follows the frame is nothing");
+    unpack_in(&bench, &longer).expect("what follows the frame is nothing");
 }
 
 #[test]
@@ -219,7 +229,7 @@ fn an_archive_that_grows_without_end_is_refused() {
     let zeros = io::repeat(0).take(limits::METADATA_BYTES as u64 + 1);
     builder.append_data(&mut huge, "metadata", zeros).expect("appended");
     let bomb = builder.into_inner().expect("finished").finish().expect("finished");
-    let refused = unpack_in(&bench.store, &bomb, bench.unit.digest);
+    let refused = unpack_in(&bench, &bomb);
     assert!(matches!(refused, Err(ArchiveError::TooLarge { .. })), "{refused:?}");
 }
 
@@ -239,7 +249,7 @@ proptest! {
                 damaged[at] ^= 1 << bit;
             }
             // `unpack_in` compares the tree with the manifest where it is taken.
-            if let Ok(unpacked) = unpack_in(&bench.store, &damaged, bench.unit.digest) {
+            if let Ok(unpacked) = unpack_in(bench, &damaged) {
                 assert_eq!(unpacked.metadata.layer, bench.unit.layer);
             }
         });

@@ -14,7 +14,7 @@ use strata_core::version::LayerVersion;
 use strata_store::Store;
 
 use super::LayerReference;
-use crate::cli::{Failure, Outcome, OutputArgs, OutputFormat, StoreArgs, print_bytes, print_json};
+use crate::cli::{Failure, Outcome, OutputArgs, OutputFormat, StoreArgs, print_json, print_text};
 
 /// List layer units
 #[derive(Debug, clap::Args)]
@@ -105,7 +105,7 @@ pub fn list(args: &ListArgs) -> Result<Outcome, Failure> {
         let withdrawn = withdrawn.unwrap_or_default();
         text.push_str(&format!("{name:<40} {version:<32} {kind:<13} {size:>10}{withdrawn}\n"));
     }
-    print_bytes(text.as_bytes())?;
+    print_text(&text)?;
     Ok(Outcome::Done)
 }
 
@@ -274,7 +274,7 @@ pub fn show(args: &ShowArgs) -> Result<Outcome, Failure> {
         text.push('\n');
         text.extend(manifest.entries().iter().map(|entry| File::of(entry).line()));
     }
-    print_bytes(text.as_bytes())?;
+    print_text(&text)?;
     Ok(Outcome::Done)
 }
 

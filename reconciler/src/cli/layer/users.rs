@@ -5,7 +5,7 @@ use strata_core::version::LayerVersion;
 
 use super::LayerReference;
 use crate::cli::{
-    Failure, Outcome, OutputArgs, OutputFormat, StoreArgs, print_bytes, print_json, quantity,
+    Failure, Outcome, OutputArgs, OutputFormat, StoreArgs, print_json, print_text, quantity,
 };
 use crate::repositories::users::{Users, UsingVa, users};
 
@@ -34,7 +34,7 @@ pub fn run(args: &UsersArgs) -> Result<Outcome, Failure> {
     let users = users(&store, &key)?;
     match args.output.output {
         OutputFormat::Json => print_json(&users)?,
-        OutputFormat::Text => print_bytes(text(&users).as_bytes())?,
+        OutputFormat::Text => print_text(&text(&users))?,
     }
     Ok(Outcome::Done)
 }

@@ -4,7 +4,7 @@ use strata_core::collect::UnitKey;
 use strata_core::version::LayerVersion;
 
 use super::{LayerReference, users};
-use crate::cli::{Failure, Outcome, OutputArgs, OutputFormat, StoreArgs, print_bytes, print_json};
+use crate::cli::{Failure, Outcome, OutputArgs, OutputFormat, StoreArgs, print_json, print_text};
 use crate::repositories::users::{Users, users as users_of};
 
 /// Withdraw a layer unit: nothing new may use it
@@ -61,7 +61,12 @@ pub fn withdraw(args: &WithdrawArgs) -> Result<Outcome, Failure> {
             Failure::new("the reason is empty").hint("say why, as in --reason CVE-2024-13176")
         );
     }
-    mark(&args.unit, Some(args.reason.trim()))
+    if args.reason.chars().any(|c| c.is_control() && !c.is_whitespace()) {
+        return Err(Failure::new("the reason has control characters")
+            .hint("it is shown on terminals: plain text only"));
+    }
+    let reason = args.reason.split_whitespace().collect::<Vec<_>>().join(" ");
+    mark(&args.unit, Some(&reason))
 }
 
 pub fn restore(args: &RestoreArgs) -> Result<Outcome, Failure> {
@@ -107,6 +112,6 @@ fn mark(args: &UnitArgs, reason: Option<&str>) -> Result<Outcome, Failure> {
     if reason.is_some() {
         text.push_str(&users::text(&users));
     }
-    print_bytes(text.as_bytes())?;
+    print_text(&text)?;
     Ok(Outcome::Done)
 }

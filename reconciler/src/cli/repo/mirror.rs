@@ -15,7 +15,7 @@ use strata_core::{LayerName, LayerVersion, RepositoryName, Severity};
 use strata_store::Store;
 
 use super::super::{
-    Failure, Outcome, OutputArgs, OutputFormat, StoreArgs, print_bytes, print_json, progress,
+    Failure, Outcome, OutputArgs, OutputFormat, StoreArgs, print_json, print_text, progress,
     quantity,
 };
 use crate::directory::read_directory;
@@ -192,7 +192,7 @@ pub fn sync(args: &SyncArgs) -> Result<Outcome, Failure> {
                 }
             }
         }
-        print_bytes(text.as_bytes())?;
+        print_text(&text)?;
     }
     Ok(if failed { Outcome::Difference } else { Outcome::Done })
 }
@@ -322,7 +322,7 @@ pub fn mirror(args: &MirrorArgs) -> Result<Outcome, Failure> {
         report.present,
         report.failed.len()
     ));
-    print_bytes(text.as_bytes())?;
+    print_text(&text)?;
     Ok(outcome)
 }
 

@@ -9,7 +9,7 @@ use strata_core::names::RepositoryName;
 
 use crate::cli::progress::with_bytes;
 use crate::cli::{
-    Failure, Outcome, OutputArgs, OutputFormat, StoreArgs, print_bytes, print_json, quantity,
+    Failure, Outcome, OutputArgs, OutputFormat, StoreArgs, print_json, print_text, quantity,
 };
 use crate::repositories::verify::{Options, Outcome as Verified, Progress, Sample, verify};
 
@@ -77,7 +77,7 @@ pub fn run(args: &VerifyArgs) -> Result<Outcome, Failure> {
     })?;
     match args.output.output {
         OutputFormat::Json => print_json(&verified)?,
-        OutputFormat::Text => print_bytes(text(&verified).as_bytes())?,
+        OutputFormat::Text => print_text(&text(&verified))?,
     }
     Ok(if verified.differences.is_empty() { Outcome::Done } else { Outcome::Difference })
 }

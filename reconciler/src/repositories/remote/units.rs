@@ -212,9 +212,10 @@ async fn fetch_one(
         let mut file = part.handle().map_err(disk)?;
         file.seek(SeekFrom::Start(0)).map_err(disk)?;
         let (place, name_of, digest) = (store.clone(), repository.clone(), unit.digest);
+        let content_bytes = unit.content_bytes;
         let unpacked = tokio::task::spawn_blocking(move || {
             let mut staged = place.stage_unit(&name_of)?;
-            let unpacked = archive::unpack(file, digest, &staged);
+            let unpacked = archive::unpack(file, digest, content_bytes, &staged);
             if let Ok(unpacked) = &unpacked {
                 place.share_staged(&mut staged, &unpacked.manifest);
             }
