@@ -11,10 +11,17 @@ fn from_a_directory() {
     let said = bench.sync();
     assert!(said.starts_with("main: 2 units, new, snapshot 1, until 20"), "{said}");
     assert!(!bench.unit("app", "1").exists(), "layers come when they are wanted");
+    for command in ["show", "lint"] {
+        let said = bench.refused(&["layer", command, "main/app"]);
+        let told = ["main/app 1 is not here", "hint: fetch it: strata repo mirror DIR main/app"];
+        assert!(told.iter().all(|part| said.contains(part)), "{said}");
+    }
     let said = bench.mirror();
     assert!(said.contains("mirrored main/lib 1:2\n"), "{said}");
     assert!(said.contains("2 layers mirrored"), "{said}");
     bench.assert_mirrored();
+    let listed = bench.good(&bench.reader, &["repo", "list"]);
+    assert!(listed.contains("2 units") && listed.contains("2 of them here"), "{listed}");
     let said = bench.mirror();
     assert!(said.starts_with("0 layers mirrored") && said.contains("2 there already"), "{said}");
     let said = bench.sync();

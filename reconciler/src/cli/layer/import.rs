@@ -10,6 +10,7 @@ use std::time::Duration;
 use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 use strata_core::digest::Digest;
+use strata_core::limits;
 use strata_core::names::{LayerName, RepositoryName};
 use strata_core::version::LayerVersion;
 use strata_import::{ImportError, ImportOptions, Imported, Package, import_packages};
@@ -51,8 +52,8 @@ pub struct ImportArgs {
     /// Packages converted at once [default: one a processor]
     #[arg(long, value_name = "N")]
     jobs: Option<NonZeroUsize>,
-    /// Refuse a package that unpacks to more bytes [default: 64 GiB]
-    #[arg(long, value_name = "N")]
+    /// Refuse a package that unpacks to more bytes [default and most: 64 GiB]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(..=limits::LAYER_BYTES))]
     max_bytes: Option<u64>,
     /// Numbers of the users that RPM packages name, as passwd(5) [default: only root is known]
     #[arg(long, value_name = "FILE")]

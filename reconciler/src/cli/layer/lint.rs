@@ -7,7 +7,7 @@ use strata_core::version::LayerVersion;
 use strata_import::lint::{self, Code, Finding, Severity, Subject};
 
 use super::LayerReference;
-use super::show::find;
+use super::show::{find, manifest};
 use crate::cli::{
     Failure, Outcome, OutputArgs, OutputFormat, StoreArgs, print_bytes, print_json, quantity,
 };
@@ -109,7 +109,7 @@ pub fn run(args: &LintArgs) -> Result<Outcome, Failure> {
     let LayerReference { repository, layer } = &args.layer;
     let unit = find(&store, &args.layer, args.version.as_ref())?;
     let version = &unit.metadata.version;
-    let manifest = store.manifest(repository, layer, version)?;
+    let manifest = manifest(&store, repository, &unit)?;
     let subject =
         Subject { store: &store, repository, metadata: &unit.metadata, manifest: &manifest };
     let found = lint::lint(subject).map_err(Failure::new)?;

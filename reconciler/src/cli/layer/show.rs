@@ -15,6 +15,7 @@ use strata_store::Store;
 
 use super::LayerReference;
 use crate::cli::{Failure, Outcome, OutputArgs, OutputFormat, StoreArgs, print_json, print_text};
+use crate::repositories::remote::units::is_there;
 
 /// List layer units
 #[derive(Debug, clap::Args)]
@@ -136,6 +137,23 @@ pub fn find(
     })
 }
 
+/// What a unit that its database lists holds.
+pub fn manifest(
+    store: &Store,
+    repository: &RepositoryName,
+    unit: &Unit,
+) -> Result<Manifest, Failure> {
+    let Metadata { layer, version, .. } = &unit.metadata;
+    if store.is_mirror(repository)? && !is_there(store, repository, unit) {
+        let error = format!("{repository}/{layer} {version} is not here: nothing has wanted it");
+        let hint = format!("fetch it: strata repo mirror DIR {repository}/{layer}");
+        return Err(Failure::new(error).hint(hint));
+    }
+    store.manifest(repository, layer, version).map_err(|error| {
+        Failure::from(error).hint(format!("`strata repo index {repository}` finds what is there"))
+    })
+}
+
 #[derive(Debug, Serialize)]
 struct Shown {
     #[serde(flatten)]
@@ -253,11 +271,7 @@ impl File {
 pub fn show(args: &ShowArgs) -> Result<Outcome, Failure> {
     let store = args.store.open()?;
     let unit = find(&store, &args.layer, args.version.as_ref())?;
-    let Metadata { layer, version, .. } = &unit.metadata;
-    let manifest = store.manifest(&args.layer.repository, layer, version).map_err(|error| {
-        Failure::from(error)
-            .hint(format!("`strata repo index {}` finds what is there", args.layer.repository))
-    })?;
+    let manifest = manifest(&store, &args.layer.repository, &unit)?;
     if args.output.output == OutputFormat::Json {
         print_json(&shown(&args.layer.repository, &unit, &manifest, args.files))?;
         return Ok(Outcome::Done);

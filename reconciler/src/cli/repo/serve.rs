@@ -131,6 +131,10 @@ pub fn serve(args: &ServeArgs) -> Result<Outcome, Failure> {
             named.iter().cloned().collect()
         }
     };
+    if repositories.is_empty() {
+        return Err(Failure::new("the store has no repository to serve")
+            .hint("import layers first: strata layer import --repo main FILE.deb …"));
+    }
     let options = Options {
         repositories: repositories.clone(),
         cache: args.cache.clone(),
