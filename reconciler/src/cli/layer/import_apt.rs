@@ -9,9 +9,10 @@ use std::time::Duration;
 use indicatif::{HumanBytes, ProgressBar};
 use reqwest::StatusCode;
 use serde::Serialize;
-use strata_core::database::Database;
+use strata_core::RepositoryName;
+use strata_core::database::{Database, Unit};
 use strata_import::apt::closure::{ClosureError, Request};
-use strata_import::{ImportOptions, Package, import_packages};
+use strata_import::{ImportError, ImportOptions, Package, import_packages};
 use strata_store::{Store, StoreError};
 
 use super::import::{FailedPackage, ImportArgs, Line, Status, Summary, explain, with_progress};
@@ -108,18 +109,7 @@ pub fn run(args: &ImportArgs, apt: &AptArgs, requests: &[Request]) -> Result<Out
     let mut summary = Summary::default();
     for planned in present {
         let Some(unit) = database.get(&planned.layer, &planned.version) else { continue };
-        let (repository, digest) = (args.repo.clone(), unit.digest);
-        let Planned { layer, version, .. } = planned;
-        let (status, content_bytes) = (Status::Present, unit.content_bytes);
-        summary.layers.push(Line {
-            status,
-            repository,
-            layer,
-            version,
-            digest,
-            entries: None,
-            content_bytes,
-        });
+        summary.layers.push(line_of_present(&args.repo, &planned, unit));
     }
     if args.output.output == OutputFormat::Text && !summary.layers.is_empty() {
         let units = quantity(summary.layers.len(), "layer");
@@ -140,6 +130,19 @@ pub fn run(args: &ImportArgs, apt: &AptArgs, requests: &[Request]) -> Result<Out
         import.run(&missing, bar, progress, &mut summary)
     })?;
     summary.finish(total, args.output.output)
+}
+
+/// What is said of a package that is a layer already.
+fn line_of_present(repository: &RepositoryName, planned: &Planned, unit: &Unit) -> Line {
+    Line {
+        status: Status::Present,
+        repository: repository.clone(),
+        layer: planned.layer.clone(),
+        version: planned.version.clone(),
+        digest: unit.digest,
+        entries: None,
+        content_bytes: unit.content_bytes,
+    }
 }
 
 fn fetcher(
@@ -233,6 +236,18 @@ impl Iterator for Arrivals<'_> {
 }
 
 impl Import<'_> {
+    /// The layer of a package that another import has made since it was fetched, and taken out
+    /// of the cache that both have.
+    fn made_elsewhere(&self, error: &ImportError, planned: &Planned) -> Option<Line> {
+        let ImportError::Open { source, .. } = error else { return None };
+        if source.kind() != std::io::ErrorKind::NotFound {
+            return None;
+        }
+        let database = self.store.database(&self.args.repo).ok()?;
+        let unit = database.get(&planned.layer, &planned.version)?;
+        Some(line_of_present(&self.args.repo, planned, unit))
+    }
+
     /// Fetches on one thread and converts on others what has come.
     fn run(
         &self,
@@ -280,11 +295,15 @@ impl Import<'_> {
                             apt::forget(&packages[number]);
                         }
                     }
-                    Err(error) => {
-                        let package = packages[number].layer.to_string();
-                        summary.failed.push(FailedPackage { package, error: error.to_string() });
-                        bar.suspend(|| explain(error).print());
-                    }
+                    Err(error) => match self.made_elsewhere(&error, &packages[number]) {
+                        Some(line) => summary.layers.push(line),
+                        None => {
+                            let package = packages[number].layer.to_string();
+                            let reason = error.to_string();
+                            summary.failed.push(FailedPackage { package, error: reason });
+                            bar.suspend(|| explain(error).print());
+                        }
+                    },
                 }
             })
         })?;
