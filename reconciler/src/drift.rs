@@ -15,6 +15,7 @@ use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
 use serde::{Deserialize, Serialize};
 use strata_core::VaName;
 use strata_core::event::{Event, EventRecord};
+use strata_core::printable::printable;
 use strata_core::rollout::policy::{DriftMode, DriftPolicy};
 use strata_machine::{Driver, MachineError, Machines, VaRecord};
 use strata_store::Store;
@@ -105,7 +106,8 @@ pub fn private_drift(
     let (ended, text) = child::run_capturing(&mut command, bounds)?;
     if !matches!(ended.status.code(), Some(0 | 1)) {
         let said = String::from_utf8_lossy(&ended.stderr);
-        return Err(DriftError::Failed(said.lines().next().unwrap_or_default().to_owned()));
+        let first = said.lines().next().unwrap_or_default();
+        return Err(DriftError::Failed(printable(first).into_owned()));
     }
     let listed: Vec<Listed> = serde_json::from_slice(&text)?;
     Ok(judge(listed, policy, &private.join("upper")))

@@ -22,6 +22,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use git2::{Commit, ErrorCode, Oid, Repository, Tag};
+use strata_core::printable::printable_lines;
 use strata_store::{Store, StoreError};
 
 use crate::child::{self, Bounds, ChildError};
@@ -447,6 +448,7 @@ impl Mirror {
             return Err(MirrorError::TooLarge { origin, limit: bytes });
         }
         let message = remote.redact(String::from_utf8_lossy(&ended.stderr).trim());
+        let message = printable_lines(&message).into_owned();
         let message = if message.is_empty() { ended.status.to_string() } else { message };
         Err(MirrorError::Fetch { origin, message })
     }

@@ -15,6 +15,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use strata_core::health_checks::{HealthCheck, Probe};
+use strata_core::printable::printable;
 use strata_core::rollout::health::CheckOutcome;
 use strata_core::{CompositionName, GenerationId, MacAddr};
 use strata_machine::{Machines, Programs, VaRecord};
@@ -266,7 +267,7 @@ fn run_command(words: &[String], deadline: Duration, asked: &Asked) -> Result<()
         return Ok(());
     }
     let said = String::from_utf8_lossy(&ended.stderr);
-    let said: String = said.trim().chars().filter(|c| !c.is_control()).collect();
+    let said = printable(said.trim());
     Err(format!("{}{}{said}", ended.status, if said.is_empty() { "" } else { ": " }))
 }
 

@@ -91,7 +91,7 @@ impl WorkRepository {
             }
             head => head?,
         };
-        repository.signature().map_err(RevisionError::Committer)?;
+        work.identity("GIT_COMMITTER_NAME", "GIT_COMMITTER_EMAIL")?;
         if repository.config()?.get_bool("commit.gpgsign").unwrap_or(false) {
             return Err(RevisionError::Signing);
         }
@@ -192,7 +192,8 @@ impl WorkRepository {
         files: &BTreeMap<String, String>,
         message: &str,
     ) -> Result<Oid, RevisionError> {
-        let committer = self.repository.signature().map_err(RevisionError::Committer)?;
+        let committer = self.identity("GIT_COMMITTER_NAME", "GIT_COMMITTER_EMAIL")?;
+        let author = self.identity("GIT_AUTHOR_NAME", "GIT_AUTHOR_EMAIL")?;
         let parent = self.repository.find_commit(parent)?;
         let tree = parent.tree()?;
         let mut builder = git2::build::TreeUpdateBuilder::new();
@@ -203,7 +204,23 @@ impl WorkRepository {
             builder.upsert(path, self.repository.blob(text.as_bytes())?, mode);
         }
         let tree = self.repository.find_tree(builder.create_updated(&self.repository, &tree)?)?;
-        Ok(self.repository.commit(None, &committer, &committer, message, &tree, &[&parent])?)
+        Ok(self.repository.commit(None, &author, &committer, message, &tree, &[&parent])?)
+    }
+
+    /// Who commits: as the environment says, and what it leaves out as git's configuration
+    /// does, which is how git itself does it.
+    fn identity(&self, name: &str, email: &str) -> Result<git2::Signature<'static>, RevisionError> {
+        let said = |key: &str| std::env::var(key).ok().filter(|text| !text.trim().is_empty());
+        let (name, email) = match (said(name), said(email)) {
+            (Some(name), Some(email)) => (name, email),
+            (name, email) => {
+                let configured = self.repository.signature().map_err(RevisionError::Committer)?;
+                let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+                let name = name.unwrap_or_else(|| text(configured.name_bytes()));
+                (name, email.unwrap_or_else(|| text(configured.email_bytes())))
+            }
+        };
+        git2::Signature::now(&name, &email).map_err(RevisionError::Committer)
     }
 
     /// Sets a branch, in one step.

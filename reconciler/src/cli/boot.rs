@@ -7,7 +7,7 @@ use indicatif::HumanBytes;
 use strata_import::boot::{self, BootError, BootRequest, Environment, KernelSource};
 use strata_store::durable::Disk;
 
-use super::{Failure, Outcome, OutputArgs, OutputFormat, print_bytes, print_json, quantity};
+use super::{Failure, Outcome, OutputArgs, OutputFormat, print_json, print_text, quantity};
 
 /// Where a store keeps its boot environments.
 const DIRECTORY: &str = "boot";
@@ -108,7 +108,7 @@ fn build(args: &BuildArgs) -> Result<Outcome, Failure> {
     let built = boot::build(&request, &directory, &Disk::default()).map_err(failure)?;
     match args.output.output {
         OutputFormat::Json => print_json(&built)?,
-        OutputFormat::Text => print_bytes(text(&[built]).as_bytes())?,
+        OutputFormat::Text => print_text(&text(&[built]))?,
     }
     Ok(Outcome::Done)
 }
@@ -137,7 +137,7 @@ fn list(args: &ListArgs) -> Result<Outcome, Failure> {
     let found = boot::list(&args.place.directory()?).map_err(failure)?;
     match args.output.output {
         OutputFormat::Json => print_json(&found)?,
-        OutputFormat::Text => print_bytes(text(&found).as_bytes())?,
+        OutputFormat::Text => print_text(&text(&found))?,
     }
     Ok(Outcome::Done)
 }

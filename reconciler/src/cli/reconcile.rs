@@ -14,11 +14,15 @@ use strata_core::{CompositionName, GenerationId};
 use super::output::print_bytes;
 use super::{Failure, Outcome, OutputFormat, StoreArgs, print_text, quantity};
 use crate::control::{self, ControlError};
+use crate::mirror::MirrorError;
 use crate::pass::{Options, PassError, PassReport, PassResult, Reconciler, RolloutWaits};
 use crate::run::{self, RunError, Schedule};
 use crate::settings::{Settings, SettingsError};
-use crate::source::{Source, SourceError};
+use crate::source::{Selector, Source, SourceError};
 use crate::state::Fallback;
+
+/// Branches that a hint names.
+const BRANCHES: usize = 20;
 
 /// Bring a branch's commits into the store, once or for ever.
 #[derive(Debug, Args)]
@@ -86,6 +90,11 @@ pub fn run(args: &ReconcileArgs) -> Result<Outcome, Failure> {
         |file: &std::path::PathBuf| Ok::<_, SettingsError>((file.clone(), Settings::read(file)?));
     let configuration = args.config.as_ref().map(read).transpose()?;
     let named = configuration.as_ref().and_then(|(_, settings)| settings.source.clone());
+    if args.source.is_some() && named.is_some() {
+        eprintln!(
+            "note: --source is used in place of [source] of the settings, its keys and its tag too"
+        );
+    }
     let source = match (&args.source, named) {
         (Some(text), _) => Source::parse(text, args.branch.as_deref().unwrap_or("main"))?,
         (None, Some(source)) => source,
@@ -135,9 +144,40 @@ fn once(reconciler: &mut Reconciler, output: OutputFormat) -> Result<Outcome, Fa
             Err(error) => tracing::warn!(%error, "a step of the rollouts failed"),
         }
     }
-    Ok(match passed?.result {
+    let report = passed.map_err(|error| pass_failure(error, reconciler.source()))?;
+    Ok(match report.result {
         PassResult::Applied | PassResult::Unchanged => Outcome::Done,
         PassResult::Refused => Outcome::Difference,
+    })
+}
+
+/// A failed pass; where a source on this host has no such branch, with those that it has.
+fn pass_failure(error: PassError, source: &Source) -> Failure {
+    let hint = match &error {
+        PassError::Mirror(MirrorError::Fetch { .. } | MirrorError::All(_)) => branches(source),
+        _ => None,
+    };
+    match hint {
+        Some(hint) => Failure::new(&error).hint(hint),
+        None => error.into(),
+    }
+}
+
+/// The branches of a source on this host, where the one that is followed is not there.
+fn branches(source: &Source) -> Option<String> {
+    let Selector::Branch(wanted) = source.selector() else { return None };
+    let repository = git2::Repository::open(source.local_path()?).ok()?;
+    let mut names = Vec::new();
+    for branch in repository.branches(Some(git2::BranchType::Local)).ok()? {
+        names.push(String::from_utf8_lossy(branch.ok()?.0.name_bytes().ok()?).into_owned());
+    }
+    if names.contains(wanted) {
+        return None;
+    }
+    names.truncate(BRANCHES);
+    Some(match names.as_slice() {
+        [] => "the source has no branch yet: commit and push one".to_owned(),
+        names => format!("name one of its branches with --branch: {}", names.join(", ")),
     })
 }
 

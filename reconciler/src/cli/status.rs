@@ -11,6 +11,7 @@ use strata_core::status::{Age, Summary, SyncState, VaConditionReason, VaStatus};
 use strata_core::{CompositionName, GenerationId, MacAddr, RingName, VaName};
 use strata_store::Store;
 
+use super::known;
 use super::view::{FormatArgs, Table, View, WatchArgs};
 use super::{Failure, Outcome, StoreArgs};
 use crate::fleet::{self, FleetError};
@@ -32,7 +33,7 @@ const ROWS: usize = 200;
   strata status --watch
 
 Everything is read from the store; no daemon is asked.
-Exit status: 0 all VAs are in sync and no script of theirs failed, 1 otherwise, 2 an error.")]
+Exit status: 0 no commit is refused, all VAs are in sync and no script of theirs failed, 1 otherwise, 2 an error.")]
 pub struct StatusArgs {
     #[command(flatten)]
     store: StoreArgs,
@@ -114,6 +115,7 @@ pub fn run(args: &StatusArgs) -> Result<Outcome, Failure> {
 }
 
 fn look(args: &StatusArgs, store: &Store) -> Result<(Report, Outcome), Failure> {
+    known::template_if_named(store, args.template.as_ref())?;
     let reconciler = ReconcileState::read(store)?;
     let fleet::Fleet { mut vas, damage } = fleet::fleet(store)?;
     vas.retain(|va| {
@@ -151,7 +153,8 @@ fn look(args: &StatusArgs, store: &Store) -> Result<(Report, Outcome), Failure> 
         vas,
         omitted,
     };
-    let good = report.summary.all_in_sync() && report.damage.is_empty() && calm;
+    let taken = report.reconciler.as_ref().is_none_or(|state| state.refused.is_none());
+    let good = report.summary.all_in_sync() && report.damage.is_empty() && calm && taken;
     Ok((report, if good { Outcome::Done } else { Outcome::Difference }))
 }
 

@@ -41,7 +41,7 @@ fn reconcile_says_what_it_did() {
     assert_eq!((&report["result"], &report["refusal"]), (&"refused".into(), &"invalid".into()));
     assert_eq!(report["diagnostics"][0]["file"], "templates/web.ldf");
     let status = strata(&world, &["status"]);
-    assert_eq!(status.status.code(), Some(0), "no VA is out of sync");
+    assert_eq!(status.status.code(), Some(1), "the head is not what runs: {status:?}");
     let printed = text(&status.stdout);
     assert!(printed.contains("refused ") && printed.contains("templates/web.ldf:1"), "{printed}");
 }
@@ -54,6 +54,10 @@ fn errors_have_hints_and_status_2() {
         assert_eq!(output.status.code(), Some(2), "{output:?}");
         assert!(text(&output.stderr).contains("\nhint: "), "{output:?}");
     }
+    let unknown = reconcile(&world, &["--branch", "production"]);
+    assert_eq!(unknown.status.code(), Some(2), "{unknown:?}");
+    let hint = "hint: name one of its branches with --branch: main\n";
+    assert!(text(&unknown.stderr).contains(hint), "{unknown:?}");
     let _reconciler = world.reconciler();
     let output = reconcile(&world, &[]);
     assert_eq!(output.status.code(), Some(2), "{output:?}");

@@ -32,6 +32,26 @@ fn outdated() -> World {
 }
 
 #[test]
+fn the_environment_says_who_commits() {
+    let world = World::new();
+    world.once();
+    let made = Command::new(env!("CARGO_BIN_EXE_strata"))
+        .args(["update", "."])
+        .current_dir(world.path("work"))
+        .env("STRATA_STORE", world.store.root())
+        .env("GIT_CONFIG_GLOBAL", "/dev/null")
+        .env("GIT_CONFIG_NOSYSTEM", "1")
+        .env("HOME", world.directory.path())
+        .envs([("GIT_COMMITTER_NAME", "Bot"), ("GIT_COMMITTER_EMAIL", "bot@example.org")])
+        .envs([("GIT_AUTHOR_NAME", "Eve"), ("GIT_AUTHOR_EMAIL", "eve@example.org")])
+        .output()
+        .expect("runs");
+    assert_eq!(made.status.code(), Some(0), "{made:?}");
+    let who = world.git(&["log", "-1", "--format=%cn <%ce>, %an <%ae>", "strata/update"]);
+    assert_eq!(who, "Bot <bot@example.org>, Eve <eve@example.org>");
+}
+
+#[test]
 fn a_branch_with_one_commit_an_update() {
     let world = outdated();
     let head = world.head();

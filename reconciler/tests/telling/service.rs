@@ -194,6 +194,7 @@ fn the_unit_is_in_order_and_locked_up() {
     let unit = Path::new(env!("CARGO_MANIFEST_DIR")).join("systemd/strata-reconcile.service");
     let directory = tempfile::tempdir().expect("a directory");
     let text = std::fs::read_to_string(&unit).expect("a unit");
+    assert!(!text.contains("--source"), "it would hide the [source] of the settings");
     // What is not installed here is no fault of the unit.
     let here = text.replace("/usr/bin/strata", env!("CARGO_BIN_EXE_strata"));
     let here = here.replace("Documentation=man:strata-reconcile(1)\n", "");
