@@ -10,6 +10,8 @@ use strata_core::{CompositionName, GenerationId, MacAddr, RingName, VaName};
 use strata_machine::{MachineError, Machines};
 use strata_store::{ObservedReport, Store, StoreError};
 
+use crate::rollout::RolloutFile;
+
 /// What this host's machines say of a VA.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MachineView {
@@ -32,11 +34,13 @@ pub struct Fleet {
 /// The store or its machines cannot be read.
 pub fn fleet(store: &Store) -> Result<Fleet, FleetError> {
     let machines = machines(store)?;
+    let declared = declared(store);
     let mut observer = Observer::new(store);
     let links = store.va_links()?;
     let mut vas = Vec::new();
     for (mac, target) in links.targets {
-        let observed = observer.observe(mac, target, machines.get(&mac))?;
+        let mut observed = observer.observe(mac, target, machines.get(&mac))?;
+        observed.name = observed.name.or_else(|| declared.get(&mac).cloned());
         vas.push(va_status(&observed));
     }
     vas.sort_by(|a, b| {
@@ -45,6 +49,17 @@ pub fn fleet(store: &Store) -> Result<Fleet, FleetError> {
     });
     let damage = links.foreign.iter().map(StoreError::to_string).collect();
     Ok(Fleet { vas, damage })
+}
+
+/// The names that the last commit gives to VAs, whichever host they run on.
+pub fn declared(store: &Store) -> BTreeMap<MacAddr, VaName> {
+    match RolloutFile::read(store) {
+        Ok(file) => file.declared,
+        Err(error) => {
+            tracing::warn!(%error, "VAs that this host does not run have no names");
+            BTreeMap::new()
+        }
+    }
 }
 
 #[derive(Debug, thiserror::Error)]

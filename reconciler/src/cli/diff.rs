@@ -12,7 +12,7 @@ use strata_core::status::SyncState;
 use strata_core::{CompositionName, GenerationId, MacAddr, RingName, VaName};
 use strata_store::{Store, StoreError};
 
-use super::events::find_va;
+use super::known;
 use super::view::{FormatArgs, Table, View, WatchArgs};
 use super::{Failure, Outcome, StoreArgs, quantity};
 use crate::fleet;
@@ -178,7 +178,8 @@ pub fn run(args: &DiffArgs) -> Result<Outcome, Failure> {
 type Key = (Kind, CompositionName, Option<RingName>, Option<GenerationId>, Option<GenerationId>);
 
 fn look(args: &DiffArgs, store: &Store) -> Result<Report, Failure> {
-    let only = args.va.as_deref().map(|va| find_va(store, va)).transpose()?.map(|va| va.1);
+    known::template_if_named(store, args.template.as_ref())?;
+    let only = args.va.as_deref().map(|va| known::va(store, va)).transpose()?.map(|va| va.1);
     let wanted = |composition: &CompositionName, ring: Option<&RingName>| {
         args.template.as_ref().is_none_or(|template| template == composition)
             && args.ring.as_ref().is_none_or(|only| ring == Some(only))

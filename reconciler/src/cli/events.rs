@@ -3,15 +3,16 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use clap::builder::PossibleValuesParser;
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 use strata_core::audit::Record;
 use strata_core::event::{Event, Importance, short};
 use strata_core::printable::printable;
 use strata_core::{CompositionName, MacAddr, RingName, VaName};
-use strata_machine::Machines;
 use strata_store::Store;
 
+use super::known;
 use super::output::print_live;
 use super::view::{FormatArgs, Table, View};
 use super::{Failure, Outcome, StoreArgs};
@@ -81,7 +82,7 @@ pub struct Filter {
     #[arg(long, value_name = "VA")]
     va: Option<String>,
     /// Only this kind, as in ring-moved; may be repeated.
-    #[arg(long, value_name = "KIND")]
+    #[arg(long, value_name = "KIND", value_parser = PossibleValuesParser::new(Event::KINDS), hide_possible_values = true)]
     kind: Vec<String>,
     /// Only what matters at least so much.
     #[arg(long, value_enum, default_value = "info", value_name = "LEVEL")]
@@ -107,7 +108,7 @@ impl Filter {
             since_ms: since(self.since.as_deref())?,
             template: self.template.clone(),
             ring: self.ring.clone(),
-            va: self.va.as_deref().map(|va| find_va(store, va)).transpose()?,
+            va: self.va.as_deref().map(|va| known::va(store, va)).transpose()?,
             kind: self.kind.clone(),
             importance: self.importance.into(),
         })
@@ -148,20 +149,6 @@ fn commands(event: &Event, name: &VaName) -> bool {
         }
         _ => false,
     }
-}
-
-/// A VA by its name or its address.
-///
-/// # Errors
-/// The store knows no such VA.
-pub fn find_va(store: &Store, text: &str) -> Result<(Option<VaName>, MacAddr), Failure> {
-    if let Ok(mac) = text.parse::<MacAddr>() {
-        return Ok((None, mac));
-    }
-    let name: VaName = text.parse().map_err(Failure::new)?;
-    let machines = Machines::open(store).map_err(super::va::machine_failure)?;
-    let record = machines.record(&name).map_err(super::va::machine_failure)?;
-    Ok((Some(name), record.mac))
 }
 
 fn since(text: Option<&str>) -> Result<u64, Failure> {
@@ -241,7 +228,7 @@ fn importance(event: &Event) -> &'static str {
 pub fn run(args: &EventsArgs) -> Result<Outcome, Failure> {
     let store = Arc::new(args.store.open()?);
     let chosen = args.filter.resolve(&store)?;
-    let mut reader = Reader::since(store, chosen.since_ms)?;
+    let mut reader = Reader::since(store.clone(), chosen.since_ms)?;
     let next = |reader: &mut Reader| -> Result<Option<Record>, Failure> {
         while let Some(record) = reader.next_with(|json| chosen.may_match(json))? {
             if chosen.matches(&record) {
@@ -254,6 +241,10 @@ pub fn run(args: &EventsArgs) -> Result<Outcome, Failure> {
         let mut events = Vec::new();
         while let Some(record) = next(&mut reader)? {
             events.push(record);
+        }
+        if events.is_empty() {
+            // One that is gone still has its events.
+            known::template_if_named(&store, args.filter.template.as_ref())?;
         }
         args.format.print(&Report { version: VERSION, events })?;
         return Ok(Outcome::Done);

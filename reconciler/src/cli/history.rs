@@ -13,7 +13,7 @@ use strata_core::status::Age;
 use strata_core::{CompositionName, MacAddr};
 use strata_store::Store;
 
-use super::events::find_va;
+use super::known;
 use super::view::{FormatArgs, Table, View, WatchArgs};
 use super::{Failure, Outcome, StoreArgs};
 use crate::audit::{Position, Reader};
@@ -127,6 +127,10 @@ fn look(args: &HistoryArgs, store: &Arc<Store>) -> Result<Report, Failure> {
         history.take(&record);
     }
     let all = history.entries();
+    if all.is_empty() {
+        // One that is gone still has its history.
+        known::template_if_named(store, args.template.as_ref())?;
+    }
     let limit = if args.limit == 0 { usize::MAX } else { args.limit };
     let omitted = all.len().saturating_sub(limit);
     let (template, entries) = (args.template.clone(), all[omitted..].to_vec());
@@ -142,7 +146,7 @@ fn subject(args: &HistoryArgs, store: &Store) -> Result<(Subject, Option<MacAddr
         let template = args.template.clone().expect("clap asks for one of them");
         return Ok((Subject::Template(template), None));
     };
-    let (_, mac) = find_va(store, va)?;
+    let (_, mac) = known::va(store, va)?;
     let ring = match store.va_target(mac)? {
         Some(VaTarget::Ring { composition, ring }) => Some((composition, base_ring(&ring).0)),
         Some(VaTarget::Pinned { .. }) => {

@@ -18,6 +18,7 @@ mod get;
 mod history;
 mod init;
 mod inventory;
+mod known;
 mod layer;
 mod man;
 mod output;

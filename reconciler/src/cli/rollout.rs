@@ -1,18 +1,20 @@
 //! `strata rollout`: how far rollouts are, and what operators say to them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
 use clap::{Args, Subcommand};
 use serde::Serialize;
+use strata_core::event::Event;
 use strata_core::printable::{is_unprintable, printable};
 use strata_core::rollout::policy::base_ring;
-use strata_core::rollout::{Command, Order, RolloutState, apply_command};
+use strata_core::rollout::{Command, Order, RolloutState, Waiting, apply_command};
 use strata_core::status::{Summary, SyncState};
 use strata_core::{CompositionName, GenerationId, RingName};
 use strata_store::{Store, StoreError};
 
+use super::known;
 use super::status::ago;
 use super::{Failure, Outcome, OutputArgs, OutputFormat, StoreArgs, print_json, print_text};
 use crate::fleet;
@@ -71,18 +73,32 @@ struct StatusArgs {
 /// Which rollout an order is for, and why.
 #[derive(Debug, Args)]
 struct OrderArgs {
-    /// The template; all of them where none is named.
+    /// The template.
     template: Option<CompositionName>,
+    /// All templates that the order makes sense for.
+    #[arg(long, conflicts_with = "template")]
+    all_templates: bool,
     /// Why, for the events and the status.
-    #[arg(long, default_value = "", value_name = "TEXT")]
-    reason: String,
+    #[arg(long, value_name = "TEXT", value_parser = given_reason)]
+    reason: Option<String>,
     #[command(flatten)]
     store: StoreArgs,
 }
 
+/// A reason that says something.
+pub(super) fn given_reason(text: &str) -> Result<String, String> {
+    match text.trim() {
+        "" => Err("the reason is empty; say why".to_owned()),
+        reason => Ok(reason.to_owned()),
+    }
+}
+
 /// Move no further ring until it is resumed
 #[derive(Debug, Args)]
-#[command(after_help = "Example: strata rollout pause web-server --reason 'load test'")]
+#[command(after_help = "Example: strata rollout pause web-server --reason 'load test'
+
+Exit status: 0 taken; 1 not taken yet, as no reconciler runs or it is busy: it is kept for the next one; 2 an
+error, or an order that makes no sense now.")]
 struct PauseArgs {
     #[command(flatten)]
     order: OrderArgs,
@@ -92,7 +108,10 @@ struct PauseArgs {
 #[derive(Debug, Args)]
 #[command(after_help = "Example: strata rollout resume web-server
 
-The rings that were moved have their deadline and soak time again.")]
+The rings that were moved have their deadline and soak time again.
+
+Exit status: 0 taken; 1 not taken yet, as no reconciler runs or it is busy: it is kept for the next one; 2 an
+error, or an order that makes no sense now.")]
 struct ResumeArgs {
     #[command(flatten)]
     order: OrderArgs,
@@ -103,7 +122,10 @@ struct ResumeArgs {
 
 /// Move the rings back to the last good generation and quarantine the commit
 #[derive(Debug, Args)]
-#[command(after_help = "Example: strata rollout abort web-server --reason 'customers complain'")]
+#[command(after_help = "Example: strata rollout abort web-server --reason 'customers complain'
+
+Exit status: 0 taken; 1 not taken yet, as no reconciler runs or it is busy: it is kept for the next one; 2 an
+error, or an order that makes no sense now.")]
 struct AbortArgs {
     #[command(flatten)]
     order: OrderArgs,
@@ -113,11 +135,14 @@ struct AbortArgs {
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   strata rollout promote web-server
-  strata rollout promote web-server --all --override-window --reason 'security fix'")]
+  strata rollout promote web-server --all --override-window --reason 'security fix'
+
+Exit status: 0 taken; 1 not taken yet, as no reconciler runs or it is busy: it is kept for the next one; 2 an
+error, or an order that makes no sense now.")]
 struct PromoteArgs {
     #[command(flatten)]
     order: OrderArgs,
-    /// To all rings that are left.
+    /// To all rings that are left of the template.
     #[arg(long)]
     all: bool,
     /// Although windows are closed or a freeze is on; needs --reason.
@@ -143,24 +168,77 @@ pub fn run(args: &RolloutArgs) -> Result<Outcome, Failure> {
     }
 }
 
-/// Puts an order where the reconciler finds it, after a look whether it makes sense.
+/// Puts an order where the reconciler finds it, after a look whether it makes sense, and
+/// says what came of it.
 fn order(args: &OrderArgs, order: Order) -> Result<Outcome, Failure> {
     let store = args.store.open()?;
-    let file = RolloutFile::read(&store)?;
-    let reason = args.reason.clone();
-    if let Some(template) = &args.template {
-        let state = file.compositions.get(template).ok_or_else(|| {
-            let known: Vec<_> = file.compositions.keys().map(CompositionName::as_str).collect();
-            Failure::new(format!("no commit brought a template {template}"))
-                .hint(format!("there are: {}", known.join(", ")))
-        })?;
-        let command = Command { order: order.clone(), reason: reason.clone() };
-        apply_command(template, state, &command, 0)
-            .map_err(|error| Failure::new(error).hint("see: strata rollout status"))?;
-    }
+    let reason = args.reason.clone().unwrap_or_default();
+    let command = Command { order: order.clone(), reason: reason.clone() };
+    let events = addressed(args, &command, &RolloutFile::read(&store)?)?;
     let composition = args.template.clone();
     let request = Request::new(caller(), reason, Ask::Rollout { composition, order });
-    submit(&store, &request)
+    let outcome = submit(&store, &request)?;
+    if outcome == Outcome::Difference {
+        return Ok(outcome);
+    }
+    let file = RolloutFile::read(&store)?;
+    let mut text = String::new();
+    for (name, events) in events {
+        for event in events {
+            let line = event.to_string();
+            let _infallible = writeln!(text, "{}", line.trim_end().trim_end_matches(':'));
+        }
+        // Taken, and yet nothing moves now.
+        let closed =
+            |waiting: &&Waiting| matches!(waiting, Waiting::Window { .. } | Waiting::Freeze { .. });
+        let waiting = file.compositions.get(&name).and_then(|state| state.waiting.as_ref());
+        if let Some(waiting) = waiting.filter(closed) {
+            let _infallible = writeln!(text, "{name} waits: {}", printable(&waiting.to_string()));
+        }
+    }
+    print_text(&text)?;
+    Ok(outcome)
+}
+
+/// The templates that an order is for, the one that is named or all that it makes sense
+/// for, with what it does to each.
+fn addressed(
+    args: &OrderArgs,
+    command: &Command,
+    file: &RolloutFile,
+) -> Result<BTreeMap<CompositionName, Vec<Event>>, Failure> {
+    let all: BTreeSet<_> = file.compositions.keys().cloned().collect();
+    let wanted = match (&args.template, args.all_templates) {
+        (Some(template), _) if all.contains(template) => BTreeSet::from([template.clone()]),
+        (Some(template), _) => {
+            return Err(Failure::new(format!("no commit brought a template {template}"))
+                .hint(known::listed(&all)));
+        }
+        (None, true) => all,
+        (None, false) => {
+            return Err(Failure::new("the order names no template")
+                .hint(format!("name one, or write --all-templates; {}", known::listed(&all))));
+        }
+    };
+    let mut addressed = BTreeMap::new();
+    let mut refused = None;
+    for name in wanted {
+        match apply_command(&name, &file.compositions[&name], command, 0) {
+            Ok((_, events)) => {
+                addressed.insert(name, events);
+            }
+            Err(error) => refused = Some(error.to_string()),
+        }
+    }
+    match refused {
+        Some(error) if addressed.is_empty() => {
+            Err(Failure::new(error).hint("see: strata rollout status"))
+        }
+        None if addressed.is_empty() => {
+            Err(Failure::new("there are no rollouts").hint(known::listed(&BTreeSet::new())))
+        }
+        Some(_) | None => Ok(addressed),
+    }
 }
 
 fn confirm(args: &ConfirmArgs) -> Result<Outcome, Failure> {
@@ -171,28 +249,34 @@ fn confirm(args: &ConfirmArgs) -> Result<Outcome, Failure> {
             .hint("see `strata rollout status`; the token changes with what waits"));
     }
     let ask = Ask::ConfirmRemovals { token: args.token.clone() };
-    submit(&store, &Request::new(caller(), String::new(), ask))
+    let outcome = submit(&store, &Request::new(caller(), String::new(), ask))?;
+    if outcome == Outcome::Done {
+        print_text("the removals go on\n")?;
+    }
+    Ok(outcome)
 }
 
-/// Submits a request and waits until a reconciler that runs has taken it.
+/// Submits a request and waits until a reconciler that runs has taken it; a difference
+/// where none did.
 pub(super) fn submit(store: &Store, request: &Request) -> Result<Outcome, Failure> {
     let name = request.submit(store)?;
     if !reconciler_runs(store)? {
         eprintln!("note: no reconciler runs; the next one takes this");
-        return Ok(Outcome::Done);
+        return Ok(Outcome::Difference);
     }
     let end = Instant::now() + PATIENCE;
     while request::is_waiting(store, &name) {
         if Instant::now() > end {
             eprintln!("note: the reconciler has not taken this yet; it stays in state/requests");
-            return Ok(Outcome::Done);
+            return Ok(Outcome::Difference);
         }
         std::thread::sleep(Duration::from_millis(20));
     }
     Ok(Outcome::Done)
 }
 
-fn reconciler_runs(store: &Store) -> Result<bool, Failure> {
+/// Whether a reconciler runs on the store.
+pub(super) fn reconciler_runs(store: &Store) -> Result<bool, Failure> {
     match store.try_lock(LOCK) {
         Ok(_free) => Ok(false),
         Err(StoreError::Locked(_)) => Ok(true),
@@ -228,26 +312,11 @@ struct Rollout {
 
 fn status(args: &StatusArgs) -> Result<Outcome, Failure> {
     let store = args.store.open()?;
+    known::template_if_named(&store, args.template.as_ref())?;
     let file = RolloutFile::read(&store)?;
-    let mut vas: BTreeMap<(CompositionName, RingName), Summary> = BTreeMap::new();
-    for va in fleet::fleet(&store)?.vas {
-        if let Some(ring) = &va.ring {
-            let key = (va.composition.clone(), base_ring(ring).0);
-            vas.entry(key).or_default().add(va.state);
-        }
-    }
-    let wanted = |name: &CompositionName| args.template.as_ref().is_none_or(|only| only == name);
-    let mut rollouts = Vec::new();
-    for (composition, state) in file.compositions {
-        if !wanted(&composition) {
-            continue;
-        }
-        let count = |ring: &RingName| {
-            vas.get(&(composition.clone(), ring.clone())).copied().unwrap_or_default()
-        };
-        let vas = state.rings.keys().map(|ring| (ring.clone(), count(ring))).collect();
-        rollouts.push(Rollout { phase: state.phase(), composition, state, vas });
-    }
+    let mut wanted = file.compositions;
+    wanted.retain(|name, _| args.template.as_ref().is_none_or(|only| only == name));
+    let rollouts = rollouts(&store, wanted)?;
     let removals_waiting = file.removals_waiting;
     let done = rollouts.iter().all(|rollout| rollout.phase == "done") && removals_waiting.is_none();
     let report = Report { version: VERSION, rollouts, removals_waiting };
@@ -256,6 +325,28 @@ fn status(args: &StatusArgs) -> Result<Outcome, Failure> {
         OutputFormat::Text => print_text(&text(&report))?,
     }
     Ok(if done { Outcome::Done } else { Outcome::Difference })
+}
+
+/// Rollouts with the VAs of their rings.
+fn rollouts(
+    store: &Store,
+    states: BTreeMap<CompositionName, RolloutState>,
+) -> Result<Vec<Rollout>, Failure> {
+    let mut vas: BTreeMap<(CompositionName, RingName), Summary> = BTreeMap::new();
+    for va in fleet::fleet(store)?.vas {
+        if let Some(ring) = &va.ring {
+            let key = (va.composition.clone(), base_ring(ring).0);
+            vas.entry(key).or_default().add(va.state);
+        }
+    }
+    let rollout = |(composition, state): (CompositionName, RolloutState)| {
+        let count = |ring: &RingName| {
+            vas.get(&(composition.clone(), ring.clone())).copied().unwrap_or_default()
+        };
+        let vas = state.rings.keys().map(|ring| (ring.clone(), count(ring))).collect();
+        Rollout { phase: state.phase(), composition, state, vas }
+    };
+    Ok(states.into_iter().map(rollout).collect())
 }
 
 fn text(report: &Report) -> String {

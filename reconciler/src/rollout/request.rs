@@ -27,6 +27,8 @@ pub enum Ask {
     Rollout { composition: Option<CompositionName>, order: Order },
     /// The removals that have this token may go on.
     ConfirmRemovals { token: String },
+    /// A pin with an expiry was made: to be looked at now, so that its end is known.
+    LookAfterPins,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

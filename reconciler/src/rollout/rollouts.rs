@@ -458,6 +458,8 @@ fn carry_out(request: &Request, file: &mut RolloutFile, now_ms: u64, stepped: &m
             }
         }
         Ask::ConfirmRemovals { token } => file.confirmed_removals = Some(token.clone()),
+        // Every step does.
+        Ask::LookAfterPins => {}
     }
 }
 

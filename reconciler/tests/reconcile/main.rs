@@ -22,5 +22,6 @@ mod transports;
 mod triggers;
 mod trust;
 mod update;
+mod usability;
 mod verification;
 mod views;

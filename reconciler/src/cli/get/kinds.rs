@@ -417,9 +417,11 @@ impl Item for PinnedVa {
 
 pub fn pins(store: &Store, wanted: &Wanted<'_>) -> Result<Vec<PinnedVa>, Failure> {
     let machines = fleet::machines(store).map_err(Failure::new)?;
+    let declared = fleet::declared(store);
     let mut found = Vec::new();
     for pin in pins::all(store)? {
-        let name = machines.get(&pin.mac).map(|machine| machine.name.to_string());
+        let name = machines.get(&pin.mac).map(|machine| &machine.name);
+        let name = name.or_else(|| declared.get(&pin.mac)).map(ToString::to_string);
         let named = wanted.prefix(&pin.mac.to_string())
             || name.as_ref().is_some_and(|name| wanted.name(name));
         if !named || !wanted.template(&pin.composition) || !wanted.ring(Some(&pin.ring)) {

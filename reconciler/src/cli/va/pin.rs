@@ -8,15 +8,15 @@ use strata_core::audit::Who;
 use strata_core::event::Event;
 use strata_core::rollout::policy::Span;
 use strata_core::{GenerationId, RingName, VaName};
-use strata_machine::Machines;
 use strata_store::Store;
 
-use super::machine_failure;
 use crate::audit::AuditLog;
-use crate::cli::rollout::caller;
+use crate::cli::known;
+use crate::cli::rollout::{caller, given_reason, reconciler_runs};
 use crate::cli::{Failure, Outcome, StoreArgs, print_bytes};
 use crate::rollout::pins::{self, PinError};
-use crate::state::milliseconds;
+use crate::rollout::request::{Ask, Request};
+use crate::state::{milliseconds, time_text};
 
 /// Hold a VA at one generation, whatever its ring does
 #[derive(Debug, Args)]
@@ -31,7 +31,7 @@ pub struct PinArgs {
     #[arg(long, value_name = "ID")]
     generation: Option<String>,
     /// Why.
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", value_parser = given_reason)]
     reason: String,
     /// For how long, as in 90s, 2h or 3d; for ever where it is left out.
     #[arg(long, value_name = "SPAN")]
@@ -54,7 +54,7 @@ pub struct UnpinArgs {
 
 pub fn pin(args: &PinArgs) -> Result<Outcome, Failure> {
     let store = args.store.open()?;
-    let mac = address(&store, &args.name)?;
+    let mac = known::va_named(&store, &args.name)?;
     let generation = match &args.generation {
         Some(text) => find(&store, text)?,
         None => store.desired(mac)?.ok_or_else(|| {
@@ -66,30 +66,39 @@ pub fn pin(args: &PinArgs) -> Result<Outcome, Failure> {
     let told = (args.reason.clone(), caller(), now_ms);
     let pin = pins::pin(&store, mac, generation, expires, told)?;
     let (reason, expires_at_ms) = (args.reason.clone(), expires);
-    tell(store, Event::VaPinned { mac, generation, reason, expires_at_ms })?;
-    let text = format!("{} pinned to {}\n", args.name, pin.generation.short());
+    let store = Arc::new(store);
+    tell(store.clone(), Event::VaPinned { mac, generation, reason, expires_at_ms })?;
+    let until = expires.map(|at_ms| format!(" until {}", time_text(at_ms))).unwrap_or_default();
+    let text = format!("{} pinned to {}{until}\n", args.name, pin.generation.short());
     print_bytes(text.as_bytes())?;
+    if expires.is_some() {
+        look_in_time(&store)?;
+    }
     Ok(Outcome::Done)
 }
 
 pub fn unpin(args: &UnpinArgs) -> Result<Outcome, Failure> {
     let store = args.store.open()?;
-    let mac = address(&store, &args.name)?;
+    let mac = known::va_named(&store, &args.name)?;
     let pin = pins::unpin(&store, mac, args.ring.as_ref())?;
-    tell(store, Event::VaUnpinned { mac, expired: false })?;
+    tell(Arc::new(store), Event::VaUnpinned { mac, expired: false })?;
     print_bytes(format!("{} follows {} again\n", args.name, pin.ring).as_bytes())?;
     Ok(Outcome::Done)
 }
 
 /// Says in the audit log what came of the command.
-fn tell(store: Store, event: Event) -> Result<(), Failure> {
+fn tell(store: Arc<Store>, event: Event) -> Result<(), Failure> {
     let who = Who { operator: Some(caller()), ..Who::default() };
-    Ok(AuditLog::new(Arc::new(store)).note(&who, event)?)
+    Ok(AuditLog::new(store).note(&who, event)?)
 }
 
-fn address(store: &Store, name: &VaName) -> Result<strata_core::MacAddr, Failure> {
-    let machines = Machines::open(store).map_err(machine_failure)?;
-    Ok(machines.record(name).map_err(machine_failure)?.mac)
+/// A reconciler that runs would not look at the pin before its next pass; one that starts
+/// later looks by itself.
+fn look_in_time(store: &Store) -> Result<(), Failure> {
+    if reconciler_runs(store)? {
+        Request::new(caller(), String::new(), Ask::LookAfterPins).submit(store)?;
+    }
+    Ok(())
 }
 
 /// The generation whose id begins so.

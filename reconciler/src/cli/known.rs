@@ -1,0 +1,89 @@
+//! The names that a command is given: those of templates and VAs that the store knows.
+//!
+//! A misspelt name is an error: a command that waits for a rollout of a template that
+//! is not there would wait for nothing, and find all well.
+
+use std::collections::BTreeSet;
+
+use strata_core::{CompositionName, MacAddr, VaName};
+use strata_machine::{MachineError, Machines};
+use strata_store::Store;
+
+use super::Failure;
+use crate::rollout::RolloutFile;
+
+/// Names that a hint lists.
+const NAMED: usize = 20;
+
+/// Fails where neither a commit nor a link brought a template of this name.
+///
+/// # Errors
+/// There is none, or the store cannot be read.
+pub fn template(store: &Store, name: &CompositionName) -> Result<(), Failure> {
+    let known = templates(store)?;
+    if known.contains(name) {
+        return Ok(());
+    }
+    Err(Failure::new(format!("no commit brought a template {name}")).hint(listed(&known)))
+}
+
+/// As [`template`], where one is named.
+///
+/// # Errors
+/// See [`template`].
+pub fn template_if_named(store: &Store, name: Option<&CompositionName>) -> Result<(), Failure> {
+    name.map_or(Ok(()), |name| template(store, name))
+}
+
+/// All templates and VA-specific definitions of the store.
+///
+/// # Errors
+/// The store cannot be read.
+pub fn templates(store: &Store) -> Result<BTreeSet<CompositionName>, Failure> {
+    let mut known: BTreeSet<_> = RolloutFile::read(store)?.compositions.into_keys().collect();
+    known.extend(store.rings()?.into_keys().map(|(composition, _)| composition));
+    let links = store.va_links()?.targets;
+    known.extend(links.into_iter().map(|(_, target)| target.composition().clone()));
+    Ok(known)
+}
+
+/// What there is, for a hint.
+pub fn listed(known: &BTreeSet<CompositionName>) -> String {
+    let names: Vec<_> = known.iter().take(NAMED).map(CompositionName::as_str).collect();
+    match known.len().saturating_sub(names.len()) {
+        _ if names.is_empty() => "no commit was applied yet: see strata status".to_owned(),
+        0 => format!("there are: {}", names.join(", ")),
+        more => format!("there are: {} and {more} more", names.join(", ")),
+    }
+}
+
+/// A VA by its name or its address: one of this host's machines, or one that
+/// `appliances.toml` declares.
+///
+/// # Errors
+/// The store knows no such VA.
+pub fn va(store: &Store, text: &str) -> Result<(Option<VaName>, MacAddr), Failure> {
+    if let Ok(mac) = text.parse::<MacAddr>() {
+        return Ok((None, mac));
+    }
+    let name: VaName = text.parse().map_err(Failure::new)?;
+    let mac = va_named(store, &name)?;
+    Ok((Some(name), mac))
+}
+
+/// The address of a VA.
+///
+/// # Errors
+/// See [`va`].
+pub fn va_named(store: &Store, name: &VaName) -> Result<MacAddr, Failure> {
+    let machines = Machines::open(store).map_err(super::va::machine_failure)?;
+    match machines.record(name) {
+        Ok(record) => Ok(record.mac),
+        Err(error @ MachineError::NoVa(_)) => {
+            let declared = RolloutFile::read(store)?.declared;
+            let found = declared.into_iter().find(|(_, declared)| declared == name);
+            found.map(|(mac, _)| mac).ok_or_else(|| super::va::machine_failure(error))
+        }
+        Err(error) => Err(super::va::machine_failure(error)),
+    }
+}

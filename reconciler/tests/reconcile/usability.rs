@@ -1,0 +1,166 @@
+//! What operators type, and misspell: names that are not there, orders that are for
+//! nobody, VAs by the names that git gives them; and what strangers make them read.
+
+use std::process::{Command, Output};
+use std::time::Duration;
+
+use crate::daemon::Daemon;
+use crate::support::{World, mac, wait_until};
+use strata_store::VaTarget;
+
+fn strata(world: &World, arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_strata"))
+        .args(arguments)
+        .env("STRATA_STORE", world.store.root())
+        .env_remove("STRATA_LOG")
+        .output()
+        .expect("runs")
+}
+
+fn out(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+const DECLARED: &str = "[[appliance]]\nname = \"web-1\"\nmac = \"02:00:00:00:00:01\"\nldf = \"web\"\nring = \"everyone\"\n";
+
+#[test]
+fn a_template_that_is_not_there_is_an_error() {
+    let world = World::new();
+    world.once();
+    for command in [
+        &["rollout", "status"][..],
+        &["diff"],
+        &["history"],
+        &["status", "--template"],
+        &["events", "--template"],
+    ] {
+        let unknown = strata(&world, &[command, &["wbe"]].concat());
+        assert_eq!(unknown.status.code(), Some(2), "{command:?}: {unknown:?}");
+        let error = said(&unknown);
+        assert!(error.contains("no commit brought a template wbe"), "{error}");
+        assert!(error.contains("hint: there are: sql, web"), "{error}");
+        let known = strata(&world, &[command, &["web"]].concat());
+        assert_ne!(known.status.code(), Some(2), "{command:?}: {known:?}");
+    }
+    let kind = strata(&world, &["events", "--kind", "rolledback"]);
+    assert_eq!(kind.status.code(), Some(2), "{kind:?}");
+    assert!(said(&kind).contains("rolled-back"), "the one that is meant: {kind:?}");
+}
+
+#[test]
+fn an_order_says_whom_it_is_for_and_what_came_of_it() {
+    let world = World::new();
+    world.once();
+    for (arguments, words) in [
+        (&["abort"][..], "--all-templates; there are: sql, web"),
+        (&["promote", "--all"], "--all-templates; there are: sql, web"),
+        (&["pause", "wbe"], "no commit brought a template wbe"),
+        (&["abort", "--all-templates"], "its target is everywhere"),
+        (&["pause", "web", "--reason", " "], "the reason is empty"),
+    ] {
+        let refused = strata(&world, &[&["rollout"], arguments].concat());
+        assert_eq!(refused.status.code(), Some(2), "{arguments:?}: {refused:?}");
+        assert!(said(&refused).contains(words), "{arguments:?}: {refused:?}");
+    }
+    let waits = strata(&world, &["rollout", "pause", "web", "--reason", "lunch"]);
+    assert_eq!(waits.status.code(), Some(1), "nobody has taken it: {waits:?}");
+    assert!(said(&waits).contains("no reconciler runs"), "{waits:?}");
+    let daemon = Daemon::start(&world, &[]);
+    let paused = || out(&strata(&world, &["rollout", "status", "web"])).contains("lunch");
+    wait_until("the waiting order is taken", Duration::from_secs(20), paused);
+    let resumed = strata(&world, &["rollout", "resume", "--all-templates"]);
+    assert_eq!(resumed.status.code(), Some(0), "{resumed:?}");
+    let printed = out(&resumed);
+    assert_eq!(printed, "sql: resumed\nweb: resumed\n");
+    let paused = strata(&world, &["rollout", "pause", "web", "--reason", "tea"]);
+    assert_eq!(paused.status.code(), Some(0), "{paused:?}");
+    let printed = out(&paused);
+    assert_eq!(printed, "web: paused: tea\n");
+    daemon.terminate();
+}
+
+#[test]
+fn vas_have_the_names_that_git_gives_them() {
+    let world = World::new();
+    world.write("appliances.toml", DECLARED);
+    world.push("declares a VA");
+    world.once();
+    let status = out(&strata(&world, &["status"]));
+    assert!(status.contains("web-1 "), "{status}");
+    let events = strata(&world, &["events", "--va", "web-1"]);
+    assert!(out(&events).contains("web-1 follows web/everyone"), "{events:?}");
+    let history = strata(&world, &["history", "--va", "web-1"]);
+    assert_eq!(history.status.code(), Some(0), "{history:?}");
+    let silent = strata(&world, &["va", "pin", "web-1", "--reason", ""]);
+    assert_eq!(silent.status.code(), Some(2), "a pin has a reason: {silent:?}");
+    let pinned = strata(&world, &["va", "pin", "web-1", "--reason", "a look"]);
+    assert_eq!(pinned.status.code(), Some(0), "{pinned:?}");
+    assert!(out(&strata(&world, &["get", "pins"])).contains("web-1"));
+    let unknown = strata(&world, &["va", "pin", "web-2", "--reason", "a look"]);
+    assert_eq!(unknown.status.code(), Some(2), "{unknown:?}");
+    assert!(said(&unknown).contains("there is no VA web-2"), "{unknown:?}");
+}
+
+#[test]
+fn a_short_pin_ends_in_time() {
+    let world = World::new();
+    world.write("appliances.toml", DECLARED);
+    world.push("declares a VA");
+    let daemon = Daemon::start(&world, &["--poll", "600", "--no-events"]);
+    let target = || world.store.va_target("02:00:00:00:00:01".parse().expect("a MAC"));
+    let linked = || matches!(target(), Ok(Some(VaTarget::Ring { .. })));
+    wait_until("it is linked", Duration::from_secs(20), linked);
+    // Nor does a source that is out of reach delay it.
+    std::fs::rename(world.path("fleet.git"), world.path("away.git")).expect("moved away");
+    let pin = ["va", "pin", "web-1", "--reason", "a look", "--expires", "1s"];
+    let pinned = strata(&world, &pin);
+    assert_eq!(pinned.status.code(), Some(0), "{pinned:?}");
+    assert!(out(&pinned).contains(" until "), "{pinned:?}");
+    wait_until("the pin ends", Duration::from_secs(15), linked);
+    daemon.terminate();
+}
+
+#[test]
+fn what_strangers_write_does_nothing_to_a_terminal() {
+    let world = World::new();
+    let hostile = "An\u{202e}n\u{1b}[31m";
+    let author = format!("--author={hostile} <a@example.org>");
+    world.git(&["commit", "-q", "--allow-empty", "-m", "x", &author]);
+    world.git(&["push", "-q", "origin", "HEAD:main"]);
+    world.once();
+    world.claim("web", "everyone", 1..2);
+    let generation = world.ring("web", "everyone").expect("rolled out");
+    let now_ms = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    let now_ms = now_ms.expect("after 1970").as_millis();
+    let forged = "\\u001b[2J\\u001b[1;31mALL GOOD\\u001b[0m\\r\\nfake  02:00:00:00:00:99  web  in-sync\\u202e";
+    let report = format!(
+        "{{\"version\":1,\"mac\":\"{}\",\"state\":\"failed\",\"generation\":null,\"composition\":null,\"layers\":0,\"desired\":\"{generation}\",\"error\":\"{forged}\",\"pid\":1,\"host\":\"x\",\"mount_point\":\"/\",\"swaps\":0,\"started_at_ms\":{now_ms},\"written_at_ms\":{now_ms},\"interval_s\":10}}",
+        mac(1)
+    );
+    std::fs::write(world.store.reports().join(mac(1).to_string()), report).expect("written");
+    let reason = "x\u{1b}[31m\nforged line\u{2066}";
+    strata(&world, &["rollout", "pause", "web", "--reason", reason]);
+    world.once();
+    for command in [
+        &["status"][..],
+        &["get", "vas", "-o", "wide"],
+        &["rollout", "status"],
+        &["events", "-o", "wide"],
+        &["audit", "list"],
+        &["history", "web", "-o", "wide"],
+        &["explain", &mac(1).to_string()],
+    ] {
+        let output = strata(&world, command);
+        let printed = out(&output) + &said(&output);
+        let bad = |c: char| c != '\n' && strata_core::printable::is_unprintable(c);
+        assert!(!printed.chars().any(bad), "{command:?}: {printed:?}");
+        let forged = |line: &str| line.starts_with("fake") || line.starts_with("forged");
+        assert!(!printed.lines().any(forged), "{command:?}: {printed}");
+    }
+    let status = out(&strata(&world, &["status"]));
+    assert!(status.contains("\\u{1b}[2J") && status.contains("ALL GOOD"), "it is shown: {status}");
+}
