@@ -9,7 +9,9 @@ use strata_core::Digest;
 use strata_core::audit::Record;
 
 use super::events::{Filter, record_line};
-use super::{Failure, Outcome, OutputArgs, OutputFormat, StoreArgs, print_bytes, print_json};
+use super::{
+    Failure, Outcome, OutputArgs, OutputFormat, StoreArgs, print_bytes, print_json, print_text,
+};
 use crate::audit::{self, Reader, Verified};
 
 /// The version of the JSON forms.
@@ -134,7 +136,7 @@ fn verify(args: &VerifyArgs) -> Result<Outcome, Failure> {
     let good = verified.broken.is_none() && verified.contains != Some(false);
     match args.output.output {
         OutputFormat::Json => print_json(&Report { version: VERSION, verified })?,
-        OutputFormat::Text => print_bytes(text(&verified).as_bytes())?,
+        OutputFormat::Text => print_text(&text(&verified))?,
     }
     Ok(if good { Outcome::Done } else { Outcome::Difference })
 }

@@ -10,7 +10,7 @@ use strata_core::check::{CheckResult, check_source};
 use strata_core::{CompositionName, Diagnostic, GenerationId, Severity};
 
 use super::inventory::ProductionArgs;
-use super::output::print_bytes;
+use super::output::print_text;
 use super::{Failure, Outcome, OutputArgs, OutputFormat, print_json, quantity};
 use crate::directory::read_directory;
 
@@ -75,7 +75,7 @@ pub fn run(args: &CheckArgs) -> Result<Outcome, Failure> {
                 })
                 .collect(),
         })?,
-        OutputFormat::Text => print_bytes(text(&result).as_bytes())?,
+        OutputFormat::Text => print_text(&text(&result))?,
     }
     if production.is_none() {
         eprintln!("note: no store was named, so layers were not looked up");

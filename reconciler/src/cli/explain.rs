@@ -14,7 +14,7 @@ use strata_store::{Store, VaTarget};
 
 use super::status::reconciler_text;
 use super::{
-    Failure, Outcome, OutputArgs, OutputFormat, StoreArgs, print_bytes, print_json, quantity,
+    Failure, Outcome, OutputArgs, OutputFormat, StoreArgs, print_json, print_text, quantity,
 };
 use crate::fleet::{MachineView, Observer, report_view};
 use crate::state::ReconcileState;
@@ -75,7 +75,7 @@ pub fn run(args: &ExplainArgs) -> Result<Outcome, Failure> {
     let explanation = explain(&store, &args.name)?;
     match args.output.output {
         OutputFormat::Json => print_json(&explanation)?,
-        OutputFormat::Text => print_bytes(text(&explanation).as_bytes())?,
+        OutputFormat::Text => print_text(&text(&explanation))?,
     }
     let status = &explanation.status;
     let in_sync = status.state == strata_core::status::SyncState::InSync;

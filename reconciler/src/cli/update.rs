@@ -16,7 +16,7 @@ use strata_core::{Diagnostic, LayerName, Severity};
 use super::inventory::ProductionArgs;
 use super::plan::render;
 use super::resolve::show_change;
-use super::{Failure, Outcome, OutputArgs, OutputFormat, print_bytes, print_json, quantity};
+use super::{Failure, Outcome, OutputArgs, OutputFormat, print_json, print_text, quantity};
 use crate::production::Production;
 use crate::revision::WorkRepository;
 
@@ -139,7 +139,7 @@ pub fn run(args: &UpdateArgs) -> Result<Outcome, Failure> {
     };
     match args.output.output {
         OutputFormat::Json => print_json(&report)?,
-        OutputFormat::Text => print_bytes(text(&report).as_bytes())?,
+        OutputFormat::Text => print_text(&text(&report))?,
     }
     let errors = found.diagnostics.iter().any(|found| found.severity == Severity::Error);
     Ok(if errors || !found.refused.is_empty() { Outcome::Difference } else { Outcome::Done })

@@ -17,7 +17,7 @@ use strata_store::{Store, StoreError, refuse_reserved};
 use super::import::{Line, Status};
 use crate::cli::va::{machine_failure, programs};
 use crate::cli::{
-    Failure, Outcome, OutputArgs, OutputFormat, StoreArgs, print_bytes, print_json, quantity,
+    Failure, Outcome, OutputArgs, OutputFormat, StoreArgs, print_json, print_text, quantity,
 };
 use crate::drift::{DriftError, is_inside};
 use crate::private_view::{PrivateView, PrivateViewError};
@@ -143,7 +143,7 @@ pub fn run(args: &FromPrivateArgs) -> Result<Outcome, Failure> {
     let line = Line::of(&args.repo, unit, Status::Built);
     match args.output.output {
         OutputFormat::Json => print_json(&line)?,
-        OutputFormat::Text => print_bytes(line.to_string().as_bytes())?,
+        OutputFormat::Text => print_text(&line.to_string())?,
     }
     if !deleted.is_empty() && !with_whiteouts {
         eprintln!("note: {} not in it", quantity(deleted.len(), "removed path"));

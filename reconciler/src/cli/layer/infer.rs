@@ -14,7 +14,7 @@ use strata_store::Store;
 use super::LayerReference;
 use super::show::find;
 use crate::cli::{
-    Failure, Outcome, OutputArgs, OutputFormat, StoreArgs, print_bytes, print_json, quantity,
+    Failure, Outcome, OutputArgs, OutputFormat, StoreArgs, print_json, print_text, quantity,
 };
 
 /// Find out what a layer depends on from its files
@@ -104,7 +104,7 @@ pub fn run(args: &InferArgs) -> Result<Outcome, Failure> {
     };
     match args.output.output {
         OutputFormat::Json => print_json(&Shown::of(&findings))?,
-        OutputFormat::Text => print_bytes(text(&findings).as_bytes())?,
+        OutputFormat::Text => print_text(&text(&findings))?,
     }
     Ok(if findings.missing.is_empty() { Outcome::Done } else { Outcome::Difference })
 }

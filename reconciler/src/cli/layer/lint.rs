@@ -9,7 +9,7 @@ use strata_import::lint::{self, Code, Finding, Severity, Subject};
 use super::LayerReference;
 use super::show::{find, manifest};
 use crate::cli::{
-    Failure, Outcome, OutputArgs, OutputFormat, StoreArgs, print_bytes, print_json, quantity,
+    Failure, Outcome, OutputArgs, OutputFormat, StoreArgs, print_json, print_text, quantity,
 };
 
 /// Look for what is suspicious about a layer
@@ -137,7 +137,7 @@ pub fn run(args: &LintArgs) -> Result<Outcome, Failure> {
     };
     match args.output.output {
         OutputFormat::Json => print_json(&shown)?,
-        OutputFormat::Text => print_bytes(text(&shown).as_bytes())?,
+        OutputFormat::Text => print_text(&text(&shown))?,
     }
     let bad = shown.errors > 0 || args.strict && shown.warnings > 0;
     Ok(if bad { Outcome::Difference } else { Outcome::Done })

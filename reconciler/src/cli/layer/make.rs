@@ -15,7 +15,7 @@ use strata_store::{StoreError, refuse_reserved};
 use super::import::{Line, Status};
 use super::infer::{self, FromArgs};
 use super::installed::Installed;
-use crate::cli::{Failure, Outcome, OutputArgs, OutputFormat, StoreArgs, print_bytes, print_json};
+use crate::cli::{Failure, Outcome, OutputArgs, OutputFormat, StoreArgs, print_json, print_text};
 
 /// Make a layer from a directory of files, or of what a command installs
 ///
@@ -164,7 +164,7 @@ pub fn run(args: BuildArgs) -> Result<Outcome, Failure> {
         })?;
     let line = Line::of(&args.repo, imported, Status::Built);
     match args.output.output {
-        OutputFormat::Text => print_bytes(line.to_string().as_bytes())?,
+        OutputFormat::Text => print_text(&line.to_string())?,
         OutputFormat::Json => print_json(&line)?,
     }
     Ok(Outcome::Done)

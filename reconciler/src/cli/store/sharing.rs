@@ -6,7 +6,8 @@ use strata_core::RepositoryName;
 
 use crate::cli::progress::with_bytes;
 use crate::cli::{
-    Failure, Outcome, OutputArgs, OutputFormat, StoreArgs, print_bytes, print_json, quantity,
+    Failure, Outcome, OutputArgs, OutputFormat, StoreArgs, print_bytes, print_json, print_text,
+    quantity,
 };
 use crate::repositories::sharing::{Progress, Stats, share_all, stats};
 
@@ -54,7 +55,7 @@ pub fn run_stats(args: &StatsArgs) -> Result<Outcome, Failure> {
         with_bytes(&progress.total_bytes, &progress.done_bytes, || stats(&store, &progress))?;
     match args.output.output {
         OutputFormat::Json => print_json(&stats)?,
-        OutputFormat::Text => print_bytes(text(&stats).as_bytes())?,
+        OutputFormat::Text => print_text(&text(&stats))?,
     }
     Ok(if stats.unreadable.is_empty() { Outcome::Done } else { Outcome::Difference })
 }

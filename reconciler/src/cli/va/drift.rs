@@ -9,7 +9,7 @@ use strata_core::VaName;
 use strata_machine::Machines;
 
 use super::{machine_failure, programs};
-use crate::cli::{Failure, Outcome, OutputArgs, OutputFormat, StoreArgs, print_bytes, print_json};
+use crate::cli::{Failure, Outcome, OutputArgs, OutputFormat, StoreArgs, print_json, print_text};
 use crate::drift::{DriftError, PrivateDrift, is_inside, private_drift};
 use crate::rollout::RolloutFile;
 
@@ -81,7 +81,7 @@ pub fn run(args: &DriftArgs) -> Result<Outcome, Failure> {
     let report = Report { version: VERSION, vas };
     match args.output.output {
         OutputFormat::Json => print_json(&report)?,
-        OutputFormat::Text => print_bytes(text(&report).as_bytes())?,
+        OutputFormat::Text => print_text(&text(&report))?,
     }
     Ok(if drifted { Outcome::Difference } else { Outcome::Done })
 }
