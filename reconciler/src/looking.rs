@@ -21,7 +21,7 @@ const LONGEST: Duration = Duration::from_secs(60 * 60);
 pub enum Looked {
     /// The commit that was taken last.
     Recalled(Result<Option<Arc<Accepted>>, PassError>),
-    Inspected(Inspected),
+    Inspected(Box<Inspected>),
     /// The mirror is in order.
     Tidied,
 }
@@ -57,7 +57,7 @@ impl Looking {
 
     /// Looks at the head.
     pub fn inspect(&mut self, known: Known) {
-        self.begin(move |inspector, flag| Looked::Inspected(inspector.inspect(&known, flag)));
+        self.begin(move |inspector, flag| Looked::Inspected(Box::new(inspector.inspect(&known, flag))));
     }
 
     /// Looks at the commit that was taken last.

@@ -212,6 +212,11 @@ impl Reconciler {
         Ok(Reconciler { inspector, keeper, recalled: false })
     }
 
+    /// Where commits come from.
+    pub fn source(&self) -> &Source {
+        self.keeper.source()
+    }
+
     /// Its two halves, for one who lets them work beside one another.
     pub fn into_parts(self) -> (Inspector, Keeper) {
         (self.inspector, self.keeper)

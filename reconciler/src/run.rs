@@ -229,7 +229,7 @@ async fn main_loop(
             }
             Wake::Looked(Looked::Tidied) => {}
             Wake::Looked(Looked::Inspected(inspected)) => {
-                let work = |keeper: &mut Keeper, flag: &AtomicBool| keeper.take(inspected, flag);
+                let work = |keeper: &mut Keeper, flag: &AtomicBool| keeper.take(*inspected, flag);
                 let (returned, passed, ended) = lend(keeper, &mut signals, work).await?;
                 keeper = returned;
                 service.passed(&passed);

@@ -43,7 +43,7 @@ pub fn templates(store: &Store) -> Result<BTreeSet<CompositionName>, Failure> {
     let mut known: BTreeSet<_> = RolloutFile::read(store)?.compositions.into_keys().collect();
     known.extend(store.rings()?.into_keys().map(|(composition, _)| composition));
     let links = store.va_links()?.targets;
-    known.extend(links.into_iter().map(|(_, target)| target.composition().clone()));
+    known.extend(links.into_values().map(|target| target.composition().clone()));
     Ok(known)
 }
 

@@ -28,11 +28,11 @@ impl Inspector {
             failures: failures.clone(),
             behind: false,
         };
-        if let Some(mark) = known.mark {
-            if self.mirror.advance(*commit, mark)? == Advance::FastForward {
-                fallback.behind = true;
-                return Ok((mark, Some(fallback)));
-            }
+        if let Some(mark) = known.mark
+            && self.mirror.advance(*commit, mark)? == Advance::FastForward
+        {
+            fallback.behind = true;
+            return Ok((mark, Some(fallback)));
         }
         Ok((*commit, Some(fallback)))
     }

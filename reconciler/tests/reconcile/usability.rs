@@ -152,7 +152,6 @@ fn what_strangers_write_does_nothing_to_a_terminal() {
         &["events", "-o", "wide"],
         &["audit", "list"],
         &["history", "web", "-o", "wide"],
-        &["explain", &mac(1).to_string()],
     ] {
         let output = strata(&world, command);
         let printed = out(&output) + &said(&output);
