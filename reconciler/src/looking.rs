@@ -39,6 +39,14 @@ pub struct Looking {
     under_way: Option<UnderWay>,
 }
 
+impl Drop for Looking {
+    fn drop(&mut self) {
+        if let Some(under_way) = &self.under_way {
+            under_way.cancelled.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
 impl Looking {
     pub fn new(inspector: Inspector) -> Self {
         Looking { idle: Some(inspector), under_way: None }
@@ -57,7 +65,9 @@ impl Looking {
 
     /// Looks at the head.
     pub fn inspect(&mut self, known: Known) {
-        self.begin(move |inspector, flag| Looked::Inspected(Box::new(inspector.inspect(&known, flag))));
+        self.begin(move |inspector, flag| {
+            Looked::Inspected(Box::new(inspector.inspect(&known, flag)))
+        });
     }
 
     /// Looks at the commit that was taken last.
