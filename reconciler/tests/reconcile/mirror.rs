@@ -71,10 +71,7 @@ fn a_damaged_mirror_heals_by_itself() {
     for (round, (what, damage)) in damages.iter().chain(&damages).enumerate() {
         damage();
         let commit = push(&world, &format!("{round}"));
-        if round == damages.len() {
-            drop(running);
-            running = world.reconciler();
-        } else if round > damages.len() {
+        if round >= damages.len() {
             drop(running);
             running = world.reconciler();
         }
