@@ -72,7 +72,9 @@ fn lies_and_floods_make_a_va_unknown_and_disturb_no_other() {
     std::fs::write(reports.join(mac(1).to_string()), vec![b'x'; 1 << 20]).expect("written");
     let other = report(mac(9), generation).print();
     std::fs::write(reports.join(mac(2).to_string()), other).expect("written");
-    std::fs::create_dir(reports.join(mac(3).to_string())).expect("made");
+    // A directory is a machine's own place; what stands in the report's place there is none.
+    let place = reports.join(mac(3).to_string());
+    std::fs::create_dir_all(place.join(mac(3).to_string())).expect("made");
     let statuses = fleet(&world.store).expect("readable").vas;
     let states: BTreeMap<_, _> = statuses.iter().map(|va| (va.mac, va.state)).collect();
     let expected = [SyncState::InSync, SyncState::Unknown, SyncState::Unknown, SyncState::Unknown];
