@@ -46,6 +46,20 @@ pub enum ImportError {
     Group { package: PathBuf, reason: String },
 }
 
+impl ImportError {
+    /// The same of a package that people know by another path than it was read by.
+    #[must_use]
+    pub fn known_as(mut self, path: &Path) -> Self {
+        let (ImportError::Open { package, .. }
+        | ImportError::Convert { package, .. }
+        | ImportError::Other { package, .. }
+        | ImportError::Store { package, .. }
+        | ImportError::Group { package, .. }) = &mut self;
+        path.clone_into(package);
+        self
+    }
+}
+
 /// Why a package cannot be made into a layer.
 #[derive(Debug, thiserror::Error)]
 pub enum ConvertError {

@@ -6,11 +6,12 @@
 //! Nothing that is not named, down a chain of digests, by a signed and valid
 //! release is ever read as an index or a package.
 
+mod cache;
 mod configuration;
 pub mod fetch;
 mod signature;
 
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -28,6 +29,8 @@ use strata_import::{Package, Provenance};
 use tokio::task::JoinSet;
 
 use crate::child::ChildError;
+use crate::transfer::ATTEMPTS;
+pub use cache::Cache;
 pub use configuration::{Configuration, Target, targets};
 use fetch::{FetchError, Fetcher, Order};
 use signature::{Signed, signed_text};
@@ -95,6 +98,13 @@ pub struct Planned {
     provenance: Provenance,
 }
 
+impl Planned {
+    /// Where the cache has it for all imports.
+    pub fn archive(&self) -> &Path {
+        &self.order.to
+    }
+}
+
 /// What was found.
 #[derive(Debug)]
 pub struct Plan {
@@ -111,33 +121,6 @@ pub struct Plan {
 struct Source {
     archive: String,
     provenance: Provenance,
-}
-
-/// Where what was fetched lies.
-#[derive(Debug, Clone)]
-pub struct Cache {
-    root: PathBuf,
-}
-
-impl Cache {
-    /// # Errors
-    /// Its directories cannot be made.
-    pub fn open(root: &Path) -> Result<Self, AptError> {
-        let cache = Cache { root: root.to_owned() };
-        for directory in [cache.lists(), cache.archives()] {
-            std::fs::create_dir_all(&directory)
-                .map_err(|source| AptError::Read { path: directory, source })?;
-        }
-        Ok(cache)
-    }
-
-    fn lists(&self) -> PathBuf {
-        self.root.join("lists")
-    }
-
-    fn archives(&self) -> PathBuf {
-        self.root.join("archives")
-    }
 }
 
 /// Finds what is to be imported for `requests`: with all that they depend on, or
@@ -167,7 +150,7 @@ pub async fn plan(
             (fetcher.clone(), cache.clone(), configuration.clone());
         let (uri, options) = ((*uri).to_owned(), (*options).clone());
         set.spawn(async move {
-            (number, release(&configuration, &fetcher, &cache, &uri, &options).await)
+            (number, release(&configuration, &fetcher, &cache, number, &uri, &options).await)
         });
     }
     let found = in_order(set).await?;
@@ -209,23 +192,23 @@ async fn in_order<T: 'static>(
     Ok(results.into_iter().map(|(_, result)| result).collect())
 }
 
-/// The verified, valid release of a source.
+/// The verified, valid release of a source, which is the `number`th of all.
 async fn release(
     configuration: &Configuration,
     fetcher: &Fetcher,
     cache: &Cache,
+    number: usize,
     uri: &str,
     options: &SourceOptions,
 ) -> Result<Arc<Release>, AptError> {
     let url = |name: &str| address(&format!("{uri}{name}"));
     let name = fetch::shown(&url("")?);
-    let place = cache.lists().join(escaped(&name));
     let order = |file: &str, to: &Path| {
         let (to, expected, max_bytes) = (to.to_owned(), None, RELEASE_BYTES as u64);
         Ok::<_, AptError>(Order { url: url(file)?, to, expected, max_bytes })
     };
-    let beside = |suffix: &str| PathBuf::from(format!("{}{suffix}", place.display()));
-    let (new, signature) = (beside("InRelease.new"), beside("Release.gpg"));
+    let own = |file: &str| cache.own(&format!("{number}-{file}"));
+    let (new, signature) = (own("Release"), own("Release.gpg"));
     let text = match fetcher.fetch(&order("InRelease", &new)?).await {
         Ok(()) => Signed::Inline(&new),
         Err(FetchError::NotFound { .. }) => {
@@ -236,15 +219,19 @@ async fn release(
         Err(error) => return Err(error.into()),
     };
     let text = signed_text(&name, text, &options.signed_by, configuration)?;
-    let release = newest(&name, &text, &beside("Release"))?;
+    let release = {
+        let _others_wait = cache.lock_lists()?;
+        let seen = cache.lists().join(format!("{}Release", escaped(&name)));
+        newest(&name, &text, &seen, &own("seen"))?
+    };
     check_validity(&name, &release, options, configuration, now())?;
     Ok(Arc::new(release))
 }
 
 /// The release in `text`, or the one that was seen before where that is newer: a
 /// mirror that lags behind, or somebody who replays an old state. What was seen
-/// is kept at `seen`, as it was signed.
-fn newest(name: &str, text: &[u8], seen: &Path) -> Result<Release, AptError> {
+/// is kept at `seen`, as it was signed; it is written at `new`.
+fn newest(name: &str, text: &[u8], seen: &Path, new: &Path) -> Result<Release, AptError> {
     let parse = |text: &[u8]| {
         Release::parse(text).map_err(|fault| {
             let reason = format!("the release file: {fault}");
@@ -260,9 +247,8 @@ fn newest(name: &str, text: &[u8], seen: &Path) -> Result<Release, AptError> {
         );
         return Ok(before);
     }
-    let new = seen.with_extension(format!("new-{}", std::process::id()));
-    std::fs::write(&new, text)
-        .and_then(|()| std::fs::rename(&new, seen))
+    std::fs::write(new, text)
+        .and_then(|()| std::fs::rename(new, seen))
         .map_err(|source| AptError::Read { path: seen.to_owned(), source })?;
     Ok(release)
 }
@@ -414,6 +400,7 @@ fn address(text: &str) -> Result<Url, AptError> {
 /// once it is there.
 pub async fn download(
     fetcher: &Fetcher,
+    cache: &Cache,
     packages: &[Planned],
     deliver: impl Fn(usize, Result<Package, FetchError>),
 ) {
@@ -421,28 +408,40 @@ pub async fn download(
     let mut by_size: Vec<_> = packages.iter().enumerate().collect();
     by_size.sort_by_key(|(_, planned)| std::cmp::Reverse(planned.bytes));
     for (number, planned) in by_size {
-        let (fetcher, order) = (fetcher.clone(), planned.order.clone());
-        set.spawn(async move { (number, fetcher.fetch(&order).await) });
+        let (fetcher, cache, order) = (fetcher.clone(), cache.clone(), planned.order.clone());
+        set.spawn(async move { (number, fetch_and_keep(&fetcher, &cache, &order).await) });
     }
     while let Some(joined) = set.join_next().await {
         // A task that panicked has said so; its package is missed by its number.
         let Ok((number, fetched)) = joined else { continue };
-        let Planned { layer, version, order, provenance, .. } = &packages[number];
-        let package = || Package {
-            path: order.to.clone(),
+        let Planned { layer, version, provenance, .. } = &packages[number];
+        let package = |path| Package {
+            path,
             expected: Some((layer.clone(), version.clone())),
             provenance: provenance.clone(),
         };
-        deliver(number, fetched.map(|()| package()));
+        deliver(number, fetched.map(package));
     }
 }
 
-/// Removes a package from the cache.
-pub fn forget(planned: &Planned) {
-    if let Err(error) = std::fs::remove_file(&planned.order.to)
-        && error.kind() != std::io::ErrorKind::NotFound
-    {
-        tracing::warn!(path = %planned.order.to.display(), %error, "a package stays in the cache");
+/// Fetches a package and keeps it, whatever other imports do with the cache.
+async fn fetch_and_keep(
+    fetcher: &Fetcher,
+    cache: &Cache,
+    order: &Order,
+) -> Result<PathBuf, FetchError> {
+    let mut attempts = 0;
+    loop {
+        fetcher.fetch(order).await?;
+        attempts += 1;
+        match cache.keep(&order.to) {
+            // Another import had it as well, and was done with it.
+            Err(error) if error.kind() == ErrorKind::NotFound && attempts < ATTEMPTS => {}
+            kept => {
+                let path = order.to.clone();
+                return kept.map_err(|source| FetchError::Disk { path, source });
+            }
+        }
     }
 }
 
@@ -467,6 +466,48 @@ mod tests {
         assert!(valid(&release, &soon, 1_011).is_err());
         let endless = Release { date: Some(1_000), ..Release::default() };
         assert_eq!(valid(&endless, &options, i64::MAX / 2), Ok(()));
+    }
+
+    /// What was handed over is there until this import is done with it.
+    #[tokio::test(flavor = "current_thread")]
+    async fn another_import_takes_nothing_away() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let source = directory.path().join("a.deb");
+        std::fs::write(&source, "whole").expect("written");
+        let cache = Cache::open(&directory.path().join("cache")).expect("a cache");
+        let limits = fetch::FetchLimits {
+            connections: 1,
+            rate: None,
+            deadline: std::time::Duration::from_secs(60),
+        };
+        let configuration = Configuration::default();
+        let fetcher =
+            Fetcher::new(&configuration, Default::default(), limits, Arc::new(|_bytes: u64| ()));
+        let fetcher = fetcher.expect("a fetcher");
+        let package = Available {
+            metadata: strata_core::metadata::Metadata::new(
+                "a".parse().expect("a name"),
+                "1".parse().expect("a version"),
+                strata_core::metadata::LayerKind::Software,
+            ),
+            filename: "a.deb".to_owned(),
+            bytes: 5,
+            sha256: Sha256::of(b"whole"),
+        };
+        let archive = format!("file:{}/", directory.path().display());
+        let source = Source { archive, provenance: Provenance::default() };
+        let planned = planned(&cache, &package, &source).expect("planned");
+        let delivered = std::cell::Cell::new(0);
+        download(&fetcher, &cache, std::slice::from_ref(&planned), |_, fetched| {
+            std::fs::remove_file(planned.archive()).expect("another import is done with it");
+            let path = fetched.expect("fetched").path;
+            assert_eq!(std::fs::read_to_string(&path).expect("there"), "whole");
+            cache.forget(planned.archive(), false);
+            assert!(!path.exists());
+            delivered.set(delivered.get() + 1);
+        })
+        .await;
+        assert_eq!(delivered.get(), 1);
     }
 
     #[test]

@@ -214,17 +214,22 @@ impl Archive {
     /// The layers of the repository, `layer version` each, after a check that the
     /// database is what an index of the directories gives, with nothing left.
     pub fn layers(&self) -> Vec<String> {
+        self.layers_of("main")
+    }
+
+    /// [`Archive::layers`] of any repository.
+    pub fn layers_of(&self, repository: &str) -> Vec<String> {
         let list = |archive: &Archive| {
             let list = run(archive
                 .strata(&["layer", "list", "--output", "json"])
                 .arg("--repo")
-                .arg("main"));
+                .arg(repository));
             serde_json::from_str::<serde_json::Value>(&list).expect("JSON")
         };
         let before = list(self);
-        run(self.strata(&["repo", "index"]).arg("main"));
+        run(self.strata(&["repo", "index"]).arg(repository));
         assert_eq!(before, list(self), "the database is what the directories hold");
-        let repository = self.path("store/repos/main");
+        let repository = self.path(&format!("store/repos/{repository}"));
         let names = fs::read_dir(&repository).expect("the repository");
         let names = names.map(|entry| entry.expect("an entry").file_name());
         let left: Vec<_> =

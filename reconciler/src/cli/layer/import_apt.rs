@@ -12,7 +12,7 @@ use serde::Serialize;
 use strata_core::RepositoryName;
 use strata_core::database::{Database, Unit};
 use strata_import::apt::closure::{ClosureError, Request};
-use strata_import::{ImportError, ImportOptions, Package, import_packages};
+use strata_import::{ImportOptions, Package, import_packages};
 use strata_store::{Store, StoreError};
 
 use super::import::{FailedPackage, ImportArgs, Line, Status, Summary, explain, with_progress};
@@ -30,7 +30,7 @@ pub struct AptArgs {
     /// Say what would be imported, and import nothing
     #[arg(long, requires = "from")]
     dry_run: bool,
-    /// Where indexes and packages on their way are kept
+    /// Where indexes and packages on their way are kept; many imports may use it at once
     #[arg(long, value_name = "DIR", default_value = "/var/cache/strata/apt")]
     cache: PathBuf,
     /// Keep packages in the cache when they are imported
@@ -121,6 +121,7 @@ pub fn run(args: &ImportArgs, apt: &AptArgs, requests: &[Request]) -> Result<Out
         args,
         apt,
         store: &store,
+        cache: &cache,
         fetcher: &fetcher,
         runtime: &runtime,
         options: args.options()?,
@@ -215,6 +216,7 @@ struct Import<'a> {
     args: &'a ImportArgs,
     apt: &'a AptArgs,
     store: &'a Store,
+    cache: &'a Cache,
     fetcher: &'a Fetcher,
     runtime: &'a tokio::runtime::Runtime,
     options: ImportOptions,
@@ -236,18 +238,6 @@ impl Iterator for Arrivals<'_> {
 }
 
 impl Import<'_> {
-    /// The layer of a package that another import has made since it was fetched, and taken out
-    /// of the cache that both have.
-    fn made_elsewhere(&self, error: &ImportError, planned: &Planned) -> Option<Line> {
-        let ImportError::Open { source, .. } = error else { return None };
-        if source.kind() != std::io::ErrorKind::NotFound {
-            return None;
-        }
-        let database = self.store.database(&self.args.repo).ok()?;
-        let unit = database.get(&planned.layer, &planned.version)?;
-        Some(line_of_present(&self.args.repo, planned, unit))
-    }
-
     /// Fetches on one thread and converts on others what has come.
     fn run(
         &self,
@@ -263,7 +253,7 @@ impl Import<'_> {
         std::thread::scope(|scope| {
             let failed = &failed;
             scope.spawn(move || {
-                self.runtime.block_on(apt::download(self.fetcher, packages, |number, result| {
+                let deliver = |number: usize, result: Result<Package, FetchError>| {
                     progress.show(bar);
                     match result {
                         // The receiver is gone only when the import has failed.
@@ -276,7 +266,9 @@ impl Import<'_> {
                             failed.push(FailedPackage { package, error: reason });
                         }
                     }
-                }));
+                };
+                let fetched = apt::download(self.fetcher, self.cache, packages, deliver);
+                self.runtime.block_on(fetched);
             });
             let arrivals = Arrivals { receiver, order: &order };
             let options = &self.options;
@@ -291,19 +283,15 @@ impl Import<'_> {
                             printed = bar.suspend(|| print_bytes(line.to_string().as_bytes()));
                         }
                         summary.layers.push(line);
-                        if !self.apt.keep_downloads {
-                            apt::forget(&packages[number]);
-                        }
+                        self.cache.forget(packages[number].archive(), self.apt.keep_downloads);
                     }
-                    Err(error) => match self.made_elsewhere(&error, &packages[number]) {
-                        Some(line) => summary.layers.push(line),
-                        None => {
-                            let package = packages[number].layer.to_string();
-                            let reason = error.to_string();
-                            summary.failed.push(FailedPackage { package, error: reason });
-                            bar.suspend(|| explain(error).print());
-                        }
-                    },
+                    Err(error) => {
+                        let error = error.known_as(packages[number].archive());
+                        let package = packages[number].layer.to_string();
+                        let reason = error.to_string();
+                        summary.failed.push(FailedPackage { package, error: reason });
+                        bar.suspend(|| explain(error).print());
+                    }
                 }
             })
         })?;
