@@ -9,13 +9,14 @@ mod properties;
 type Property = fn(&[u8]);
 
 /// A property, and an input that its parser accepts.
-const TARGETS: [(Property, &[u8]); 19] = [
+const TARGETS: [(Property, &[u8]); 20] = [
     (properties::ldf, include_bytes!("../../vlfs/core/golden/figure-2.ldf")),
     (properties::ldf, b"# web\n@base\n=main/apache2 1 # held\n\n  main/a 1   # why\n# tail"),
     (properties::deb822, include_bytes!("../../vlfs/core/golden/database")),
     (properties::relation, b"perl (>= 5.6), tcpd:any (>= 7.6-4) | inetd, x (<< 1~)"),
     (properties::metadata, b"Layer: x\nVersion: 1\nDepends: a (>= 1),\n b | c\nProvides: v\n"),
     (properties::database, include_bytes!("../../vlfs/core/golden/database")),
+    (properties::withdrawn, include_bytes!("../../vlfs/core/golden/withdrawn")),
     (properties::manifest, include_bytes!("../../vlfs/core/golden/manifest")),
     (properties::generation, include_bytes!("../../vlfs/core/golden/generation-layers")),
     (properties::report, include_bytes!("../../vlfs/core/golden/report")),

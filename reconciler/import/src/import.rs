@@ -104,6 +104,8 @@ pub struct Imported {
     pub entries: usize,
     /// Bytes of its files.
     pub content_bytes: u64,
+    /// Why nothing new may use it, where that is so: it was withdrawn before.
+    pub withdrawn: Option<String>,
 }
 
 impl Imported {
@@ -113,9 +115,9 @@ impl Imported {
         version: LayerVersion,
         manifest: &Manifest,
     ) -> Self {
-        let Published { digest, new } = published;
-        let entries = manifest.entries().len();
-        Imported { layer, version, digest, new, entries, content_bytes: manifest.content_bytes() }
+        let Published { digest, new, withdrawn } = published;
+        let (entries, content_bytes) = (manifest.entries().len(), manifest.content_bytes());
+        Imported { layer, version, digest, new, entries, content_bytes, withdrawn }
     }
 }
 

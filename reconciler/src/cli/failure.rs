@@ -75,6 +75,10 @@ impl From<StoreError> for Failure {
             StoreError::NoMirror(name) => Some(format!(
                 "give one of the two another name in strata.toml, or move repos/{name} away"
             )),
+            StoreError::Withdrawn { path, .. } => Some(format!(
+                "mend the line, or take it out: a line of {} is a layer, a version and why it is withdrawn",
+                path.display()
+            )),
             StoreError::ReservedRepository => Some("choose another repository name".to_owned()),
             _ => None,
         };

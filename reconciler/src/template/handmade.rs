@@ -107,15 +107,14 @@ pub fn next_version(
     repository: &RepositoryName,
     layer: &LayerName,
 ) -> Result<LayerVersion, BuildError> {
-    let database = match store.repositories()?.contains(repository) {
-        true => Some(store.database(repository)?),
-        false => None,
+    let (database, withdrawn) = match store.repositories()?.contains(repository) {
+        true => (store.database(repository)?, store.withdrawn(repository)?),
+        false => Default::default(),
     };
-    let numbers =
-        database.iter().flat_map(strata_core::database::Database::units).filter_map(|unit| {
-            let own = unit.metadata.layer == *layer;
-            own.then(|| unit.metadata.version.as_str().parse::<u64>().ok()).flatten()
-        });
+    let here = database.units().map(|unit| (&unit.metadata.layer, &unit.metadata.version));
+    // One that was withdrawn would be so again, although it is another.
+    let versions = here.chain(withdrawn.units()).filter(|(name, _)| *name == layer);
+    let numbers = versions.filter_map(|(_, version)| version.as_str().parse::<u64>().ok());
     let next = numbers.max().unwrap_or(0).saturating_add(1);
     LayerVersion::new(next.to_string()).map_err(BuildError::Version)
 }
@@ -123,4 +122,46 @@ pub fn next_version(
 fn as_path(path: &[u8]) -> &std::path::Path {
     use std::os::unix::ffi::OsStrExt;
     std::path::Path::new(std::ffi::OsStr::from_bytes(path))
+}
+
+#[cfg(test)]
+mod tests {
+    use strata_core::manifest::{Entry, Kind, Manifest, Timestamp};
+    use strata_core::metadata::LayerKind;
+
+    use super::*;
+
+    #[test]
+    fn no_version_is_given_twice() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let store = Store::init(directory.path()).expect("a store");
+        let (repository, layer) = ("main".parse().expect("valid"), "web".parse().expect("valid"));
+        let next = || next_version(&store, &repository, &layer).expect("a version");
+        assert_eq!(next().as_str(), "1");
+        let root = Entry {
+            path: Vec::new(),
+            kind: Kind::Directory,
+            mode: 0o755,
+            uid: 0,
+            gid: 0,
+            mtime: Timestamp::default(),
+            link_count: 1,
+            xattrs: Default::default(),
+        };
+        let metadata = Metadata::new(layer.clone(), next(), LayerKind::Configuration);
+        let key = (layer.clone(), next());
+        let staged = store.stage_unit(&repository).expect("staged");
+        let mut writer = store.write_repository(&repository).expect("a writer");
+        writer
+            .publish(staged, metadata, &Manifest::new(vec![root]).expect("valid"))
+            .expect("published");
+        writer.set_withdrawn(&key.0, &key.1, Some("a secret".to_owned())).expect("withdrawn");
+        writer.commit().expect("written");
+        assert_eq!(next().as_str(), "2");
+        let mut writer = store.write_repository(&repository).expect("a writer");
+        let aside = writer.remove(&[key].into()).expect("removed");
+        drop(writer);
+        store.discard(&aside).expect("deleted");
+        assert_eq!(next().as_str(), "2", "the first is withdrawn whatever it holds");
+    }
 }

@@ -168,5 +168,6 @@ fn find(
         new: false,
         entries: manifest.entries().len(),
         content_bytes: manifest.content_bytes(),
+        withdrawn: unit.withdrawn.clone(),
     }))
 }

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use crate::support::{Bench, mac};
+use crate::support::{Bench, mac, text};
 
 const AT_ONCE: [&str; 7] = ["store", "gc", "--apply", "--grace-hours", "0", "--generations", "0"];
 
@@ -40,6 +40,40 @@ fn a_dry_run_comes_first_and_the_ring_keeps_what_it_is_on() {
     bench.good(&["repo", "verify", "main"]);
     let again = bench.good(&AT_ONCE);
     assert_eq!(again, "nothing to remove; 1 generation and 1 layer unit stay\n");
+}
+
+#[test]
+fn a_withdrawn_unit_that_was_collected_comes_back_withdrawn() {
+    let (bench, _) = three();
+    bench.good(&AT_ONCE);
+    let gone = bench.bad(&["layer", "show", "main/app", "1"]);
+    assert!(gone.contains("was withdrawn, and garbage collection took it: CVE-2026-1\n"), "{gone}");
+    let root = bench.path("roots/main/app-1");
+    let build = ["layer", "build", "--name", "app", "--version", "1", "--root", text(&root)];
+    let again = bench.strata(&build);
+    assert!(again.status.success(), "{again:?}");
+    let said = String::from_utf8(again.stderr).expect("UTF-8");
+    let note = "note: main/app 1 is withdrawn, nothing new may use it: CVE-2026-1\n";
+    assert!(said.contains(note) && said.contains("hint: "), "{said}");
+    assert!(said.contains("strata layer restore main/app 1\n"), "{said}");
+    let listed = bench.good(&["layer", "list", "--output", "json"]);
+    let listed: serde_json::Value = serde_json::from_str(&listed).expect("JSON");
+    assert_eq!(listed["layers"].as_array().or(listed.as_array()).expect("a list").len(), 2);
+    let shown = bench.good(&["layer", "show", "main/app", "1"]);
+    assert!(shown.contains("Withdrawn: CVE-2026-1\n"), "{shown}");
+    bench.good(&["repo", "verify", "main"]);
+    assert_eq!(
+        bench.good(&["layer", "restore", "main/app", "1"]),
+        "restored main/app 1\n",
+        "it may be used again"
+    );
+    let gone = bench.good(&["layer", "restore", "main/app", "2"]);
+    assert!(gone.starts_with("restored main/app 2\n") && gone.contains("not in the rep"), "{gone}");
+    assert!(bench.bad(&["layer", "restore", "main/app", "2"]).contains("has no unit app 2"));
+    let root = bench.path("roots/main/app-2");
+    let build = ["layer", "build", "--name", "app", "--version", "2", "--root", text(&root)];
+    let said = String::from_utf8(bench.strata(&build).stderr).expect("UTF-8");
+    assert_eq!(said, "", "it was restored while it was not there");
 }
 
 #[test]

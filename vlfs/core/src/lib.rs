@@ -61,6 +61,7 @@ pub mod update;
 pub mod version;
 pub mod views;
 pub mod whiteouts;
+pub mod withdrawn;
 
 pub use diagnostic::{Diagnostic, Severity};
 pub use digest::{Digest, GenerationId};

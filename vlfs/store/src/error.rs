@@ -11,6 +11,7 @@ use strata_core::metadata::MetadataError;
 use strata_core::report::ReportError;
 use strata_core::scripts::policy::PolicyError;
 use strata_core::whiteouts::WhiteoutsError;
+use strata_core::withdrawn::WithdrawnError;
 use strata_core::{
     Digest, GenerationId, LayerName, LayerVersion, Located, MacAddr, RepositoryName,
 };
@@ -49,6 +50,8 @@ pub enum StoreError {
     Manifest { path: PathBuf, located: Located<ManifestError> },
     #[error("{path}:{located}")]
     Whiteouts { path: PathBuf, located: Located<WhiteoutsError> },
+    #[error("{path}:{located}")]
+    Withdrawn { path: PathBuf, located: Located<WithdrawnError> },
     #[error("{path}:{located}")]
     Generation { path: PathBuf, located: Located<GenerationError> },
     #[error("{path}:{located}")]

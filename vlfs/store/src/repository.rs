@@ -3,6 +3,7 @@
 mod mirror;
 mod remove;
 mod signing;
+mod withdrawal;
 
 pub(crate) use remove::{ASIDE, aside_of, discard};
 pub use signing::{SignedFile, signed_database_name};
@@ -20,6 +21,7 @@ use strata_core::manifest::Manifest;
 use strata_core::metadata::{LayerKind, Metadata};
 use strata_core::names::{TEMPLATES_REPOSITORY, unit_directory};
 use strata_core::whiteouts::{self, Whiteouts};
+use strata_core::withdrawn::Withdrawn;
 use strata_core::{Digest, LayerName, LayerVersion, RepositoryName, limits};
 
 use crate::database_file;
@@ -76,6 +78,8 @@ pub struct Published {
     pub digest: Digest,
     /// False where the same unit was there already.
     pub new: bool,
+    /// Why nothing new may use it, where that is so: it was withdrawn before.
+    pub withdrawn: Option<String>,
 }
 
 /// See [`Store::database_stamp`].
@@ -108,6 +112,9 @@ pub struct RepositoryWriter<'s> {
     /// Added and not there yet.
     pending: Vec<Pending>,
     changed: bool,
+    /// Of units that were here.
+    withdrawn: Withdrawn,
+    withdrawn_changed: bool,
     _lock: StoreLock,
 }
 
@@ -310,10 +317,16 @@ impl Store {
         crate::temporary::sweep(&path)?;
         let database = self.database(repository)?;
         remove::finish_interrupted(self, &path, &database)?;
-        let repository = repository.clone();
-        let pending = Vec::new();
-        let changed = false;
-        Ok(RepositoryWriter { store: self, repository, database, pending, changed, _lock: lock })
+        Ok(RepositoryWriter {
+            store: self,
+            repository: repository.clone(),
+            database,
+            pending: Vec::new(),
+            changed: false,
+            withdrawn: withdrawal::read(&path)?,
+            withdrawn_changed: false,
+            _lock: lock,
+        })
     }
 
     /// Shares the files of a unit in the making with those of other units. Publishing
@@ -421,11 +434,14 @@ impl RepositoryWriter<'_> {
                 new: digest,
             });
         }
+        let withdrawn = self.reason_withdrawn(&metadata.layer, &metadata.version);
+        let withdrawn = withdrawn.map(str::to_owned);
+        let published = Published { digest, new: present.is_none(), withdrawn: withdrawn.clone() };
         let content_bytes = manifest.content_bytes();
-        let unit = Unit { metadata, digest, content_bytes, withdrawn: None };
+        let unit = Unit { metadata, digest, content_bytes, withdrawn };
         if present.is_some() {
             self.enter(unit);
-            return Ok(Published { digest, new: false });
+            return Ok(published);
         }
         if scripts.is_empty() {
             fs::remove_dir_all(staged.scripts()).at("remove", &staged.scripts())?;
@@ -437,7 +453,7 @@ impl RepositoryWriter<'_> {
         disk.create_file(&staged.path.join("metadata"), metadata.as_bytes(), 0o444)?;
         disk.create_file(&staged.path.join("manifest"), text.as_bytes(), 0o444)?;
         self.pending.push(Pending { staged, path: unit_path, unit });
-        Ok(Published { digest, new: true })
+        Ok(published)
     }
 
     /// Makes the units that were added appear, each whole.
@@ -465,34 +481,8 @@ impl RepositoryWriter<'_> {
         }
     }
 
-    /// Withdraws a unit with a reason, or restores it with `None`. Returns
-    /// whether that changed anything.
-    ///
-    /// # Errors
-    /// There is no such unit.
-    pub fn set_withdrawn(
-        &mut self,
-        layer: &LayerName,
-        version: &LayerVersion,
-        reason: Option<String>,
-    ) -> Result<bool, StoreError> {
-        let Some(unit) = self.database.get_mut(layer, version) else {
-            return Err(StoreError::NoUnit {
-                repository: self.repository.clone(),
-                layer: layer.clone(),
-                version: version.clone(),
-            });
-        };
-        let one_line = |reason: String| reason.split_whitespace().collect::<Vec<_>>().join(" ");
-        let reason = reason.map(one_line);
-        let changed = unit.withdrawn != reason;
-        unit.withdrawn = reason;
-        self.changed |= changed;
-        Ok(changed)
-    }
-
-    /// Builds the database anew from the units' directories; marks of withdrawal
-    /// stay. Returns the number of units.
+    /// Builds the database anew from the units' directories; what is withdrawn
+    /// stays so. Returns the number of units.
     ///
     /// # Errors
     /// A unit is damaged or stands under a wrong name; the old database stays.
@@ -510,8 +500,8 @@ impl RepositoryWriter<'_> {
                 let found = format!("{} {}", metadata.layer, metadata.version);
                 return Err(StoreError::Misplaced { path, found });
             }
-            let before = self.database.get(&metadata.layer, &metadata.version);
-            let withdrawn = before.and_then(|unit| unit.withdrawn.clone());
+            let withdrawn = self.reason_withdrawn(&metadata.layer, &metadata.version);
+            let withdrawn = withdrawn.map(str::to_owned);
             let content_bytes = manifest.content_bytes();
             database.insert(Unit { metadata, digest, content_bytes, withdrawn });
         }
@@ -520,18 +510,21 @@ impl RepositoryWriter<'_> {
         Ok(self.database.len())
     }
 
-    /// Flushes, and writes the database, if anything changed. Returns whether it did.
+    /// Flushes, and writes what is withdrawn and the database, if anything changed. Returns
+    /// whether it did.
     ///
     /// # Errors
     /// It cannot be written; the old one stands.
     pub fn commit(mut self) -> Result<bool, StoreError> {
         self.flush()?;
+        let changed = self.changed || self.withdrawn_changed;
+        self.write_withdrawn()?;
         if self.changed {
             let path = self.store.repository_path(&self.repository).join("database");
             let bytes = database_file::encode(&path, self.database.print().as_bytes())?;
             self.store.disk.write_file(&path, &bytes, 0o644)?;
         }
-        Ok(self.changed)
+        Ok(changed)
     }
 }
 

@@ -200,6 +200,77 @@ fn a_unit_is_removed_whole_or_not_at_all() {
     );
 }
 
+/// What was withdrawn is so whenever it comes again, until it is restored, wherever a collection,
+/// an import or a restoration is cut short.
+#[test]
+fn what_is_withdrawn_stays_so_when_it_is_removed() {
+    let key = || (metadata("1").layer, metadata("1").version);
+    let withdraw = |store: &Store, reason: Option<&str>| {
+        let mut writer = store.write_repository(&main_repository())?;
+        writer.set_withdrawn(&key().0, &key().1, reason.map(str::to_owned))?;
+        writer.commit()
+    };
+    let remove = |store: &Store| {
+        let mut writer = store.write_repository(&main_repository())?;
+        let aside = writer.remove(&[key()].into())?;
+        drop(writer);
+        store.discard(&aside)
+    };
+    let mark = |store: &Store| {
+        let database = store.database(&main_repository()).expect("a database");
+        database.get(&key().0, &key().1).map(|unit| unit.withdrawn.clone())
+    };
+    let withdrawn = Some(Some("CVE-1".to_owned()));
+    let prepare = |store: &Store| {
+        publish(store, "1").expect("a unit");
+        withdraw(store, Some("CVE-1")).expect("withdrawn");
+    };
+    at_every_step(prepare, remove, |store, _| {
+        publish(store, "1").expect("it comes again");
+        assert_eq!(mark(store), withdrawn);
+    });
+    let prepare_removed = |store: &Store| {
+        prepare(store);
+        remove(store).expect("removed");
+        assert_eq!(mark(store), None);
+    };
+    at_every_step(
+        prepare_removed,
+        |store| publish(store, "1"),
+        |store, done| {
+            assert!(mark(store).is_none_or(|mark| mark.as_deref() == Some("CVE-1")));
+            assert!(!done || mark(store) == withdrawn);
+            let mut writer = store.write_repository(&main_repository()).expect("a writer");
+            writer.index().expect("an index");
+            writer.commit().expect("written");
+            assert!(mark(store).is_none_or(|mark| mark.as_deref() == Some("CVE-1")));
+        },
+    );
+    let prepare_again = |store: &Store| {
+        prepare_removed(store);
+        publish(store, "1").expect("it comes again");
+    };
+    at_every_step(
+        prepare_again,
+        |store| withdraw(store, None).map(drop),
+        |store, done| {
+            if done {
+                assert_eq!(mark(store), Some(None));
+                remove(store).expect("removed");
+                publish(store, "1").expect("it comes once more");
+                assert_eq!(mark(store), Some(None), "no record is left");
+            }
+        },
+    );
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let store = Store::init(directory.path()).expect("a new store");
+    prepare_removed(&store);
+    assert!(withdraw(&store, None).expect("restored"), "where it is gone, too");
+    assert!(matches!(withdraw(&store, None), Err(StoreError::NoUnit { .. })));
+    publish(&store, "1").expect("it comes again");
+    assert_eq!(mark(&store), Some(None));
+}
+
 const SHARED: &str = "usr/share/text";
 
 /// A unit with one file that every version has.

@@ -145,6 +145,7 @@ pub fn run(args: &FromPrivateArgs) -> Result<Outcome, Failure> {
         OutputFormat::Json => print_json(&line)?,
         OutputFormat::Text => print_text(&line.to_string())?,
     }
+    line.tell_withdrawn();
     if !deleted.is_empty() && !with_whiteouts {
         eprintln!("note: {} not in it", quantity(deleted.len(), "removed path"));
     }

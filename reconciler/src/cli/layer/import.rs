@@ -12,6 +12,7 @@ use serde::Serialize;
 use strata_core::digest::Digest;
 use strata_core::limits;
 use strata_core::names::{LayerName, RepositoryName};
+use strata_core::printable::printable;
 use strata_core::version::LayerVersion;
 use strata_import::{ImportError, ImportOptions, Imported, Package, import_packages};
 use strata_store::{StoreError, read_limited, refuse_reserved};
@@ -29,7 +30,8 @@ const OWNERS_BYTES: usize = 16 << 20;
 /// Each package becomes the layer of its name and version. Its files are taken
 /// as dpkg or rpm would unpack them on a system with a merged /usr; its scripts
 /// are kept for the distribution's own tools. A package that cannot be
-/// converted leaves nothing behind and does not stop the others.
+/// converted leaves nothing behind and does not stop the others. One that was withdrawn
+/// once is so again, and that is said.
 ///
 /// With `--from apt` packages are named, and come with everything that they
 /// depend on from the sources that apt is configured to use on this machine:
@@ -105,15 +107,30 @@ pub struct Line {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub entries: Option<usize>,
     pub content_bytes: u64,
+    /// Why nothing new may use it, where that is so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub withdrawn: Option<String>,
 }
 
 impl Line {
     /// `made` is how a unit that is new came to be.
     pub fn of(repository: &RepositoryName, imported: Imported, made: Status) -> Self {
-        let Imported { layer, version, digest, new, entries, content_bytes } = imported;
+        let Imported { layer, version, digest, new, entries, content_bytes, withdrawn } = imported;
         let status = if new { made } else { Status::Present };
         let (repository, entries) = (repository.clone(), Some(entries));
-        Line { status, repository, layer, version, digest, entries, content_bytes }
+        Line { status, repository, layer, version, digest, entries, content_bytes, withdrawn }
+    }
+
+    /// Tells people where the unit is here and may not be used: it was withdrawn, perhaps long
+    /// before it came again.
+    pub fn tell_withdrawn(&self) {
+        let Line { repository, layer, version, .. } = self;
+        if let Some(reason) = &self.withdrawn {
+            let reason = printable(reason);
+            eprintln!(
+                "note: {repository}/{layer} {version} is withdrawn, nothing new may use it: {reason}\nhint: where that no longer holds: strata layer restore {repository}/{layer} {version}"
+            );
+        }
     }
 }
 
@@ -187,6 +204,7 @@ pub fn run(args: ImportArgs) -> Result<Outcome, Failure> {
                     if args.output.output == OutputFormat::Text && printed.is_ok() {
                         printed = bar.suspend(|| print_bytes(line.to_string().as_bytes()));
                     }
+                    bar.suspend(|| line.tell_withdrawn());
                     summary.layers.push(line);
                 }
                 Err(error) => {

@@ -109,7 +109,9 @@ pub fn run(args: &ImportArgs, apt: &AptArgs, requests: &[Request]) -> Result<Out
     let mut summary = Summary::default();
     for planned in present {
         let Some(unit) = database.get(&planned.layer, &planned.version) else { continue };
-        summary.layers.push(line_of_present(&args.repo, &planned, unit));
+        let line = line_of_present(&args.repo, &planned, unit);
+        line.tell_withdrawn();
+        summary.layers.push(line);
     }
     if args.output.output == OutputFormat::Text && !summary.layers.is_empty() {
         let units = quantity(summary.layers.len(), "layer");
@@ -143,6 +145,7 @@ fn line_of_present(repository: &RepositoryName, planned: &Planned, unit: &Unit) 
         digest: unit.digest,
         entries: None,
         content_bytes: unit.content_bytes,
+        withdrawn: unit.withdrawn.clone(),
     }
 }
 
@@ -282,6 +285,7 @@ impl Import<'_> {
                         if self.args.output.output == OutputFormat::Text && printed.is_ok() {
                             printed = bar.suspend(|| print_bytes(line.to_string().as_bytes()));
                         }
+                        bar.suspend(|| line.tell_withdrawn());
                         summary.layers.push(line);
                         self.cache.forget(packages[number].archive(), self.apt.keep_downloads);
                     }

@@ -167,5 +167,6 @@ pub fn run(args: BuildArgs) -> Result<Outcome, Failure> {
         OutputFormat::Text => print_text(&line.to_string())?,
         OutputFormat::Json => print_json(&line)?,
     }
+    line.tell_withdrawn();
     Ok(Outcome::Done)
 }

@@ -126,6 +126,15 @@ pub fn find(
     if let Some(unit) = found {
         return Ok((*unit).clone());
     }
+    if let Some(version) = version
+        && let Some(reason) = store.withdrawn(repository)?.reason(layer, version)
+    {
+        let unit = format!("{repository}/{layer} {version}");
+        let error = format!("{unit} was withdrawn, and garbage collection took it: {reason}");
+        return Err(Failure::new(error).hint(format!(
+            "imported again, it is withdrawn still, until: strata layer restore {unit}"
+        )));
+    }
     let versions: Vec<_> = units.iter().map(|unit| unit.metadata.version.to_string()).collect();
     Err(match (version, versions.is_empty()) {
         (Some(version), false) => {

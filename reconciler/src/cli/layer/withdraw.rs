@@ -11,7 +11,8 @@ use crate::repositories::users::{Users, users as users_of};
 ///
 /// The unit stays where it is, and whoever uses it keeps it; resolution never
 /// chooses it again, and a commit that names it is refused with the reason. Who still
-/// uses it is listed.
+/// uses it is listed. That holds for good: where garbage collection took the unit, one
+/// that is imported again is withdrawn still.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Example:\n  strata layer withdraw main/openssl 3.0.15-1 --reason CVE-2024-13176"
@@ -25,6 +26,8 @@ pub struct WithdrawArgs {
 }
 
 /// Take back that a layer unit is withdrawn
+///
+/// Of one that garbage collection took as well: imported again, it may be used.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  strata layer restore main/openssl 3.0.15-1")]
 pub struct RestoreArgs {
@@ -52,6 +55,8 @@ struct Marked<'a> {
     version: &'a str,
     withdrawn: Option<&'a str>,
     changed: bool,
+    /// Whether the repository has it; else garbage collection took it.
+    present: bool,
     users: &'a Users,
 }
 
@@ -85,6 +90,7 @@ fn mark(args: &UnitArgs, reason: Option<&str>) -> Result<Outcome, Failure> {
                 "`strata layer list --repo {repository} {layer}` prints its versions"
             ))
         })?;
+    let present = writer.database().get(layer, &args.version).is_some();
     writer.commit()?;
     let version = &args.version;
     let key =
@@ -99,6 +105,7 @@ fn mark(args: &UnitArgs, reason: Option<&str>) -> Result<Outcome, Failure> {
             version,
             withdrawn: reason,
             changed,
+            present,
             users: &users,
         })?;
         return Ok(Outcome::Done);
@@ -109,6 +116,9 @@ fn mark(args: &UnitArgs, reason: Option<&str>) -> Result<Outcome, Failure> {
         (None, true) => format!("restored {repository}/{layer} {version}\n"),
         (None, false) => format!("{repository}/{layer} {version} is not withdrawn\n"),
     };
+    if !present {
+        text.push_str("garbage collection took it: it is not in the repository\n");
+    }
     if reason.is_some() {
         text.push_str(&users::text(&users));
     }

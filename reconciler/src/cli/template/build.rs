@@ -143,6 +143,13 @@ pub fn run(args: &BuildArgs) -> Result<Outcome, Failure> {
     bar.finish_and_clear();
     let built = built.map_err(failure)?;
     let status = if built.unit.new { Status::Built } else { Status::Present };
+    let mut warnings = built.warnings;
+    if let Some(reason) = &built.unit.withdrawn {
+        let unit = format!("{repository}/{} {}", built.unit.layer, built.unit.version);
+        warnings.push(format!(
+            "{unit} is withdrawn, nothing new may use it: {reason}; where that no longer holds: strata layer restore {unit}"
+        ));
+    }
     let line = LayerLine {
         hold: true,
         repository: repository.clone(),
@@ -156,7 +163,7 @@ pub fn run(args: &BuildArgs) -> Result<Outcome, Failure> {
         content_bytes: Some(built.unit.content_bytes),
         scripts: built.scripts,
         configured: built.configured,
-        warnings: built.warnings,
+        warnings,
         took_ms: u64::try_from(built.took.as_millis()).unwrap_or(u64::MAX),
         written,
         ..report(args, repository, layer, version, status)

@@ -18,6 +18,7 @@ use strata_core::relation::{parse_dependencies, parse_relations, print_list};
 use strata_core::report::Report;
 use strata_core::signed::{Envelope, Root, Snapshot};
 use strata_core::version::LayerVersion;
+use strata_core::withdrawn::Withdrawn;
 
 /// Lossless, and an edit of an accepted file is accepted and read back the same.
 pub fn ldf(text: &[u8]) {
@@ -75,6 +76,13 @@ pub fn metadata(text: &[u8]) {
 pub fn database(text: &[u8]) {
     if let Ok(database) = Database::parse(text) {
         assert_eq!(Database::parse(database.print().as_bytes()), Ok(database));
+    }
+}
+
+/// Only what was printed is read.
+pub fn withdrawn(text: &[u8]) {
+    if let Ok(withdrawn) = Withdrawn::parse(text) {
+        assert_eq!(withdrawn.print().as_bytes(), text);
     }
 }
 

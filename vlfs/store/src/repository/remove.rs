@@ -1,6 +1,7 @@
 //! Taking layer units out of a repository.
 //!
-//! The order makes a crash harmless: `.removing` names the units, the database
+//! The order makes a crash harmless: what is withdrawn of the units is put on record
+//! ([`super::withdrawal`]), `.removing` names the units, the database
 //! without them is written, their directories are set aside by rename, `.removing`
 //! goes. Whoever opens the repository for writing next reads a `.removing` that is
 //! left: units that the database still lists were never removed and stay; the
@@ -53,6 +54,7 @@ impl RepositoryWriter<'_> {
         if self.store.is_mirror(&self.repository)? {
             return set_aside(self.store, &directory, &names);
         }
+        self.note_withdrawn(units)?;
         let note = directory.join(NOTE);
         let disk = &self.store.disk;
         disk.write_file(&note, format!("{}\n", names.join("\n")).as_bytes(), 0o644)?;
