@@ -37,6 +37,7 @@ pub mod source;
 pub mod state;
 pub mod telling;
 pub mod template;
+pub mod traces;
 pub mod transfer;
 pub mod triggers;
 pub mod trust;

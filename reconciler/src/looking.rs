@@ -11,6 +11,7 @@ use tokio::task::{JoinError, JoinHandle};
 use tokio::time::Instant;
 
 use crate::pass::{Accepted, Inspected, Inspector, Known, PassError};
+use crate::traces::spans;
 
 /// Everything but fetches that an inspection waits for, mirrors above all, has ended by
 /// now.
@@ -65,8 +66,9 @@ impl Looking {
 
     /// Looks at the head.
     pub fn inspect(&mut self, known: Known) {
+        let span = spans::Pass::begin();
         self.begin(move |inspector, flag| {
-            Looked::Inspected(Box::new(inspector.inspect(&known, flag)))
+            Looked::Inspected(Box::new(inspector.inspect(span, &known, flag)))
         });
     }
 

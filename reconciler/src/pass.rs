@@ -33,17 +33,19 @@ use strata_core::audit::Who;
 use strata_core::event::{Event, EventRecord};
 use strata_machine::Programs;
 use strata_store::{Store, StoreLock};
+use tracing::field::{Empty, display};
 
 use crate::audit::{AuditLog, passes};
 use crate::commit_tree;
 use crate::library::Library;
-use crate::mirror::{FetchLimits, Mirror};
+use crate::mirror::{FetchLimits, Fetched, Mirror};
 use crate::probe::Prober;
 use crate::repositories::mirrors;
 use crate::rollout::{RolloutError, Rollouts};
 use crate::source::Source;
-use crate::state::{Found, ReconcileState, RefusalReason, StateError};
-use crate::trust::{self, Checker, Trust};
+use crate::state::{Found, ReconcileState, StateError};
+use crate::traces::spans::{self, Origin, span};
+use crate::trust::{Checker, Trust};
 use judgement::{Checked, Verdict};
 use report::lap;
 
@@ -103,6 +105,8 @@ pub struct Inspector {
     rebuilt_for: Option<Oid>,
     /// Whose commit is looked at.
     who: Who,
+    /// Its place in a trace.
+    origin: Origin,
     /// The commit that was seen last.
     seen: Option<String>,
 }
@@ -147,9 +151,10 @@ pub struct Inspection {
     renames: u64,
 }
 
-/// An inspection, or why there is none, and on whose account.
+/// An inspection, or why there is none, on whose account, and the pass that it is of.
 #[derive(Debug)]
 pub struct Inspected {
+    span: spans::Pass,
     who: Who,
     found: Result<Inspection, PassError>,
 }
@@ -207,6 +212,7 @@ impl Reconciler {
             checked: None,
             rebuilt_for: None,
             who: Who::default(),
+            origin: Origin::default(),
             seen: keeper.state.observed_commit().map(str::to_owned),
         };
         Ok(Reconciler { inspector, keeper, recalled: false })
@@ -227,8 +233,20 @@ impl Reconciler {
     /// # Errors
     /// The source or the store cannot be used. What stood in the store stands.
     pub fn pass(&mut self, cancelled: &AtomicBool) -> Result<PassReport, PassError> {
+        self.pass_in(&spans::Pass::begin(), cancelled)
+    }
+
+    /// The same in the span of a pass that has begun, for those who go on in it.
+    ///
+    /// # Errors
+    /// As of [`Reconciler::pass`].
+    pub fn pass_in(
+        &mut self,
+        span: &spans::Pass,
+        cancelled: &AtomicBool,
+    ) -> Result<PassReport, PassError> {
         self.recalled = false;
-        let inspected = self.inspector.inspect(&self.keeper.known()?, cancelled);
+        let inspected = self.inspector.inspect(span.clone(), &self.keeper.known()?, cancelled);
         let passed = self.keeper.take(inspected, cancelled);
         if passed.as_ref().is_ok_and(|report| report.news) {
             self.inspector.tidy(cancelled);
@@ -258,28 +276,48 @@ impl Reconciler {
     }
 }
 
+impl Inspected {
+    /// The pass that it is of, for those who go on in it.
+    pub fn span(&self) -> &spans::Pass {
+        &self.span
+    }
+}
+
 impl Inspector {
-    /// Looks at the head: which commit it is, whether it may be brought in, what it says.
-    pub fn inspect(&mut self, known: &Known, cancelled: &AtomicBool) -> Inspected {
+    /// Begins a pass: looks at the head, which commit it is, whether it may be brought in,
+    /// what it says.
+    pub fn inspect(
+        &mut self,
+        span: spans::Pass,
+        known: &Known,
+        cancelled: &AtomicBool,
+    ) -> Inspected {
         self.who = Who::default();
-        let found = self.look(known, cancelled);
-        Inspected { who: self.who.clone(), found }
+        self.origin = span.origin();
+        let found = span.in_scope(|| self.look(&span, known, cancelled));
+        Inspected { span, who: self.who.clone(), found }
     }
 
-    fn look(&mut self, known: &Known, cancelled: &AtomicBool) -> Result<Inspection, PassError> {
+    fn look(
+        &mut self,
+        span: &spans::Pass,
+        known: &Known,
+        cancelled: &AtomicBool,
+    ) -> Result<Inspection, PassError> {
         let begun = Instant::now();
         let mut since = begun;
         let renames = self.store.writes().renames;
-        let fetched = self.mirror.fetch(self.options.fetch_limits(), cancelled)?;
+        let fetched = self.fetch(cancelled)?;
         let (commit, fallback) = self.choose(known, &fetched)?;
+        span.is_of(&commit.to_string());
         self.who = self.who(commit)?;
         let mut report = PassReport::new(&self.source, commit.to_string());
+        report.trace = self.origin.clone();
         report.fallback = fallback;
         if self.seen.replace(commit.to_string()).is_none_or(|seen| seen != report.commit) {
             report.committed_at_ms = commit_tree::committed_at(&self.mirror.repository()?, commit);
         }
         report.timings.fetch_ms = lap(&mut since);
-        let _span = tracing::info_span!("inspect", %commit).entered();
         let inspection = |report, accepted, lease, since| Inspection {
             report,
             accepted,
@@ -288,19 +326,12 @@ impl Inspector {
             since,
             renames,
         };
-        if let Some(message) = self.rewritten(known, commit, cancelled)? {
-            report.refuse(RefusalReason::Rewritten, message);
+        let tag = fetched.tag.as_ref();
+        let may_follow = spans::step(&span!("trust"), || {
+            self.may_follow(known, (commit, tag), &mut report, cancelled)
+        })?;
+        if !may_follow {
             return Ok(inspection(report, None, None, since));
-        }
-        match self.trusted(known, commit, fetched.tag.as_ref(), cancelled)? {
-            trust::Verdict::Trusted { signer } => {
-                report.signer.clone_from(&signer);
-                self.who.signer = signer;
-            }
-            trust::Verdict::Untrusted { message } => {
-                report.refuse(RefusalReason::Untrusted, message);
-                return Ok(inspection(report, None, None, since));
-            }
         }
         let lease = self.store.lease()?;
         self.check(known, commit, cancelled)?;
@@ -316,6 +347,15 @@ impl Inspector {
             Verdict::Taken(accepted) => Some(accepted.clone()),
         };
         Ok(inspection(report, accepted, Some(lease), since))
+    }
+
+    /// Brings what is followed into the mirror.
+    fn fetch(&mut self, cancelled: &AtomicBool) -> Result<Fetched, PassError> {
+        let span = span!("fetch", remote = Empty);
+        let limits = self.options.fetch_limits();
+        let fetched = spans::step(&span, || self.mirror.fetch(limits, cancelled))?;
+        span.record("remote", display(&self.source.remotes()[fetched.remote]));
+        Ok(fetched)
     }
 
     /// Tidies the mirror up, where it is time to: after a pass, which waits for nothing.
@@ -397,13 +437,32 @@ impl Keeper {
         inspected: Inspected,
         cancelled: &AtomicBool,
     ) -> Result<PassReport, PassError> {
+        let Inspected { span, who, found } = inspected;
+        span.in_scope(|| {
+            self.tell_rebuilt()?;
+            let passed = found.and_then(|inspection| self.finish(inspection, cancelled));
+            let passed = self.note(&who, passed);
+            report::trace(&passed, &span);
+            passed
+        })
+    }
+
+    /// Tells of a state that was gone, until what was made of it is on disk.
+    fn tell_rebuilt(&self) -> Result<(), PassError> {
         if let Some(event) = &self.rebuilt {
             let record = EventRecord::new(now_ms(), event.clone());
             self.audit.tell(&Who::default(), std::slice::from_ref(&record))?;
             crate::rollout::log(&record);
         }
-        let Inspected { who, found } = inspected;
-        let passed = found.and_then(|inspection| self.finish(inspection, cancelled));
+        Ok(())
+    }
+
+    /// Makes durable what a pass found, where that is new.
+    fn note(
+        &mut self,
+        who: &Who,
+        passed: Result<PassReport, PassError>,
+    ) -> Result<PassReport, PassError> {
         let found = match &passed {
             Ok(report) => report.found(),
             Err(error) => Found::Failed { message: error.to_string() },
@@ -417,9 +476,12 @@ impl Keeper {
         }
         let news = next != self.state || self.rebuilt.is_some();
         if news {
-            let ended = next.is_news(&self.state, &found).then(|| passes::ended(&passed, now_ms()));
-            let told = self.audit.tell(&who, ended.as_slice());
-            let written = told.map_err(PassError::from).and_then(|()| Ok(next.write(&self.store)?));
+            let written = spans::step(&span!("tell"), || {
+                let ended =
+                    next.is_news(&self.state, &found).then(|| passes::ended(&passed, now_ms()));
+                self.audit.tell(who, ended.as_slice())?;
+                next.write(&self.store).map_err(PassError::from)
+            });
             match (&passed, written) {
                 (_, Ok(())) => (self.state, self.rebuilt) = (next, None),
                 (Ok(_), Err(error)) => return Err(error),
@@ -435,7 +497,6 @@ impl Keeper {
         cancelled: &AtomicBool,
     ) -> Result<PassReport, PassError> {
         let Inspection { mut report, accepted, lease, begun, mut since, renames } = inspection;
-        let _span = tracing::info_span!("pass", commit = report.commit).entered();
         if let Some(accepted) = accepted {
             self.bring_in(&accepted, &mut report, &mut since, cancelled)?;
         }

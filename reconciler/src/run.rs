@@ -19,16 +19,18 @@ use strata_core::plan::Action;
 use strata_store::Store;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc::{Receiver, Sender, channel};
-use tokio::task::JoinError;
+use tokio::task::{JoinError, JoinHandle};
 use tokio::time::Instant;
 
 use crate::audit;
 use crate::drift::DriftRound;
 use crate::looking::{Looked, Looking};
-use crate::pass::{Keeper, PassError, PassReport, Policy, Reconciler};
+use crate::pass::{Inspected, Keeper, PassError, PassReport, Policy, Reconciler};
 use crate::report_watch::ReportWatch;
 use crate::service::{Ears, ReloadError, Service, Task};
 use crate::settings::Settings;
+use crate::traces::Traces;
+use crate::traces::spans::Origin;
 use crate::triggers::{TriggerError, Triggers, jitter};
 use crate::verify::Verifier;
 
@@ -82,12 +84,18 @@ pub fn run(
     reconciler: Reconciler,
     schedule: Schedule,
     configuration: Option<(PathBuf, Settings)>,
+    traces: &Traces,
     tell: impl FnMut(&PassReport),
 ) -> Result<(), RunError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let done = runtime.block_on(main_loop(reconciler, schedule, configuration, tell));
+    let done = runtime.block_on(async move {
+        let (main_loop, keeper) =
+            MainLoop::start(reconciler, schedule, configuration, traces.clone(), tell).await?;
+        main_loop.run(keeper).await
+    });
     // A receiver that is being told something waits for nobody.
     runtime.shutdown_timeout(SHUTDOWN);
+    traces.end();
     done
 }
 
@@ -133,134 +141,206 @@ impl Signals {
     }
 }
 
-async fn main_loop(
-    reconciler: Reconciler,
+/// The loop, but for the keeper, which it lends out.
+struct MainLoop<T> {
+    signals: Signals,
+    service: Service,
+    triggers: Triggers,
+    looking: Looking,
     schedule: Schedule,
-    configuration: Option<(PathBuf, Settings)>,
-    mut tell: impl FnMut(&PassReport),
-) -> Result<(), RunError> {
-    let mut signals = Signals::new()?;
-    let (inspector, mut keeper) = reconciler.into_parts();
-    let (rollouts, receiver) = channel(ROLLOUTS);
-    let (store, audit_log) = (keeper.store().clone(), keeper.audit().clone());
-    let source = keeper.source().clone();
-    let longest = inspector.longest_fetch();
-    let webhook = configuration.as_ref().and_then(|(_, settings)| settings.webhook.clone());
-    let mut service = Service::start(store, audit_log, source, configuration, longest).await?;
-    let verifier = Verifier::new(keeper.store().clone());
-    let reports = watch_reports(keeper.store(), schedule);
-    let mut verification =
-        tokio::spawn(verify(verifier, receiver, reports, service.ears().clone()));
-    let _drift = keeper.programs().map(|programs| {
-        let (store, ears) = (keeper.store().clone(), service.ears().clone());
-        Task::spawn(drift_round(store, programs.vlfs.clone(), ears))
-    });
-    let place = (&**keeper.store(), keeper.source());
-    let mut triggers = Triggers::start(place, schedule, webhook).await?;
-    let mut looking = Looking::new(inspector);
-    service.ready();
-    let mut failures = 0;
-    let mut next_pass = Instant::now();
-    let mut next_step = next_pass;
-    loop {
-        if !looking.is_stuck(longest) {
-            service.beat();
-        }
-        let busy = looking.is_under_way();
-        let wake = tokio::select! {
-            biased;
-            wake = signals.next() => wake,
-            looked = looking.done() => Wake::Looked(looked?),
-            () = triggers.next(), if !busy => Wake::Pass,
-            () = tokio::time::sleep_until(next_pass), if !busy => Wake::Pass,
-            () = tokio::time::sleep_until(next_step.min(Instant::now() + ASK_AGAIN)) => Wake::Step,
-            ended = &mut verification => return ended?,
+    /// The longest that one fetch takes.
+    longest: Duration,
+    /// Tells the verifier.
+    rollouts: Sender<Moved>,
+    verification: JoinHandle<Result<(), RunError>>,
+    _drift: Option<Task>,
+    tell: T,
+    /// Passes that failed since one did not.
+    failures: u32,
+    next_pass: Instant,
+    next_step: Instant,
+}
+
+impl<T: FnMut(&PassReport)> MainLoop<T> {
+    async fn start(
+        reconciler: Reconciler,
+        schedule: Schedule,
+        configuration: Option<(PathBuf, Settings)>,
+        traces: Traces,
+        tell: T,
+    ) -> Result<(Self, Keeper), RunError> {
+        let signals = Signals::new()?;
+        let (inspector, keeper) = reconciler.into_parts();
+        let (rollouts, receiver) = channel(ROLLOUTS);
+        let (store, audit_log) = (keeper.store().clone(), keeper.audit().clone());
+        let source = keeper.source().clone();
+        let longest = inspector.longest_fetch();
+        let webhook = configuration.as_ref().and_then(|(_, settings)| settings.webhook.clone());
+        let service =
+            Service::start(store, audit_log, source, configuration, longest, traces).await?;
+        let verifier = Verifier::new(keeper.store().clone());
+        let reports = watch_reports(keeper.store(), schedule);
+        let verification =
+            tokio::spawn(verify(verifier, receiver, reports, service.ears().clone()));
+        let drift = keeper.programs().map(|programs| {
+            let (store, ears) = (keeper.store().clone(), service.ears().clone());
+            Task::spawn(drift_round(store, programs.vlfs.clone(), ears))
+        });
+        let place = (&**keeper.store(), keeper.source());
+        let triggers = Triggers::start(place, schedule, webhook).await?;
+        service.ready();
+        let now = Instant::now();
+        let main_loop = MainLoop {
+            signals,
+            service,
+            triggers,
+            looking: Looking::new(inspector),
+            schedule,
+            longest,
+            rollouts,
+            verification,
+            _drift: drift,
+            tell,
+            failures: 0,
+            next_pass: now,
+            next_step: now,
         };
-        match wake {
-            Wake::End => {
-                tracing::info!("ending");
-                return Ok(looking.end().await?);
+        Ok((main_loop, keeper))
+    }
+
+    async fn run(mut self, mut keeper: Keeper) -> Result<(), RunError> {
+        loop {
+            if !self.looking.is_stuck(self.longest) {
+                self.service.beat();
             }
-            Wake::Reload => service.reload().await,
-            Wake::Step => {
-                if Instant::now() < next_step && !keeper.is_asked() {
-                    continue;
+            let busy = self.looking.is_under_way();
+            let next_look = self.next_step.min(Instant::now() + ASK_AGAIN);
+            let wake = tokio::select! {
+                biased;
+                wake = self.signals.next() => wake,
+                looked = self.looking.done() => Wake::Looked(looked?),
+                () = self.triggers.next(), if !busy => Wake::Pass,
+                () = tokio::time::sleep_until(self.next_pass), if !busy => Wake::Pass,
+                () = tokio::time::sleep_until(next_look) => Wake::Step,
+                ended = &mut self.verification => return ended?,
+            };
+            let returned = match wake {
+                Wake::End => {
+                    tracing::info!("ending");
+                    None
                 }
-                let work = |keeper: &mut Keeper, flag: &AtomicBool| keeper.step(flag);
-                let (returned, stepped, ended) = lend(keeper, &mut signals, work).await?;
-                keeper = returned;
-                match stepped {
-                    Ok(report) => {
-                        next_step = due(report.as_ref().and_then(|report| report.wake_at_ms));
-                        if let Some(report) = report.filter(|report| report.news) {
-                            report.events.iter().for_each(crate::rollout::log);
-                            service.ears().happened(&report.events);
-                            tell(&report);
-                            follow(&rollouts, report.actions);
-                        }
+                Wake::Reload => {
+                    self.service.reload().await;
+                    Some(keeper)
+                }
+                Wake::Step if Instant::now() < self.next_step && !keeper.is_asked() => Some(keeper),
+                Wake::Step => self.step(keeper).await?,
+                Wake::Pass => {
+                    self.triggers.begin_pass();
+                    // First what was taken before: the head may be out of reach for long.
+                    match keeper.lacks_commit() {
+                        true => self.looking.recall(keeper.known()?),
+                        false => self.looking.inspect(keeper.known()?),
                     }
-                    Err(_) if ended => {}
-                    Err(error) if error.policy() == Policy::Fatal => return Err(error.into()),
-                    Err(error) => {
-                        tracing::warn!(%error, "a step of the rollouts failed");
-                        next_step = Instant::now() + STEP_RETRY;
-                    }
+                    Some(keeper)
                 }
-                if ended {
-                    return Ok(looking.end().await?);
+                Wake::Looked(looked) => self.looked(keeper, looked).await?,
+            };
+            let Some(returned) = returned else { return Ok(self.looking.end().await?) };
+            keeper = returned;
+        }
+    }
+
+    /// Goes on with the rollouts. Returns nothing where the end was asked for.
+    async fn step(&mut self, keeper: Keeper) -> Result<Option<Keeper>, RunError> {
+        let work = |keeper: &mut Keeper, flag: &AtomicBool| keeper.step(flag);
+        let (keeper, stepped, ended) = lend(keeper, &mut self.signals, work).await?;
+        match stepped {
+            Ok(report) => {
+                self.next_step = due(report.as_ref().and_then(|report| report.wake_at_ms));
+                if let Some(report) = report.filter(|report| report.news) {
+                    report.trace.log().in_scope(|| {
+                        report.events.iter().for_each(crate::rollout::log);
+                    });
+                    self.service.ears().happened(&report.events);
+                    (self.tell)(&report);
+                    self.follow(report);
                 }
             }
-            Wake::Pass => {
-                triggers.begin_pass();
-                // First what was taken before: the head may be out of reach for long.
-                match keeper.lacks_commit() {
-                    true => looking.recall(keeper.known()?),
-                    false => looking.inspect(keeper.known()?),
-                }
+            Err(_) if ended => {}
+            Err(error) if error.policy() == Policy::Fatal => return Err(error.into()),
+            Err(error) => {
+                tracing::warn!(%error, "a step of the rollouts failed");
+                self.next_step = Instant::now() + STEP_RETRY;
             }
-            Wake::Looked(Looked::Recalled(recalled)) => {
+        }
+        Ok(Some(keeper).filter(|_| !ended))
+    }
+
+    /// Goes on with what was looked at. Returns nothing where the end was asked for.
+    async fn looked(
+        &mut self,
+        mut keeper: Keeper,
+        looked: Looked,
+    ) -> Result<Option<Keeper>, RunError> {
+        match looked {
+            Looked::Recalled(recalled) => {
                 match recalled {
                     Ok(Some(accepted)) => keeper.accept(accepted),
                     Ok(None) => {}
                     Err(error) => tracing::warn!(%error, "the last commit cannot be read"),
                 }
-                next_step = Instant::now();
-                looking.inspect(keeper.known()?);
+                self.next_step = Instant::now();
+                self.looking.inspect(keeper.known()?);
+                Ok(Some(keeper))
             }
-            Wake::Looked(Looked::Tidied) => {}
-            Wake::Looked(Looked::Inspected(inspected)) => {
-                let work = |keeper: &mut Keeper, flag: &AtomicBool| keeper.take(*inspected, flag);
-                let (returned, passed, ended) = lend(keeper, &mut signals, work).await?;
-                keeper = returned;
-                service.passed(&passed);
-                triggers.end_pass(&passed);
-                let news = passed.as_ref().is_ok_and(|report| report.news);
-                let pause = match passed {
-                    Ok(report) => {
-                        failures = 0;
-                        next_step = match report.refusal {
-                            // Rollouts of the last commit that was taken go on.
-                            Some(_) => Instant::now(),
-                            None => due(report.wake_at_ms),
-                        };
-                        if report.news {
-                            report.events.iter().for_each(crate::rollout::log);
-                            tell(&report);
-                            follow(&rollouts, report.actions);
-                        }
-                        schedule.poll
-                    }
-                    Err(_) if ended => return Ok(()),
-                    Err(error) => retry(error, &mut failures)?,
+            Looked::Tidied => Ok(Some(keeper)),
+            Looked::Inspected(inspected) => self.bring_in(keeper, *inspected).await,
+        }
+    }
+
+    /// Brings in what was inspected. Returns nothing where the end was asked for.
+    async fn bring_in(
+        &mut self,
+        keeper: Keeper,
+        inspected: Inspected,
+    ) -> Result<Option<Keeper>, RunError> {
+        let span = inspected.span().clone();
+        let work = |keeper: &mut Keeper, flag: &AtomicBool| keeper.take(inspected, flag);
+        let (keeper, passed, ended) = lend(keeper, &mut self.signals, work).await?;
+        self.service.passed(&passed);
+        self.triggers.end_pass(&passed);
+        let news = passed.as_ref().is_ok_and(|report| report.news);
+        let pause = match passed {
+            Ok(report) => {
+                self.failures = 0;
+                self.next_step = match report.refusal {
+                    // Rollouts of the last commit that was taken go on.
+                    Some(_) => Instant::now(),
+                    None => due(report.wake_at_ms),
                 };
-                if ended {
-                    return Ok(());
+                if report.news {
+                    span.in_scope(|| report.events.iter().for_each(crate::rollout::log));
+                    (self.tell)(&report);
+                    self.follow(report);
                 }
-                next_pass = Instant::now() + jitter(pause);
-                if news {
-                    looking.tidy();
-                }
+                self.schedule.poll
             }
+            Err(_) if ended => return Ok(None),
+            Err(error) => span.in_scope(|| retry(error, &mut self.failures))?,
+        };
+        self.next_pass = Instant::now() + jitter(pause);
+        if news && !ended {
+            self.looking.tidy();
+        }
+        Ok(Some(keeper).filter(|_| !ended))
+    }
+
+    /// Tells the verifier of rings that moved.
+    fn follow(&self, report: PassReport) {
+        let moved = Moved { actions: report.actions, origin: report.trace };
+        if !moved.actions.is_empty() && self.rollouts.try_send(moved).is_err() {
+            tracing::warn!("too many rollouts wait for verification");
         }
     }
 }
@@ -275,13 +355,6 @@ fn due(at_ms: Option<u64>) -> Instant {
 
 fn far() -> Instant {
     Instant::now() + LONGEST_SLEEP
-}
-
-/// Tells the verifier of rings that moved.
-fn follow(rollouts: &Sender<Vec<Action>>, actions: Vec<Action>) {
-    if !actions.is_empty() && rollouts.try_send(actions).is_err() {
-        tracing::warn!("too many rollouts wait for verification");
-    }
 }
 
 /// Lends the keeper to a blocking thread for one piece of work. The last value
@@ -319,9 +392,15 @@ fn retry(error: PassError, failures: &mut u32) -> Result<Duration, RunError> {
     Ok(wait)
 }
 
+/// What a pass or a step moved, and where that is in a trace.
+struct Moved {
+    actions: Vec<Action>,
+    origin: Origin,
+}
+
 /// What the verifier has to do.
 enum Look {
-    Follow(Vec<Action>),
+    Follow(Moved),
     Written(BTreeSet<MacAddr>),
     Tick,
 }
@@ -329,7 +408,7 @@ enum Look {
 /// Follows rollouts for ever, one blocking step at a time.
 async fn verify(
     mut verifier: Verifier,
-    mut rollouts: Receiver<Vec<Action>>,
+    mut rollouts: Receiver<Moved>,
     reports: Option<ReportWatch>,
     ears: Ears,
 ) -> Result<(), RunError> {
@@ -345,7 +424,9 @@ async fn verify(
         let step = tokio::task::spawn_blocking(move || {
             let events = match look {
                 Look::Written(macs) => verifier.look(&macs),
-                Look::Follow(actions) => verifier.follow(&actions).and_then(|()| verifier.tick()),
+                Look::Follow(Moved { actions, origin }) => {
+                    verifier.follow(&actions, &origin).and_then(|()| verifier.tick())
+                }
                 Look::Tick => verifier.tick(),
             };
             ears.found(events.iter().flatten().map(audit::found));

@@ -25,6 +25,7 @@ use crate::settings::{Settings, SettingsError};
 use crate::source::Source;
 use crate::state::milliseconds;
 use crate::telling::Telling;
+use crate::traces::{Traces, TracesError};
 
 /// A loop that stands still for so long beyond the longest fetch hangs.
 const STILL: Duration = Duration::from_secs(300);
@@ -52,6 +53,8 @@ pub enum ReloadError {
     Settings(#[from] SettingsError),
     #[error("{address} cannot be listened on: {source}")]
     Listen { address: SocketAddr, source: std::io::Error },
+    #[error(transparent)]
+    Traces(#[from] TracesError),
     #[error("reading it broke off: {0}")]
     Join(#[from] JoinError),
 }
@@ -85,6 +88,7 @@ impl Ears {
 pub struct Service {
     store: Arc<Store>,
     source: Source,
+    traces: Traces,
     file: Option<PathBuf>,
     settings: Settings,
     telling: Telling,
@@ -106,6 +110,7 @@ impl Service {
         source: Source,
         configuration: Option<(PathBuf, Settings)>,
         longest: Duration,
+        traces: Traces,
     ) -> Result<Self, ReloadError> {
         let (file, settings) = configuration.unzip();
         let heartbeat = Arc::new(Heartbeat::new(longest + STILL));
@@ -117,6 +122,7 @@ impl Service {
         let mut service = Service {
             store,
             source,
+            traces,
             file,
             settings: Settings::default(),
             telling: Telling::default(),
@@ -202,6 +208,10 @@ impl Service {
 
     /// Takes a configuration; what can fail comes first.
     async fn take(&mut self, settings: Settings) -> Result<(), ReloadError> {
+        let traces = match settings.traces == self.settings.traces {
+            true => None,
+            false => Some(Traces::prepare(settings.traces.as_ref(), &self.store)?),
+        };
         if settings.listen != self.settings.listen {
             self.listener = match settings.listen {
                 None => None,
@@ -214,6 +224,9 @@ impl Service {
                     Some(Task::spawn(serve::serve(listener, router)))
                 }
             };
+        }
+        if let Some(traces) = traces {
+            self.traces.take(traces);
         }
         self.telling.restart(&self.store, &settings);
         self.reverting = settings.revert.clone().map(|revert| {

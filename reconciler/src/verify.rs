@@ -17,9 +17,11 @@ use strata_core::rollout::policy::{DEFAULT_SILENT_DAYS, base_ring};
 use strata_core::status::{RunState, SWAP_GRACE_MS, SyncState, VaStatus, va_status};
 use strata_core::{CompositionName, GenerationId, MacAddr, RingName};
 use strata_store::{Store, StoreError};
+use tracing::Span;
 
 use crate::fleet::{self, MachineView, Observer};
 use crate::rollout::RolloutFile;
+use crate::traces::spans::{self, Origin};
 
 /// Reports that one tick reads, for each rollout and for the round.
 const REPORTS: usize = 2_000;
@@ -75,6 +77,8 @@ struct Rollout {
     after: Option<MacAddr>,
     /// How many were waiting when that was last told.
     told: Option<usize>,
+    /// The part of a trace that ends when nobody waits any more.
+    span: Span,
 }
 
 impl Rollout {
@@ -141,11 +145,11 @@ impl Verifier {
         Verifier { store, rollouts: BTreeMap::new(), round: Round::default() }
     }
 
-    /// Starts to follow the rings that a pass has moved.
+    /// Starts to follow the rings that a pass has moved, which is at `origin` in a trace.
     ///
     /// # Errors
     /// The VA links cannot be listed.
-    pub fn follow(&mut self, actions: &[Action]) -> Result<(), StoreError> {
+    pub fn follow(&mut self, actions: &[Action], origin: &Origin) -> Result<(), StoreError> {
         let moved: BTreeMap<_, _> = actions
             .iter()
             .filter_map(|action| match action {
@@ -165,17 +169,23 @@ impl Verifier {
             }
         }
         let begun = Instant::now();
-        for (key, generation) in moved {
+        for (number, (key, generation)) in moved.into_iter().enumerate() {
             // A ring without VAs has nothing to verify.
             let waiting = members.remove(&key).unwrap_or_default();
             let vas = waiting.len();
-            match vas {
+            let former = match vas {
                 0 => self.rollouts.remove(&key),
-                _ => self.rollouts.insert(
-                    key,
-                    Rollout { generation, begun, vas, waiting, after: None, told: None },
-                ),
+                _ => {
+                    let ring = (&key.0, &key.1);
+                    let span = spans::verify(number, origin, ring, generation, vas);
+                    let (after, told) = (None, None);
+                    let rollout = Rollout { generation, begun, vas, waiting, after, told, span };
+                    self.rollouts.insert(key, rollout)
+                }
             };
+            if let Some(former) = former {
+                former.span.record("in_sync", false);
+            }
         }
         Ok(())
     }
@@ -256,6 +266,7 @@ impl Verifier {
     fn settle(&mut self, events: &mut Vec<Event>) {
         self.rollouts.retain(|(composition, ring), rollout| {
             if rollout.waiting.is_empty() {
+                rollout.span.record("in_sync", true);
                 events.push(Event::RingInSync {
                     composition: composition.clone(),
                     ring: ring.clone(),
@@ -419,7 +430,7 @@ mod tests {
         (0..vas).for_each(|number| store.claim_va(mac(number), &target).expect("claimed"));
         let mut verifier = Verifier::new(store);
         let moved = Action::MoveRing { composition, ring, from: None, to };
-        verifier.follow(&[moved]).expect("followed");
+        verifier.follow(&[moved], &Origin::default()).expect("followed");
         (directory, verifier, to)
     }
 
@@ -493,7 +504,7 @@ mod tests {
         store.claim_va(elsewhere, &target).expect("claimed");
         let mut verifier = Verifier::new(store.clone());
         let moved = Action::MoveRing { composition, ring, from: None, to };
-        verifier.follow(&[moved]).expect("followed");
+        verifier.follow(&[moved], &Origin::default()).expect("followed");
         let long_ago = Instant::now() - Duration::from_millis(2 * SWAP_GRACE_MS);
         verifier.rollouts.values_mut().for_each(|rollout| rollout.begun = long_ago);
         match verifier.tick().expect("a tick").as_slice() {

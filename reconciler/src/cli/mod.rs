@@ -41,6 +41,11 @@ use std::process::ExitCode;
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use clap_complete::Shell;
+use tracing_subscriber::Layer as _;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+
+use crate::traces::Traces;
 
 pub use failure::{Failure, Outcome};
 pub use output::{OutputArgs, OutputFormat, print_bytes, print_json, print_text, quantity};
@@ -121,11 +126,14 @@ pub fn main() -> ExitCode {
         _ => "warn",
     };
     choose_cryptography();
-    if let Err(failure) = start_log(cli.log.as_deref().unwrap_or(default)) {
-        failure.print();
-        return ExitCode::from(2);
-    }
-    match run_told(&matches, cli.command) {
+    let traces = match start_log(cli.log.as_deref().unwrap_or(default)) {
+        Ok(traces) => traces,
+        Err(failure) => {
+            failure.print();
+            return ExitCode::from(2);
+        }
+    };
+    match run_told(&matches, cli.command, &traces) {
         Ok(Outcome::Done) => ExitCode::SUCCESS,
         Ok(Outcome::Difference) => ExitCode::from(1),
         Err(failure) => {
@@ -143,9 +151,13 @@ fn choose_cryptography() {
 }
 
 /// Runs the command, and tells the audit log where it changes something.
-fn run_told(matches: &clap::ArgMatches, command: Command) -> Result<Outcome, Failure> {
+fn run_told(
+    matches: &clap::ArgMatches,
+    command: Command,
+    traces: &Traces,
+) -> Result<Outcome, Failure> {
     let begun = audited::begin(matches)?;
-    let result = run(command);
+    let result = run(command, traces);
     if let Some(begun) = begun
         && let Err(failure) = begun.end(&result)
     {
@@ -155,13 +167,13 @@ fn run_told(matches: &clap::ArgMatches, command: Command) -> Result<Outcome, Fai
     result
 }
 
-fn run(command: Command) -> Result<Outcome, Failure> {
+fn run(command: Command, traces: &Traces) -> Result<Outcome, Failure> {
     match command {
         Command::Audit(args) => audit::run(&args),
         Command::Boot(args) => boot::run(&args),
         Command::Check(args) => check::run(&args),
         Command::Status(args) => status::run(&args),
-        Command::Reconcile(args) => reconcile::run(&args),
+        Command::Reconcile(args) => reconcile::run(&args, traces),
         Command::Completions(args) => {
             let mut script = Vec::new();
             clap_complete::generate(args.shell, &mut Cli::command(), "strata", &mut script);
@@ -187,19 +199,20 @@ fn run(command: Command) -> Result<Outcome, Failure> {
     }
 }
 
-fn start_log(filter: &str) -> Result<(), Failure> {
+/// Starts the log, and makes ready for traces, which only a reconciler's settings ask for.
+fn start_log(filter: &str) -> Result<Traces, Failure> {
     let filter = tracing_subscriber::EnvFilter::builder().parse(filter).map_err(|error| {
         Failure::new(format!("the log filter {filter:?}: {error}"))
             .hint("write a level (error, warn, info, debug) or target=level, with commas")
     })?;
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    let log = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         // It would end the program: the log's disk may be full.
-        .log_internal_errors(false)
-        .init();
-    Ok(())
+        .log_internal_errors(false);
+    let traces = Traces::default();
+    tracing_subscriber::registry().with(traces.layer()).with(log.with_filter(filter)).init();
+    Ok(traces)
 }
 
 #[cfg(test)]

@@ -20,6 +20,7 @@ use crate::run::{self, RunError, Schedule};
 use crate::settings::{Settings, SettingsError};
 use crate::source::{Selector, Source, SourceError};
 use crate::state::Fallback;
+use crate::traces::{Traces, TracesError, spans};
 
 /// Branches that a hint names.
 const BRANCHES: usize = 20;
@@ -81,7 +82,7 @@ pub enum Asked {
 
 /// # Errors
 /// The source or the store cannot be used.
-pub fn run(args: &ReconcileArgs) -> Result<Outcome, Failure> {
+pub fn run(args: &ReconcileArgs, traces: &Traces) -> Result<Outcome, Failure> {
     if let Some(Asked::Now) = args.action {
         return now(args);
     }
@@ -112,9 +113,13 @@ pub fn run(args: &ReconcileArgs) -> Result<Outcome, Failure> {
         programs: super::va::programs().ok(),
         once: args.once,
     };
-    let mut reconciler = Reconciler::open(store, source, options)?;
+    let mut reconciler = Reconciler::open(store.clone(), source, options)?;
     if args.once {
-        return once(&mut reconciler, args.output);
+        let settings = configuration.as_ref().and_then(|(_, settings)| settings.traces.as_ref());
+        traces.take(Traces::prepare(settings, &store)?);
+        let passed = once(&mut reconciler, args.output);
+        traces.end();
+        return passed;
     }
     let schedule = Schedule { poll: Duration::from_secs(args.poll), events: !args.no_events };
     let tell = |report: &PassReport| {
@@ -122,7 +127,7 @@ pub fn run(args: &ReconcileArgs) -> Result<Outcome, Failure> {
             failure.print();
         }
     };
-    run::run(reconciler, schedule, configuration, tell)?;
+    run::run(reconciler, schedule, configuration, traces, tell)?;
     Ok(Outcome::Done)
 }
 
@@ -133,13 +138,15 @@ fn once(reconciler: &mut Reconciler, output: OutputFormat) -> Result<Outcome, Fa
         report.events.iter().for_each(crate::rollout::log);
         print(report, output)
     };
-    let passed = reconciler.pass(&never);
+    let span = spans::Pass::begin();
+    let passed = reconciler.pass_in(&span, &never);
     if let Ok(report) = &passed {
-        tell(report)?;
+        span.in_scope(|| tell(report))?;
     }
+    drop(span);
     if !passed.as_ref().is_ok_and(|report| report.refusal.is_none()) {
         match reconciler.step(&never) {
-            Ok(Some(stepped)) if stepped.news => tell(&stepped)?,
+            Ok(Some(stepped)) if stepped.news => stepped.trace.log().in_scope(|| tell(&stepped))?,
             Ok(_) => {}
             Err(error) => tracing::warn!(%error, "a step of the rollouts failed"),
         }
@@ -333,6 +340,12 @@ impl From<SettingsError> for Failure {
     fn from(error: SettingsError) -> Self {
         Failure::new(error)
             .hint("docs/sources.md and docs/observability.md list the keys of the settings")
+    }
+}
+
+impl From<TracesError> for Failure {
+    fn from(error: TracesError) -> Self {
+        Failure::new(error)
     }
 }
 

@@ -5,9 +5,9 @@ use std::sync::atomic::AtomicBool;
 
 use git2::Oid;
 
-use super::{Inspector, Known, PassError};
+use super::{Inspector, Known, PassError, PassReport};
 use crate::mirror::{Advance, Fetched};
-use crate::state::Fallback;
+use crate::state::{Fallback, RefusalReason};
 use crate::trust::{self, Candidate};
 
 impl Inspector {
@@ -37,8 +37,33 @@ impl Inspector {
         Ok((*commit, Some(fallback)))
     }
 
+    /// Whether the commit may be brought in. What stands against it is in the report.
+    pub(super) fn may_follow(
+        &mut self,
+        known: &Known,
+        (commit, tag): (Oid, Option<&(String, Oid)>),
+        report: &mut PassReport,
+        cancelled: &AtomicBool,
+    ) -> Result<bool, PassError> {
+        if let Some(message) = self.rewritten(known, commit, cancelled)? {
+            report.refuse(RefusalReason::Rewritten, message);
+            return Ok(false);
+        }
+        match self.trusted(known, commit, tag, cancelled)? {
+            trust::Verdict::Trusted { signer } => {
+                report.signer.clone_from(&signer);
+                self.who.signer = signer;
+                Ok(true)
+            }
+            trust::Verdict::Untrusted { message } => {
+                report.refuse(RefusalReason::Untrusted, message);
+                Ok(false)
+            }
+        }
+    }
+
     /// Why the commit may not follow the last one that was applied.
-    pub(super) fn rewritten(
+    fn rewritten(
         &mut self,
         known: &Known,
         commit: Oid,
@@ -64,7 +89,7 @@ impl Inspector {
     }
 
     /// Whether the commit and all that it newly brings in are signed as they must be.
-    pub(super) fn trusted(
+    fn trusted(
         &mut self,
         known: &Known,
         head: Oid,

@@ -8,6 +8,8 @@ use std::time::Instant;
 use strata_core::RepositoryName;
 use strata_core::plan::{self, Action, Desired, Observed, Plan};
 use strata_store::{Store, StoreError};
+use tracing::Span;
+use tracing::field::Empty;
 
 use super::judgement::Accepted;
 use super::report::lap;
@@ -15,6 +17,7 @@ use super::{Keeper, PassError, PassReport, PassResult, now_ms};
 use crate::apply;
 use crate::audit::passes;
 use crate::rollout::{Pending, RolloutError};
+use crate::traces::spans::{self, span};
 
 impl Keeper {
     /// Makes the store say what a commit says, as far as its rollouts are.
@@ -25,28 +28,16 @@ impl Keeper {
         since: &mut Instant,
         cancelled: &AtomicBool,
     ) -> Result<(), PassError> {
-        let Accepted { taken, materials, .. } = &**accepted;
-        let observed = observe(&self.store, &taken.desired)?;
-        let Plan { actions, notes } = plan::plan(&taken.desired, &observed);
+        let taken = &accepted.taken;
+        let span = span!("plan", actions = Empty);
+        let Plan { actions, notes } = spans::step(&span, || {
+            let observed = observe(&self.store, &taken.desired)?;
+            Ok::<_, PassError>(plan::plan(&taken.desired, &observed))
+        })?;
+        span.record("actions", actions.len());
+        drop(span);
         report.timings.plan_ms = lap(since);
-        // Nothing is linked before its ring has a generation.
-        let is_link = |action: &Action| matches!(action, Action::LinkVa { .. });
-        let (links, seals): (Vec<_>, Vec<_>) = actions.into_iter().partition(is_link);
-        // Who follows another ring already goes when the rollouts let him.
-        let is_new = |action: &Action| matches!(action, Action::LinkVa { from: None, .. });
-        let (links, moves): (Vec<_>, Vec<_>) = links.into_iter().partition(is_new);
-        let transfers = Pending::new(&self.store, moves, &taken.desired)?;
-        apply::apply(&self.store, &seals, materials, &taken.commit)?;
-        self.admit(accepted, report)?;
-        self.rollouts.set_transfers(transfers);
-        let mut stepped =
-            self.rollouts.step(Some(taken), true, &mut self.checks, (now_ms(), cancelled))?;
-        let failed = stepped.failed.take();
-        report.actions = seals;
-        report.add(stepped);
-        self.audit.tell(&taken.who, &passes::links(&links, now_ms()))?;
-        apply::apply(&self.store, &links, materials, &taken.commit)?;
-        report.actions.extend(links);
+        spans::step(&span!("apply"), || self.apply(accepted, actions, report, cancelled))?;
         report.timings.apply_ms = lap(since);
         report.notes.extend(notes);
         report.notes.sort();
@@ -55,6 +46,40 @@ impl Keeper {
             false => PassResult::Applied,
         };
         report.news |= !report.actions.is_empty();
+        Ok(())
+    }
+
+    /// Carries a plan out, and takes the next step of every rollout.
+    fn apply(
+        &mut self,
+        accepted: &Arc<Accepted>,
+        actions: Vec<Action>,
+        report: &mut PassReport,
+        cancelled: &AtomicBool,
+    ) -> Result<(), PassError> {
+        let Accepted { taken, materials, .. } = &**accepted;
+        // Nothing is linked before its ring has a generation.
+        let is_link = |action: &Action| matches!(action, Action::LinkVa { .. });
+        let (links, seals): (Vec<_>, Vec<_>) = actions.into_iter().partition(is_link);
+        // Who follows another ring already goes when the rollouts let him.
+        let is_new = |action: &Action| matches!(action, Action::LinkVa { from: None, .. });
+        let (links, moves): (Vec<_>, Vec<_>) = links.into_iter().partition(is_new);
+        let transfers = Pending::new(&self.store, moves, &taken.desired)?;
+        let store = self.store.clone();
+        let take = |span: Span, actions: &[Action]| {
+            spans::step(&span, || apply::apply(&store, actions, materials, &taken.commit))
+        };
+        take(some(&seals, || span!("seal", actions = seals.len())), &seals)?;
+        self.admit(accepted, report)?;
+        self.rollouts.set_transfers(transfers);
+        let mut stepped =
+            self.rollouts.step(Some(taken), true, &mut self.checks, (now_ms(), cancelled))?;
+        let failed = stepped.failed.take();
+        report.actions = seals;
+        report.add(stepped);
+        self.audit.tell(&taken.who, &passes::links(&links, now_ms()))?;
+        take(some(&links, || span!("link", vas = links.len())), &links)?;
+        report.actions.extend(links);
         failed.map_or(Ok(()), |error| Err(RolloutError::from(error).into()))
     }
 
@@ -70,6 +95,11 @@ impl Keeper {
         self.accept(accepted.clone());
         Ok(())
     }
+}
+
+/// No span for nothing.
+fn some(actions: &[Action], span: impl FnOnce() -> Span) -> Span {
+    if actions.is_empty() { Span::none() } else { span() }
 }
 
 /// Looks at all that the desired state names, and at every ring.

@@ -25,6 +25,7 @@ use crate::probe::CheckList;
 use crate::repositories::{self, mirrors};
 use crate::rollout::Taken;
 use crate::state::{RefusalReason, TestingState};
+use crate::traces::spans::{self, Origin, span};
 use crate::trust;
 
 /// A commit that was read and checked against the repositories as they then were.
@@ -92,7 +93,9 @@ impl Inspector {
         cancelled: &AtomicBool,
     ) -> Result<Option<Arc<Accepted>>, PassError> {
         let Some(commit) = known.mark else { return Ok(None) };
-        let checked = self.judge(commit, known.testing, cancelled)?;
+        let span = span!(parent: None, "recall", %commit);
+        self.origin = Origin::of(&span);
+        let checked = spans::step(&span, || self.judge(commit, known.testing, cancelled))?;
         let accepted = match &checked.verdict {
             Verdict::Taken(accepted) => Some(accepted.clone()),
             Verdict::Refused { message, .. } => {
@@ -157,33 +160,24 @@ impl Inspector {
         testing: Option<Oid>,
         cancelled: &AtomicBool,
     ) -> Result<Checked, PassError> {
-        let read = self.read(commit, cancelled).and_then(|mut tree| {
-            let (Some(id), Some(testing)) = (testing, self.source.testing().cloned()) else {
-                return Ok(tree);
-            };
-            let other = self.read(id, cancelled)?;
-            for path in testing.definitions() {
-                tree.take_definition(&other, path).map_err(|source| PassError::Read {
-                    commit: id.to_string(),
-                    source: source.into(),
-                })?;
-            }
-            Ok(tree)
+        let read = spans::step(&span!("read", %commit), || {
+            let tree = self.read_with_testing(commit, testing, cancelled)?;
+            Ok::<_, PassError>((DesiredState::read(&tree), policy_text(&tree)))
         });
-        let tree = match read {
-            Ok(tree) => tree,
+        let ((desired, mut diagnostics), policy_text) = match read {
+            Ok(read) => read,
             Err(PassError::Read { source, .. }) => return Ok(unreadable(commit, &source)),
             Err(error) => return Err(error),
         };
-        let (desired, mut diagnostics) = DesiredState::read(&tree);
-        let policy_text = policy_text(&tree);
-        drop(tree);
         let configuration = desired.configuration.clone();
         let wanted = mirrors::wanted(&desired);
-        let unmirrored = self.mirrors.bring(&self.store, &configuration, &wanted, cancelled)?;
+        let unmirrored = spans::step(&span!("mirror"), || {
+            self.mirrors.bring(&self.store, &configuration, &wanted, cancelled)
+        })?;
         let not_mirrored = unmirrored.iter().find(|fault| fault.severity == Severity::Error);
         let not_mirrored = not_mirrored.map(|fault| fault.message.clone());
         diagnostics.extend(unmirrored);
+        let _span = span!("check", definitions = desired.definitions.len()).entered();
         let (stamps, faults) = self.library.refresh(&self.store, &configuration)?;
         diagnostics.extend(faults);
         let empty = desired.definitions.is_empty();
@@ -199,8 +193,8 @@ impl Inspector {
             let policy = configuration.rollout.clone();
             let checks = Arc::new(check_list(&result.desired));
             let who = self.who(commit)?;
-            let commit = commit.to_string();
-            let taken = Taken { commit, who, desired, policy, policy_text };
+            let (commit, origin) = (commit.to_string(), self.origin.clone());
+            let taken = Taken { commit, who, origin, desired, policy, policy_text };
             Verdict::Taken(Arc::new(Accepted { taken, materials, checks }))
         } else if let Some(message) = not_mirrored {
             Verdict::Refused { reason: RefusalReason::Mirror, message }
@@ -216,6 +210,27 @@ impl Inspector {
         let diagnostics = result.diagnostics;
         let (seen, testing) = (None, None);
         Ok(Checked { commit, seen, testing, stamps, configuration, diagnostics, verdict })
+    }
+
+    /// Reads a commit, with the chosen definitions of `testing` in place of its own.
+    fn read_with_testing(
+        &mut self,
+        commit: Oid,
+        testing: Option<Oid>,
+        cancelled: &AtomicBool,
+    ) -> Result<SourceTree, PassError> {
+        let mut tree = self.read(commit, cancelled)?;
+        let (Some(id), Some(testing)) = (testing, self.source.testing().cloned()) else {
+            return Ok(tree);
+        };
+        let other = self.read(id, cancelled)?;
+        for path in testing.definitions() {
+            tree.take_definition(&other, path).map_err(|source| PassError::Read {
+                commit: id.to_string(),
+                source: source.into(),
+            })?;
+        }
+        Ok(tree)
     }
 
     /// Reads the commit; where an object is missing or damaged, once more from a

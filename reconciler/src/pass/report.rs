@@ -10,9 +10,11 @@ use strata_core::event::EventRecord;
 use strata_core::plan::{Action, Note};
 use strata_core::rollout::Waiting;
 
+use super::PassError;
 use crate::rollout::Stepped;
 use crate::source::Source;
 use crate::state::{Fallback, Found, RefusalReason, TestingState};
+use crate::traces::spans::{self, Origin};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -22,6 +24,16 @@ pub enum PassResult {
     /// The store said what the commit says already.
     Unchanged,
     Refused,
+}
+
+impl PassResult {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            PassResult::Applied => "applied",
+            PassResult::Unchanged => "unchanged",
+            PassResult::Refused => "refused",
+        }
+    }
 }
 
 /// What a pass found and did. The JSON form is specified in `docs/formats.md`.
@@ -53,6 +65,9 @@ pub struct PassReport {
     /// When the commit was made, where it was seen for the first time.
     #[serde(skip)]
     pub committed_at_ms: Option<u64>,
+    /// Where what was done is in a trace.
+    #[serde(skip)]
+    pub trace: Origin,
     /// When rollouts have something to do, in milliseconds since 1970.
     #[serde(skip)]
     pub wake_at_ms: Option<u64>,
@@ -85,6 +100,7 @@ impl PassReport {
             timings: Timings::default(),
             news: false,
             committed_at_ms: None,
+            trace: Origin::default(),
             wake_at_ms: None,
         }
     }
@@ -98,6 +114,7 @@ impl PassReport {
         let waits = |(composition, waiting)| RolloutWaits { composition, waiting };
         self.waiting.extend(stepped.waiting.into_iter().map(waits));
         self.wake_at_ms = stepped.wake_at_ms;
+        self.trace.or(stepped.trace);
     }
 
     /// What it says of the commit, for the reconciler's state.
@@ -136,4 +153,24 @@ pub(super) fn lap(since: &mut Instant) -> f64 {
     let elapsed = since.elapsed();
     *since = Instant::now();
     elapsed.as_secs_f64() * 1000.0
+}
+
+/// Says in the span of a pass how it ended.
+pub(super) fn trace(passed: &Result<PassReport, PassError>, span: &spans::Pass) {
+    let report = match passed {
+        Ok(report) => report,
+        Err(error) => return span.failed(error),
+    };
+    span.set("source", report.source.clone());
+    span.set("result", report.result.as_str());
+    if let Some(reason) = report.refusal {
+        span.set("refusal", reason.to_string());
+    }
+    let count = |which: fn(&Action) -> bool| {
+        let count = report.actions.iter().filter(|action| which(action)).count();
+        i64::try_from(count).unwrap_or(i64::MAX)
+    };
+    span.set("rings", count(|action| matches!(action, Action::MoveRing { .. })));
+    span.set("vas", count(|action| matches!(action, Action::LinkVa { .. })));
+    span.set("renames", i64::try_from(report.renames).unwrap_or(i64::MAX));
 }

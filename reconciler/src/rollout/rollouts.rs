@@ -15,6 +15,7 @@ use strata_core::rollout::{
 use strata_core::{CompositionName, GenerationId, MacAddr, RingName};
 use strata_machine::MachineError;
 use strata_store::{Store, StoreError};
+use tracing::Span;
 
 use super::file::{self, RolloutFile, RolloutFileError};
 use super::moves::{self, MoveError};
@@ -25,6 +26,7 @@ use super::request::{self, Ask, Request};
 use super::transfers::{self, Pending};
 use super::watcher::{Checks, Looks, RingKey, Wanted, Watcher};
 use crate::audit::{AuditError, AuditLog, passes};
+use crate::traces::spans::{self, Origin};
 
 /// While a ring is waited for, its VAs are looked at this often.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
@@ -49,6 +51,8 @@ pub struct Taken {
     pub commit: String,
     /// On whose account all that follows from it happens.
     pub who: Who,
+    /// The pass that took it.
+    pub origin: Origin,
     pub desired: Desired,
     pub policy: RolloutPolicy,
     /// The text that the policy was read from.
@@ -67,6 +71,8 @@ pub struct Stepped {
     pub waiting: Vec<(CompositionName, Waiting)>,
     /// When to step again, in milliseconds since 1970, if nothing else happens.
     pub wake_at_ms: Option<u64>,
+    /// Where the moves are in a trace.
+    pub trace: Origin,
     /// Composition whose links could not be moved, after all others were.
     pub failed: Option<MoveError>,
 }
@@ -195,6 +201,17 @@ impl Rollouts {
         events.extend(removals.events());
         let who = taken.map(|taken| taken.who.clone()).unwrap_or_default();
         stepped.events.extend(records(&mut events, now_ms));
+        let span = match moves.len() {
+            0 => Span::none(),
+            many => {
+                let commit = taken.map(|taken| taken.commit.as_str());
+                // Between passes it is a trace of its own.
+                let after = taken.map(|taken| &taken.origin).filter(|_| !whole);
+                spans::rollout(commit, many, after)
+            }
+        };
+        stepped.trace = Origin::of(&span);
+        let _moves = span.entered();
         // What is decided is told before it is done: a crash may tell it twice.
         self.audit.tell(&who, &stepped.events)?;
         self.keep(file)?;
@@ -275,8 +292,9 @@ impl Rollouts {
         stepped: &mut Stepped,
     ) -> Result<(), RolloutError> {
         let mut file = self.file.clone();
-        for (composition, moves) in moves {
-            match moves::take(&self.store, composition, moves) {
+        for (number, (composition, moves)) in moves.iter().enumerate() {
+            let span = spans::template(number, composition, moves.len());
+            match spans::step(&span, || moves::take(&self.store, composition, moves)) {
                 Ok(actions) => {
                     stepped.actions.extend(actions);
                     file.compositions.entry(composition.clone()).and_modify(RolloutState::settle);

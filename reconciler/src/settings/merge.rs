@@ -8,6 +8,7 @@ use strata_core::rollout::policy::Span;
 
 use super::raw::{self, Kind};
 use super::source::{RevertTable, SourceTable, TrustTable, WebhookTable};
+use super::traces::TracesTable;
 use super::{
     Channel, CommitStatus, Email, Encryption, Fault, Forge, Notify, Secret, Settings, SettingsError,
 };
@@ -35,6 +36,7 @@ pub struct Merged {
     trust: Option<Entry<TrustTable>>,
     webhook: Option<Entry<WebhookTable>>,
     revert: Option<Entry<RevertTable>>,
+    traces: Option<Entry<TracesTable>>,
     listen: raw::Listen,
     commit_status: Vec<Entry<raw::CommitStatus>>,
     notify: Vec<Entry<raw::Notify>>,
@@ -69,6 +71,7 @@ impl Merged {
         replace(&mut self.trust, parsed.trust, file, &line);
         replace(&mut self.webhook, parsed.webhook, file, &line);
         replace(&mut self.revert, parsed.revert, file, &line);
+        replace(&mut self.traces, parsed.traces, file, &line);
         if let Some(listen) = parsed.listen {
             let new = listen.into_inner();
             overlay!(self.listen, new; metrics);
@@ -105,6 +108,7 @@ impl Merged {
         settings.trust = checked(self.trust, TrustTable::check, &mut faults);
         settings.webhook = checked(self.webhook, WebhookTable::check, &mut faults);
         settings.revert = checked(self.revert, RevertTable::check, &mut faults);
+        settings.traces = checked(self.traces, TracesTable::check, &mut faults);
         for entry in self.commit_status {
             match commit_status(&entry) {
                 Ok(status) => settings.commit_status.push(status),

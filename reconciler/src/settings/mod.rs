@@ -1,6 +1,6 @@
 //! What the operator of a management host sets for its reconciler, named by `strata
 //! reconcile --config`: where commits come from and whose are believed (`docs/sources.md`),
-//! where it listens and whom it tells (`docs/observability.md`).
+//! where it listens, whom it tells and where traces go (`docs/observability.md`).
 //!
 //! It is not in the GitOps repository, as it says whom that is believed for.
 //!
@@ -13,6 +13,7 @@
 mod merge;
 mod raw;
 mod source;
+mod traces;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -28,6 +29,7 @@ use crate::webhook::WebhookSettings;
 
 pub use crate::secret::{SecretError, SecretReference as Secret};
 pub use merge::checked_url;
+pub use traces::TracesSettings;
 
 /// Bytes of one file.
 const FILE_BYTES: usize = 1 << 20;
@@ -69,6 +71,8 @@ pub struct Settings {
     pub revert: Option<RevertSettings>,
     /// Where `/metrics`, `/healthz` and `/readyz` are.
     pub listen: Option<SocketAddr>,
+    /// Where traces go; none are made without.
+    pub traces: Option<TracesSettings>,
     pub commit_status: Vec<CommitStatus>,
     pub notify: Vec<Notify>,
 }

@@ -6,6 +6,7 @@ use strata_core::CompositionName;
 use toml::Spanned;
 
 use super::source::{RevertTable, SourceTable, TrustTable, WebhookTable};
+use super::traces::TracesTable;
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
@@ -15,6 +16,7 @@ pub struct File {
     pub webhook: Option<Spanned<WebhookTable>>,
     pub revert: Option<Spanned<RevertTable>>,
     pub listen: Option<Spanned<Listen>>,
+    pub traces: Option<Spanned<TracesTable>>,
     #[serde(default)]
     pub commit_status: Vec<Spanned<CommitStatus>>,
     #[serde(default)]

@@ -217,7 +217,7 @@ fn absolute(key: &str, path: Option<PathBuf>) -> Result<Option<PathBuf>, Wrong> 
 }
 
 /// A secret in a file or in the environment.
-fn secret(
+pub(super) fn secret(
     key: &str,
     file: Option<PathBuf>,
     variable: Option<String>,

@@ -226,3 +226,34 @@ fn reverts_are_off_until_they_are_asked_for() {
         assert!(faults[0].contains(fault) && !faults[0].contains("t0ken"), "{faults:?}");
     }
 }
+
+#[test]
+fn traces() {
+    let text = "[traces]\nendpoint = \"https://collector.example.org:4318/\"\nsample = 0.25\n\
+                [traces.attributes]\n\"deployment.environment.name\" = \"production\"\n\
+                [[traces.header]]\nname = \"Authorization\"\nvalue-env = \"OTLP\"\n";
+    let traces = parse(text).expect("valid").traces.expect("set");
+    assert_eq!(traces.endpoint, "https://collector.example.org:4318/v1/traces");
+    assert_eq!((traces.sample, traces.service_name.as_str()), (0.25, "strata"));
+    assert_eq!(traces.headers[0].0, "authorization");
+    let whole = text.replace("4318/", "4318/otlp/v1/traces");
+    let traces = parse(&whole).expect("valid").traces.expect("set");
+    assert_eq!(traces.endpoint, "https://collector.example.org:4318/otlp/v1/traces");
+    for (from, to, why) in [
+        ("https://", "http://", "use https://"),
+        ("https://", "https://u:s3cret@", "with credentials"),
+        ("4318/", "4318/?key=s3cret", "a query"),
+        ("0.25", "1.5", "from 0.0 to 1.0"),
+        ("0.25", "nan", "from 0.0 to 1.0"),
+        ("\"production\"", "\"\"", "no line"),
+        ("deployment.environment.name", "service.name", "is given by"),
+        ("Authorization", "Content-Length", "not for the settings"),
+        ("Authorization", "two words", "no name of a header"),
+        ("value-env = \"OTLP\"", "", "where is the value"),
+        ("value-env", "value", "unknown field"),
+        ("[traces]", "[traces]\nsurprise = 1", "surprise"),
+    ] {
+        let error = parse(&text.replacen(from, to, 1)).expect_err(why);
+        assert!(error.contains(why), "{from} → {to}: {error}");
+    }
+}

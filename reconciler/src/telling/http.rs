@@ -26,17 +26,18 @@ pub fn client() -> reqwest::Result<Client> {
         .build()
 }
 
+/// What an error comes from in the end. The address may be a secret, and is left out.
+pub fn cause(error: reqwest::Error) -> String {
+    let error = error.without_url();
+    let causes = std::iter::successors(std::error::Error::source(&error), |e| e.source());
+    causes.last().map_or_else(|| error.to_string(), |cause| format!("{error}: {cause}"))
+}
+
 /// Sends a request and judges the answer.
 pub async fn send(request: RequestBuilder) -> Delivery {
     let mut answer = match request.send().await {
         Ok(answer) => answer,
-        // The address may be a secret.
-        Err(error) => {
-            let error = error.without_url();
-            let cause = std::iter::successors(std::error::Error::source(&error), |e| e.source());
-            let why = cause.last().map_or_else(|| error.to_string(), |e| format!("{error}: {e}"));
-            return Delivery::Later { why, after: None };
-        }
+        Err(error) => return Delivery::Later { why: cause(error), after: None },
     };
     let status = answer.status();
     let now_s = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();

@@ -21,6 +21,8 @@ use tokio::task::JoinSet;
 
 use crate::settings::Settings;
 
+pub(crate) use http::{cause, client as http_client};
+
 /// How often receivers look for something to tell.
 pub(crate) const LOOK: Duration = Duration::from_millis(500);
 /// What is older when the receiver is within reach again is not told any more.

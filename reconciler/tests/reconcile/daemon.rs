@@ -28,7 +28,7 @@ impl Daemon {
         Daemon(command(world, arguments).spawn().expect("starts"))
     }
 
-    fn signal(&self, signal: Signal) {
+    pub fn signal(&self, signal: Signal) {
         rustix::process::kill_process(Pid::from_child(&self.0), signal).expect("alive");
     }
 
@@ -42,8 +42,13 @@ impl Daemon {
     }
 
     /// Ends it and returns its exit status.
-    pub fn terminate(mut self) -> Option<i32> {
+    pub fn terminate(self) -> Option<i32> {
         self.signal(Signal::TERM);
+        self.ended()
+    }
+
+    /// Waits for its end and returns its exit status.
+    pub fn ended(mut self) -> Option<i32> {
         let mut status = None;
         wait_until("the daemon ends", Duration::from_secs(20), || {
             status = self.0.try_wait().expect("waited");

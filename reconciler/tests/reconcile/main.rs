@@ -16,8 +16,12 @@ mod reverts;
 mod rollouts;
 mod sequences;
 mod servers;
+#[path = "../telling/sink.rs"]
+#[allow(dead_code, reason = "mail is for the tests of telling")]
+mod sink;
 mod sources;
 mod support;
+mod traces;
 mod transports;
 mod triggers;
 mod trust;

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use strata::fleet::fleet;
+use strata::traces::spans::Origin;
 use strata::verify::{Event, Verifier};
 use strata_core::report::{Report, ServingState};
 use strata_core::status::{Summary, SyncState};
@@ -34,7 +35,7 @@ fn report(mac: MacAddr, generation: Option<GenerationId>) -> Report {
     }
 }
 
-fn write(world: &World, number: u32, generation: Option<GenerationId>) {
+pub fn write(world: &World, number: u32, generation: Option<GenerationId>) {
     strata_store::write_report(&world.store.reports(), &report(mac(number), generation))
         .expect("written");
 }
@@ -46,7 +47,7 @@ fn a_rollout_is_verified_by_the_vas_own_reports() {
     let actions = world.once().actions;
     let generation = world.ring("web", "everyone");
     let mut verifier = Verifier::new(world.store.clone());
-    verifier.follow(&actions).expect("followed");
+    verifier.follow(&actions, &Origin::default()).expect("followed");
     assert_eq!(verifier.tick().expect("a tick"), []);
     write(&world, 0, generation);
     write(&world, 1, generation);

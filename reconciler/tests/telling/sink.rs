@@ -36,7 +36,12 @@ pub struct Http {
 
 impl Http {
     pub fn new() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("loopback");
+        Self::at(([127, 0, 0, 1], 0).into())
+    }
+
+    /// One at an address that was kept free for it.
+    pub fn at(address: SocketAddr) -> Self {
+        let listener = TcpListener::bind(address).expect("loopback");
         let address = listener.local_addr().expect("bound");
         let seen = Arc::new(Mutex::new(Vec::new()));
         let answers = Arc::new(Mutex::new(VecDeque::new()));
