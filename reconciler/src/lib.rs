@@ -15,6 +15,7 @@ pub mod drift;
 pub mod fleet;
 mod git;
 mod gpgv;
+mod http_server;
 pub mod inventory;
 pub mod library;
 mod looking;

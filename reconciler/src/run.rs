@@ -246,7 +246,11 @@ impl<T: FnMut(&PassReport)> MainLoop<T> {
                 }
                 Wake::Looked(looked) => self.looked(keeper, looked).await?,
             };
-            let Some(returned) = returned else { return Ok(self.looking.end().await?) };
+            let Some(returned) = returned else {
+                let (ended, (), ()) =
+                    tokio::join!(self.looking.end(), self.triggers.stop(), self.service.stop());
+                return Ok(ended?);
+            };
             keeper = returned;
         }
     }

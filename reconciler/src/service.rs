@@ -13,14 +13,16 @@ use sd_notify::NotifyState;
 use strata_core::audit::Who;
 use strata_core::event::{Event, EventRecord, ReconcilerChange};
 use strata_store::Store;
+use tokio::net::TcpListener;
 use tokio::task::{JoinError, JoinHandle};
 
 use crate::audit::AuditLog;
+use crate::http_server::Server;
 use crate::pass::{PassError, PassReport};
 use crate::revert;
 use crate::serve::health::Heartbeat;
 use crate::serve::metrics::Metrics;
-use crate::serve::{self, health};
+use crate::serve::{self, Routes, health};
 use crate::settings::{Settings, SettingsError};
 use crate::source::Source;
 use crate::state::milliseconds;
@@ -95,7 +97,7 @@ pub struct Service {
     reverting: Option<Task>,
     ears: Ears,
     heartbeat: Arc<Heartbeat>,
-    listener: Option<Task>,
+    listener: Option<Server>,
     _watchdog: Option<Task>,
 }
 
@@ -216,12 +218,12 @@ impl Service {
             self.listener = match settings.listen {
                 None => None,
                 Some(address) => {
-                    let listener = serve::bind(address).await;
+                    let listener = TcpListener::bind(address).await;
                     let listener =
                         listener.map_err(|source| ReloadError::Listen { address, source })?;
                     let (heartbeat, metrics) = (self.heartbeat.clone(), self.ears.metrics.clone());
                     let router = health::router(self.store.clone(), heartbeat, metrics);
-                    Some(Task::spawn(serve::serve(listener, router)))
+                    Some(Server::start(listener, serve::LIMITS, Routes(router)))
                 }
             };
         }
@@ -235,6 +237,13 @@ impl Service {
         });
         self.settings = settings;
         Ok(())
+    }
+
+    /// Ends what listens, and lets what is being answered finish.
+    pub async fn stop(&mut self) {
+        if let Some(listener) = self.listener.take() {
+            listener.stop().await;
+        }
     }
 
     fn note(&self, change: ReconcilerChange) {

@@ -11,16 +11,17 @@ use std::time::Duration;
 use strata_store::Store;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
-use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::control::{self, Answer, Waiter};
+use crate::http_server::Server;
 use crate::pass::{PassError, PassReport};
 use crate::run::Schedule;
 use crate::secret::SecretError;
+use crate::service::Task;
 use crate::source::Source;
 use crate::watch::RefWatch;
-use crate::webhook::{self, Verifier, WebhookSettings};
+use crate::webhook::{self, Verifier, WebhookSettings, Webhooks};
 
 /// Passes that webhooks cause begin this far apart: a forge that is asked for every
 /// event of a busy day would count it as a flood.
@@ -48,13 +49,8 @@ pub struct Triggers {
     not_before: Instant,
     asking: Receiver<Waiter>,
     waiting: Vec<Waiter>,
-    servers: Vec<JoinHandle<()>>,
-}
-
-impl Drop for Triggers {
-    fn drop(&mut self) {
-        self.servers.iter().for_each(JoinHandle::abort);
-    }
+    webhook: Option<Server>,
+    _control: Option<Task>,
 }
 
 impl Triggers {
@@ -67,22 +63,26 @@ impl Triggers {
         schedule: Schedule,
         webhook: Option<WebhookSettings>,
     ) -> Result<Self, TriggerError> {
-        let mut servers = Vec::new();
         let (hints, webhooks) = channel(1);
-        if let Some(WebhookSettings { listen, forge, secret }) = webhook {
-            let verifier = Verifier::new(forge, secret.read()?);
-            let failed = |source| TriggerError::Listen { listen, source };
-            let listener = TcpListener::bind(listen).await.map_err(failed)?;
-            tracing::info!(%listen, "listening for webhooks");
-            servers.push(tokio::spawn(webhook::serve(listener, verifier, hints.clone())));
-        }
-        let (waiters, asking) = channel(WAITERS);
-        match control::listen(store) {
-            Ok(listener) => servers.push(tokio::spawn(control::serve(listener, waiters))),
-            Err(error) => {
-                tracing::warn!(%error, "`strata reconcile now` cannot reach this program")
+        let webhook = match webhook {
+            None => None,
+            Some(WebhookSettings { listen, forge, secret }) => {
+                let verifier = Verifier::new(forge, secret.read()?);
+                let failed = |source| TriggerError::Listen { listen, source };
+                let listener = TcpListener::bind(listen).await.map_err(failed)?;
+                tracing::info!(%listen, "listening for webhooks");
+                let handler = Webhooks::new(verifier, hints.clone());
+                Some(Server::start(listener, webhook::LIMITS, handler))
             }
-        }
+        };
+        let (waiters, asking) = channel(WAITERS);
+        let control = match control::listen(store) {
+            Ok(listener) => Some(Task::spawn(control::serve(listener, waiters))),
+            Err(error) => {
+                tracing::warn!(%error, "`strata reconcile now` cannot reach this program");
+                None
+            }
+        };
         Ok(Triggers {
             watch: watch(source, schedule),
             webhooks,
@@ -91,8 +91,16 @@ impl Triggers {
             not_before: Instant::now(),
             asking,
             waiting: Vec::new(),
-            servers,
+            webhook,
+            _control: control,
         })
+    }
+
+    /// Ends what listens, and lets what is being answered finish.
+    pub async fn stop(&mut self) {
+        if let Some(webhook) = self.webhook.take() {
+            webhook.stop().await;
+        }
     }
 
     /// Waits until there is a reason to look at the source. May be cancelled.

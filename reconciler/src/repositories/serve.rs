@@ -14,19 +14,24 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
 use strata_core::RepositoryName;
 use strata_store::Store;
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
 
+use crate::http_server::{self, Limits};
 use files::Files;
 
-/// How long a client may take for its request's headers.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(15);
-const HEADER_BYTES: usize = 16 << 10;
+/// What the options do not say.
+const LIMITS: Limits = Limits {
+    connections: 0,
+    connection_time: Duration::ZERO,
+    header_time: Duration::from_secs(15),
+    header_bytes: 16 << 10,
+    headers: 100,
+    body_bytes: 64 << 10,
+    keep_alive: true,
+    grace: Duration::from_secs(5),
+};
 
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -52,39 +57,11 @@ pub async fn serve(
     ended: impl Future<Output = ()>,
 ) -> std::io::Result<()> {
     std::fs::create_dir_all(&options.cache)?;
-    let slots = Arc::new(Semaphore::new(options.connections.max(1)));
-    let age = options.connection_age;
-    let files = Arc::new(Files::new(store, options));
-    tokio::pin!(ended);
-    loop {
-        let slot = slots.clone().acquire_owned().await;
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            () = &mut ended => return Ok(()),
-        };
-        let (stream, peer) = match accepted {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                // Too many open files, or a client that is gone already.
-                tracing::warn!(%error, "a connection was not accepted");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-                continue;
-            }
-        };
-        let files = files.clone();
-        tokio::spawn(async move {
-            let _slot = slot;
-            let service = service_fn(move |request| http::answer(files.clone(), request));
-            let connection = http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(HEADER_TIMEOUT)
-                .max_buf_size(HEADER_BYTES)
-                .serve_connection(TokioIo::new(stream), service);
-            match tokio::time::timeout(age, connection).await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => tracing::debug!(%peer, %error, "a connection broke off"),
-                Err(_) => tracing::debug!(%peer, "a connection lasted too long"),
-            }
-        });
-    }
+    let limits = Limits {
+        connections: options.connections,
+        connection_time: options.connection_age,
+        ..LIMITS
+    };
+    http_server::serve(listener, limits, Arc::new(Files::new(store, options)), ended).await;
+    Ok(())
 }

@@ -1,67 +1,42 @@
-//! The reconciler's HTTP listeners: limits that hold before a handler sees anything.
-//!
-//! A client gets ten seconds for its headers and thirty for all, 16 KiB of headers and
-//! 64 KiB of body; at most 64 are served at a time, the others wait in the kernel's
-//! queue. Nothing here reads the store on a runtime thread.
+//! What the reconciler answers over HTTP: metrics, and how it is. Nothing here reads the
+//! store on a runtime thread.
 
 pub mod health;
 pub mod metrics;
 
-use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::DefaultBodyLimit;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use http_body_util::Limited;
+use hyper::body::Incoming;
+use hyper::service::Service;
+use hyper::{Request, Response};
 use hyper_util::service::TowerToHyperService;
-use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
 
-const CONNECTIONS: usize = 64;
-const HEADERS: Duration = Duration::from_secs(10);
-const WHOLE: Duration = Duration::from_secs(30);
-const HEADER_BYTES: usize = 16 << 10;
-const BODY_BYTES: usize = 64 << 10;
+use crate::http_server::{Handler, Limits};
 
-/// Listens on an address.
-///
-/// # Errors
-/// It is taken, or not this host's.
-pub async fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
-    TcpListener::bind(address).await
-}
+pub const LIMITS: Limits = Limits {
+    connections: 64,
+    connection_time: Duration::from_secs(30),
+    header_time: Duration::from_secs(10),
+    header_bytes: 16 << 10,
+    headers: 100,
+    body_bytes: 64 << 10,
+    keep_alive: false,
+    grace: Duration::from_secs(2),
+};
 
-/// Serves for ever; connections end with it.
-pub async fn serve(listener: TcpListener, router: Router) {
-    let router = router.layer(DefaultBodyLimit::max(BODY_BYTES));
-    let room = Arc::new(Semaphore::new(CONNECTIONS));
-    let mut connections = JoinSet::new();
-    loop {
-        let permit = room.clone().acquire_owned().await.expect("never closed");
-        while connections.try_join_next().is_some() {}
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
-            Err(error) => {
-                // Too many open files, as a rule: others have to end first.
-                tracing::warn!(%error, "a connection cannot be taken");
-                tokio::time::sleep(Duration::from_millis(200)).await;
-                continue;
-            }
-        };
-        let service = TowerToHyperService::new(router.clone());
-        connections.spawn(async move {
-            let _permit = permit;
-            let mut http = hyper::server::conn::http1::Builder::new();
-            http.timer(TokioTimer::new()).header_read_timeout(HEADERS).max_buf_size(HEADER_BYTES);
-            http.keep_alive(false);
-            let served = http.serve_connection(TokioIo::new(stream), service);
-            match tokio::time::timeout(WHOLE, served).await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => tracing::debug!(%error, "a connection ended early"),
-                Err(_) => tracing::debug!("a client took too long"),
-            }
-        });
+/// What answers by routes.
+#[derive(Debug, Clone)]
+pub struct Routes(pub Router);
+
+impl Handler for Routes {
+    type Body = axum::body::Body;
+
+    async fn answer(&self, request: Request<Limited<Incoming>>) -> Response<Self::Body> {
+        match TowerToHyperService::new(self.0.clone()).call(request).await {
+            Ok(response) => response,
+            Err(never) => match never {},
+        }
     }
 }

@@ -8,41 +8,38 @@
 mod signature;
 
 use std::collections::VecDeque;
-use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use http_body_util::{BodyExt, Full};
-use hyper::body::{Body, Bytes, Incoming};
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use hyper::body::{Bytes, Incoming};
 use hyper::{Method, Request, Response, StatusCode};
-use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio::sync::mpsc::{Sender, error::TrySendError};
 
 pub use signature::{Forge, Refused, Verifier};
 
+use crate::http_server::{Handler, Limits, TOO_LARGE};
 use crate::secret::SecretReference;
 
 /// The path that forges are told.
 pub const PATH: &str = "/webhook";
-/// Bytes of a body. What is larger is not taken; the poll floor finds the commit.
-pub const BODY_BYTES: u64 = 4 << 20;
-/// Connections at a time; more wait in the kernel's queue.
-const CONNECTIONS: usize = 64;
-/// The time that a connection has from its first byte to its last.
-const CONNECTION_TIME: Duration = Duration::from_secs(10);
-const HEADER_TIME: Duration = Duration::from_secs(5);
-const HEADER_BYTES: usize = 16 << 10;
-const HEADERS: usize = 64;
+/// Before a request has proved anything. What is larger is not taken; the poll floor
+/// finds the commit.
+pub const LIMITS: Limits = Limits {
+    connections: 64,
+    connection_time: Duration::from_secs(10),
+    header_time: Duration::from_secs(5),
+    header_bytes: 16 << 10,
+    headers: 64,
+    body_bytes: 4 << 20,
+    keep_alive: false,
+    grace: Duration::from_secs(2),
+};
 /// Deliveries that are remembered, to see one that comes again.
 const DELIVERIES: usize = 1_024;
 /// Refusals are told this often at most.
 const TELL_AGAIN: Duration = Duration::from_secs(60);
-const ACCEPT_AGAIN: Duration = Duration::from_millis(200);
 
 /// Where to listen, and for whom.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,54 +63,34 @@ struct Refusals {
     told: Option<Instant>,
 }
 
-/// Serves until it is dropped. Hints go to `hints`, which holds one.
-pub async fn serve(listener: TcpListener, verifier: Verifier, hints: Sender<()>) {
-    let shared = Arc::new(Shared {
-        verifier,
-        hints,
-        deliveries: Mutex::default(),
-        refusals: Mutex::default(),
-    });
-    let permits = Arc::new(Semaphore::new(CONNECTIONS));
-    loop {
-        let permit = permits.clone().acquire_owned().await.expect("never closed");
-        match listener.accept().await {
-            Ok((stream, peer)) => {
-                let shared = shared.clone();
-                tokio::spawn(async move {
-                    connection(stream, peer, shared).await;
-                    drop(permit);
-                });
-            }
-            Err(error) => {
-                // As when descriptors run out: that passes.
-                tracing::warn!(%error, "a webhook's connection could not be accepted");
-                tokio::time::sleep(ACCEPT_AGAIN).await;
-            }
-        }
+/// What answers forges. Hints go to `hints`, which holds one.
+#[derive(Clone)]
+pub struct Webhooks(Arc<Shared>);
+
+impl Webhooks {
+    pub fn new(verifier: Verifier, hints: Sender<()>) -> Self {
+        Webhooks(Arc::new(Shared {
+            verifier,
+            hints,
+            deliveries: Mutex::default(),
+            refusals: Mutex::default(),
+        }))
     }
 }
 
-async fn connection(stream: TcpStream, peer: SocketAddr, shared: Arc<Shared>) {
-    let service = service_fn(|request| {
-        let shared = shared.clone();
-        async move { Ok::<_, Infallible>(respond(request, &shared).await) }
-    });
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_TIME)
-        .max_buf_size(HEADER_BYTES)
-        .max_headers(HEADERS)
-        .keep_alive(false)
-        .serve_connection(TokioIo::new(stream), service);
-    match tokio::time::timeout(CONNECTION_TIME, connection).await {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => tracing::debug!(%peer, %error, "a webhook's connection broke off"),
-        Err(_) => tracing::debug!(%peer, "a webhook's connection took too long"),
+impl Handler for Webhooks {
+    type Body = Full<Bytes>;
+
+    async fn answer(&self, request: Request<Limited<Incoming>>) -> Response<Full<Bytes>> {
+        respond(request, &self.0).await
+    }
+
+    fn refused_body(&self) {
+        self.0.refused(StatusCode::PAYLOAD_TOO_LARGE, TOO_LARGE);
     }
 }
 
-async fn respond(request: Request<Incoming>, shared: &Shared) -> Response<Full<Bytes>> {
+async fn respond(request: Request<Limited<Incoming>>, shared: &Shared) -> Response<Full<Bytes>> {
     let (status, text) = match (request.method(), request.uri().path()) {
         (&Method::POST, PATH) => receive(request, shared).await,
         (_, PATH) => (StatusCode::METHOD_NOT_ALLOWED, "POST only"),
@@ -127,28 +104,29 @@ async fn respond(request: Request<Incoming>, shared: &Shared) -> Response<Full<B
     response
 }
 
-async fn receive(request: Request<Incoming>, shared: &Shared) -> (StatusCode, &'static str) {
-    const TOO_LARGE: (StatusCode, &str) = (StatusCode::PAYLOAD_TOO_LARGE, "the body is too large");
-    if request.body().size_hint().lower() > BODY_BYTES {
-        return TOO_LARGE;
-    }
+async fn receive(
+    request: Request<Limited<Incoming>>,
+    shared: &Shared,
+) -> (StatusCode, &'static str) {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let mut checking = match shared.verifier.begin(request.headers(), since.as_secs()) {
         Ok(checking) => checking,
         Err(refused) => return refusal(refused),
     };
     let mut body = request.into_body();
-    let mut length = 0;
     while checking.needs_body()
         && let Some(frame) = body.frame().await
     {
-        let Ok(frame) = frame else { return (StatusCode::BAD_REQUEST, "the body broke off") };
-        let Some(piece) = frame.data_ref() else { continue };
-        length += piece.len() as u64;
-        if length > BODY_BYTES {
-            return TOO_LARGE;
+        let frame = match frame {
+            Ok(frame) => frame,
+            Err(error) if error.is::<LengthLimitError>() => {
+                return (StatusCode::PAYLOAD_TOO_LARGE, TOO_LARGE);
+            }
+            Err(_) => return (StatusCode::BAD_REQUEST, "the body broke off"),
+        };
+        if let Some(piece) = frame.data_ref() {
+            checking.update(piece);
         }
-        checking.update(piece);
     }
     match checking.finish() {
         Ok(delivery) => shared.take(delivery),

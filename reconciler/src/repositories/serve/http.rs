@@ -1,6 +1,5 @@
 //! Requests and answers (RFC 9110): GET and HEAD, single ranges, entity tags.
 
-use std::convert::Infallible;
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
@@ -8,7 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures::stream;
 use http_body_util::combinators::UnsyncBoxBody;
-use http_body_util::{BodyExt as _, Empty, StreamBody};
+use http_body_util::{BodyExt as _, Empty, Limited, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper::header::{
     ACCEPT_RANGES, ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG,
@@ -17,24 +16,30 @@ use hyper::header::{
 use hyper::{Method, Request, Response, StatusCode};
 
 use super::files::{FileError, Files, Found};
+use crate::http_server::Handler;
 
 /// What is read and sent at once.
 const CHUNK_BYTES: u64 = 256 << 10;
 
 type Body = UnsyncBoxBody<Bytes, std::io::Error>;
 
-pub(super) async fn answer(
-    files: Arc<Files>,
-    request: Request<Incoming>,
-) -> Result<Response<Body>, Infallible> {
+impl Handler for Arc<Files> {
+    type Body = Body;
+
+    async fn answer(&self, request: Request<Limited<Incoming>>) -> Response<Body> {
+        answer(self.clone(), request).await
+    }
+}
+
+async fn answer(files: Arc<Files>, request: Request<Limited<Incoming>>) -> Response<Body> {
     let (method, headers) = (request.method().clone(), request.headers().clone());
     if method != Method::GET && method != Method::HEAD {
         let mut refused = plain(StatusCode::METHOD_NOT_ALLOWED);
         refused.headers_mut().insert(ALLOW, hyper::header::HeaderValue::from_static("GET, HEAD"));
-        return Ok(refused);
+        return refused;
     }
     let Some((repository, name)) = split(request.uri().path()) else {
-        return Ok(plain(StatusCode::NOT_FOUND));
+        return plain(StatusCode::NOT_FOUND);
     };
     let what = format!("{repository}/{name}");
     let found = tokio::task::spawn_blocking(move || files.find(&repository, &name)).await;
@@ -51,7 +56,7 @@ pub(super) async fn answer(
         }
     };
     tracing::debug!(%what, status = answer.status().as_u16(), "answered");
-    Ok(answer)
+    answer
 }
 
 /// `/repository/name`, decoded; `None` for anything else.
