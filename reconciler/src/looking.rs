@@ -11,7 +11,9 @@ use tokio::task::{JoinError, JoinHandle};
 use tokio::time::Instant;
 
 use crate::pass::{Accepted, Inspected, Inspector, Known, PassError};
+use crate::source::Source;
 use crate::traces::spans;
+use crate::trust::Trust;
 
 /// Everything but fetches that an inspection waits for, mirrors above all, has ended by
 /// now.
@@ -107,14 +109,36 @@ impl Looking {
         Ok(looked)
     }
 
-    /// Ends what is under way: a fetch is killed.
+    /// Looks at another source and believes other signers from the next inspection on; what
+    /// is under way is ended, and nothing comes of it. Returns the longest fetch, or why
+    /// all stays as it was.
+    ///
+    /// # Errors
+    /// It broke off.
+    pub async fn reconfigure(
+        &mut self,
+        source: Source,
+        trust: Option<Trust>,
+    ) -> Result<Result<Duration, PassError>, JoinError> {
+        self.end().await?;
+        let mut inspector = self.idle.take().expect("it is idle where nothing is under way");
+        let task = tokio::task::spawn_blocking(move || {
+            let done = inspector.reconfigure(source, trust).map(|()| inspector.longest_fetch());
+            (inspector, done)
+        });
+        let (inspector, done) = task.await?;
+        self.idle = Some(inspector);
+        Ok(done)
+    }
+
+    /// Ends what is under way, and nothing comes of it: a fetch is killed.
     ///
     /// # Errors
     /// It broke off.
     pub async fn end(&mut self) -> Result<(), JoinError> {
         if let Some(UnderWay { task, cancelled, .. }) = self.under_way.take() {
             cancelled.store(true, Ordering::Relaxed);
-            task.await?;
+            self.idle = Some(task.await?.0);
         }
         Ok(())
     }

@@ -181,14 +181,16 @@ impl Reconciler {
             tracing::info!(swept, "removed what a crashed writer left");
         }
         let name = source.to_string();
-        let (mut state, rebuilt) = match ReconcileState::read(&store)? {
+        let (state, rebuilt) = match ReconcileState::read(&store)? {
             Some(state) => (state, None),
-            None => recovery::state(&store)?,
+            None => {
+                let (state, rebuilt) = recovery::state(&store)?;
+                (ReconcileState { source: name, ..state }, rebuilt)
+            }
         };
-        state.source = name;
         let mirror = Mirror::open(&store, &source)?;
         let audit = Arc::new(AuditLog::new(store.clone()));
-        let keeper = Keeper {
+        let mut keeper = Keeper {
             store: store.clone(),
             source: source.clone(),
             accepted: None,
@@ -201,6 +203,7 @@ impl Reconciler {
             _lock: lock,
         };
         keeper.known()?;
+        keeper.note_settings(None);
         let inspector = Inspector {
             store,
             source,
@@ -358,6 +361,24 @@ impl Inspector {
         Ok(fetched)
     }
 
+    /// Looks at another source and believes other signers from the next inspection on.
+    ///
+    /// # Errors
+    /// The mirror cannot be made ready. Then all stays as it was.
+    pub fn reconfigure(&mut self, source: Source, trust: Option<Trust>) -> Result<(), PassError> {
+        if source != self.source {
+            self.mirror = Mirror::open(&self.store, &source)?;
+            self.source = source;
+            self.rebuilt_for = None;
+        }
+        if trust != self.options.trust {
+            self.trust = trust.clone().map(Checker::new);
+            self.options.trust = trust;
+        }
+        self.checked = None;
+        Ok(())
+    }
+
     /// Tidies the mirror up, where it is time to: after a pass, which waits for nothing.
     pub fn tidy(&mut self, cancelled: &AtomicBool) {
         self.mirror.tidy(self.options.fetch_limits(), cancelled);
@@ -391,6 +412,27 @@ impl Keeper {
 
     pub fn audit(&self) -> &Arc<AuditLog> {
         &self.audit
+    }
+
+    /// What is brought in comes from another source from now on. What was applied stays
+    /// the mark behind which nothing goes.
+    pub fn follow(&mut self, source: Source) {
+        self.source = source;
+    }
+
+    /// Notes that the settings were taken, or why they were not.
+    pub fn note_settings(&mut self, refused: Option<String>) {
+        let next = self.state.after_settings(self.source.to_string(), refused, now_ms());
+        if next == self.state {
+            return;
+        }
+        // A state that was made anew is told of before it is written, by the next pass.
+        if self.rebuilt.is_none()
+            && let Err(error) = next.write(&self.store)
+        {
+            tracing::error!(%error, "it cannot be noted whether the settings were taken");
+        }
+        self.state = next;
     }
 
     /// The programs that VAs are made of, where they are there.

@@ -8,6 +8,8 @@
 //! message, so that reading reports never delays a pass. SIGTERM and SIGINT let
 //! the step under way end; a fetch is killed.
 
+mod reload;
+
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -33,6 +35,8 @@ use crate::traces::Traces;
 use crate::traces::spans::Origin;
 use crate::triggers::{TriggerError, Triggers, jitter};
 use crate::verify::Verifier;
+
+pub use reload::Configuration;
 
 /// The wait after the first error; doubled after each further one.
 const FIRST_RETRY: Duration = Duration::from_secs(1);
@@ -83,7 +87,7 @@ pub struct Schedule {
 pub fn run(
     reconciler: Reconciler,
     schedule: Schedule,
-    configuration: Option<(PathBuf, Settings)>,
+    configuration: Option<Configuration>,
     traces: &Traces,
     tell: impl FnMut(&PassReport),
 ) -> Result<(), RunError> {
@@ -144,6 +148,8 @@ impl Signals {
 /// The loop, but for the keeper, which it lends out.
 struct MainLoop<T> {
     signals: Signals,
+    /// Where the settings are, and whether the source is not from there.
+    configuration: Option<(PathBuf, bool)>,
     service: Service,
     triggers: Triggers,
     looking: Looking,
@@ -165,7 +171,7 @@ impl<T: FnMut(&PassReport)> MainLoop<T> {
     async fn start(
         reconciler: Reconciler,
         schedule: Schedule,
-        configuration: Option<(PathBuf, Settings)>,
+        configuration: Option<Configuration>,
         traces: Traces,
         tell: T,
     ) -> Result<(Self, Keeper), RunError> {
@@ -175,9 +181,14 @@ impl<T: FnMut(&PassReport)> MainLoop<T> {
         let (store, audit_log) = (keeper.store().clone(), keeper.audit().clone());
         let source = keeper.source().clone();
         let longest = inspector.longest_fetch();
-        let webhook = configuration.as_ref().and_then(|(_, settings)| settings.webhook.clone());
-        let service =
-            Service::start(store, audit_log, source, configuration, longest, traces).await?;
+        let (configuration, settings) = match configuration {
+            Some(Configuration { file, settings, source_is_given }) => {
+                (Some((file, source_is_given)), settings)
+            }
+            None => (None, Settings::default()),
+        };
+        let webhook = settings.webhook.clone();
+        let service = Service::start(store, audit_log, source, settings, longest, traces).await?;
         let verifier = Verifier::new(keeper.store().clone());
         let reports = watch_reports(keeper.store(), schedule);
         let verification =
@@ -187,11 +198,12 @@ impl<T: FnMut(&PassReport)> MainLoop<T> {
             Task::spawn(drift_round(store, programs.vlfs.clone(), ears))
         });
         let place = (&**keeper.store(), keeper.source());
-        let triggers = Triggers::start(place, schedule, webhook).await?;
+        let triggers = Triggers::start(place, schedule, webhook.as_ref()).await?;
         service.ready();
         let now = Instant::now();
         let main_loop = MainLoop {
             signals,
+            configuration,
             service,
             triggers,
             looking: Looking::new(inspector),
@@ -229,10 +241,7 @@ impl<T: FnMut(&PassReport)> MainLoop<T> {
                     tracing::info!("ending");
                     None
                 }
-                Wake::Reload => {
-                    self.service.reload().await;
-                    Some(keeper)
-                }
+                Wake::Reload => self.reload(keeper).await?,
                 Wake::Step if Instant::now() < self.next_step && !keeper.is_asked() => Some(keeper),
                 Wake::Step => self.step(keeper).await?,
                 Wake::Pass => {

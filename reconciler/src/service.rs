@@ -5,7 +5,6 @@
 //! runs in tasks of its own.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -27,7 +26,8 @@ use crate::settings::{Settings, SettingsError};
 use crate::source::Source;
 use crate::state::milliseconds;
 use crate::telling::Telling;
-use crate::traces::{Traces, TracesError};
+use crate::traces::{self, Traces, TracesError};
+use crate::triggers::TriggerError;
 
 /// A loop that stands still for so long beyond the longest fetch hangs.
 const STILL: Duration = Duration::from_secs(300);
@@ -53,10 +53,16 @@ impl Drop for Task {
 pub enum ReloadError {
     #[error(transparent)]
     Settings(#[from] SettingsError),
-    #[error("{address} cannot be listened on: {source}")]
+    #[error("[listen] metrics: {address} cannot be listened on: {source}")]
     Listen { address: SocketAddr, source: std::io::Error },
     #[error(transparent)]
     Traces(#[from] TracesError),
+    #[error(transparent)]
+    Trigger(#[from] TriggerError),
+    #[error("[source]: {0}")]
+    Source(#[from] PassError),
+    #[error("no source is named: [source] is gone, and the command line gave none")]
+    NoSource,
     #[error("reading it broke off: {0}")]
     Join(#[from] JoinError),
 }
@@ -91,7 +97,6 @@ pub struct Service {
     store: Arc<Store>,
     source: Source,
     traces: Traces,
-    file: Option<PathBuf>,
     settings: Settings,
     telling: Telling,
     reverting: Option<Task>,
@@ -101,8 +106,15 @@ pub struct Service {
     _watchdog: Option<Task>,
 }
 
+/// What is needed to take other settings: where one is other than before.
+#[derive(Debug)]
+pub struct Prepared {
+    traces: Option<traces::Prepared>,
+    listener: Option<TcpListener>,
+}
+
 impl Service {
-    /// Listens and tells as the configuration says. `longest` is the longest fetch.
+    /// Listens and tells as the settings say. `longest` is the longest fetch.
     ///
     /// # Errors
     /// The address cannot be listened on.
@@ -110,11 +122,10 @@ impl Service {
         store: Arc<Store>,
         audit: Arc<AuditLog>,
         source: Source,
-        configuration: Option<(PathBuf, Settings)>,
+        settings: Settings,
         longest: Duration,
         traces: Traces,
     ) -> Result<Self, ReloadError> {
-        let (file, settings) = configuration.unzip();
         let heartbeat = Arc::new(Heartbeat::new(longest + STILL));
         let watchdog = sd_notify::watchdog_enabled().map(|every| {
             let heartbeat = heartbeat.clone();
@@ -125,7 +136,6 @@ impl Service {
             store,
             source,
             traces,
-            file,
             settings: Settings::default(),
             telling: Telling::default(),
             reverting: None,
@@ -134,13 +144,14 @@ impl Service {
             listener: None,
             _watchdog: watchdog,
         };
-        service.take(settings.unwrap_or_default()).await?;
+        let prepared = service.prepare(&settings).await?;
+        service.take(prepared, settings);
         Ok(service)
     }
 
     /// Says that all is up.
     pub fn ready(&self) {
-        self.note(ReconcilerChange::Started);
+        self.note(ReconcilerChange::Started, None);
         say(&[NotifyState::Ready]);
     }
 
@@ -178,57 +189,63 @@ impl Service {
         say(&[NotifyState::Status(&line)]);
     }
 
-    /// Reads the configuration anew and takes it, all or nothing.
-    pub async fn reload(&mut self) {
+    /// Settings are about to be read anew.
+    pub fn reloading(&self) {
         match NotifyState::monotonic_usec_now() {
             Ok(now) => say(&[NotifyState::Reloading, now]),
             Err(error) => tracing::warn!(%error, "the service manager is not told of the reload"),
         }
-        match self.reread().await {
-            Ok(()) => {
+    }
+
+    /// They were taken, or why not.
+    pub fn reloaded(&self, refused: Option<String>) {
+        match refused {
+            None => {
                 tracing::info!("the new configuration was taken");
-                self.note(ReconcilerChange::Reloaded);
+                self.note(ReconcilerChange::Reloaded, None);
             }
-            Err(error) => {
-                tracing::error!(%error, "the configuration was not taken; the one before holds");
+            Some(message) => {
+                tracing::error!(
+                    error = %message,
+                    "the configuration was not taken; the one before holds"
+                );
+                self.note(ReconcilerChange::SettingsRefused, Some(message));
             }
         }
         say(&[NotifyState::Ready]);
     }
 
-    async fn reread(&mut self) -> Result<(), ReloadError> {
-        let Some(file) = self.file.clone() else { return Ok(()) };
-        let settings = tokio::task::spawn_blocking(move || Settings::read(&file)).await??;
-        let fixed = |settings: &Settings| {
-            (settings.source.clone(), settings.trust.clone(), settings.webhook.clone())
-        };
-        if fixed(&settings) != fixed(&self.settings) {
-            tracing::warn!("what [source], [trust] and [webhook] say is taken at the next start");
-        }
-        self.take(settings).await
-    }
-
-    /// Takes a configuration; what can fail comes first.
-    async fn take(&mut self, settings: Settings) -> Result<(), ReloadError> {
+    /// Makes ready what other settings say, so that they can be taken without a fault.
+    ///
+    /// # Errors
+    /// Something of it cannot be done.
+    pub async fn prepare(&self, settings: &Settings) -> Result<Prepared, ReloadError> {
         let traces = match settings.traces == self.settings.traces {
             true => None,
             false => Some(Traces::prepare(settings.traces.as_ref(), &self.store)?),
         };
-        if settings.listen != self.settings.listen {
-            self.listener = match settings.listen {
-                None => None,
-                Some(address) => {
-                    let listener = TcpListener::bind(address).await;
-                    let listener =
-                        listener.map_err(|source| ReloadError::Listen { address, source })?;
-                    let (heartbeat, metrics) = (self.heartbeat.clone(), self.ears.metrics.clone());
-                    let router = health::router(self.store.clone(), heartbeat, metrics);
-                    Some(Server::start(listener, serve::LIMITS, Routes(router)))
-                }
-            };
-        }
+        let listener = match settings.listen {
+            Some(address) if settings.listen != self.settings.listen => {
+                let listener = TcpListener::bind(address).await;
+                Some(listener.map_err(|source| ReloadError::Listen { address, source })?)
+            }
+            _ => None,
+        };
+        Ok(Prepared { traces, listener })
+    }
+
+    /// Takes the settings that this was made ready for.
+    pub fn take(&mut self, prepared: Prepared, settings: Settings) {
+        let Prepared { traces, listener } = prepared;
         if let Some(traces) = traces {
             self.traces.take(traces);
+        }
+        if let Some(listener) = listener {
+            let (heartbeat, metrics) = (self.heartbeat.clone(), self.ears.metrics.clone());
+            let router = health::router(self.store.clone(), heartbeat, metrics);
+            self.listener = Some(Server::start(listener, serve::LIMITS, Routes(router)));
+        } else if settings.listen.is_none() {
+            self.listener = None;
         }
         self.telling.restart(&self.store, &settings);
         self.reverting = settings.revert.clone().map(|revert| {
@@ -236,7 +253,18 @@ impl Service {
             Task::spawn(revert::run(store, ears, self.source.remotes()[0].clone(), revert))
         });
         self.settings = settings;
-        Ok(())
+    }
+
+    /// The settings that count.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// The reconciler looks at another source, where a fetch takes so long at most. What is
+    /// done with the source starts anew with the settings that are taken next.
+    pub fn follow(&mut self, source: Source, longest: Duration) {
+        self.source = source;
+        self.heartbeat.set_limit(longest + STILL);
     }
 
     /// Ends what listens, and lets what is being answered finish.
@@ -246,16 +274,16 @@ impl Service {
         }
     }
 
-    fn note(&self, change: ReconcilerChange) {
+    fn note(&self, change: ReconcilerChange, message: Option<String>) {
         let source = self.source.to_string();
-        self.ears.found(std::iter::once(Event::Reconciler { change, source }));
+        self.ears.found(std::iter::once(Event::Reconciler { change, source, message }));
     }
 }
 
 impl Drop for Service {
     fn drop(&mut self) {
         say(&[NotifyState::Stopping]);
-        self.note(ReconcilerChange::Ended);
+        self.note(ReconcilerChange::Ended, None);
     }
 }
 

@@ -81,7 +81,8 @@ pub struct Refusal {
     pub at_ms: u64,
 }
 
-/// The source or the store could not be used; tried again after a while.
+/// What could not be done: the source or the store could not be used, or settings could not
+/// be taken.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
     pub message: String,
@@ -125,6 +126,9 @@ pub struct ReconcileState {
     pub fallback: Option<Fallback>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub testing: Option<TestingState>,
+    /// Why the settings of this host, as they were last read anew, could not be taken.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub settings: Option<Failure>,
 }
 
 /// A message without what it measured: two attempts that fail alike differ in how long
@@ -186,6 +190,8 @@ pub enum ConditionKind {
     Reconciling,
     /// Nothing will change without a new commit.
     Stalled,
+    /// The settings of this host count as they were last read.
+    Configured,
 }
 
 /// A statement about the reconciler, in the form of the field's other tools.
@@ -224,7 +230,20 @@ impl ReconcileState {
             failing: None,
             fallback: None,
             testing: None,
+            settings: None,
         }
+    }
+
+    /// The state after the settings were read anew, for a source as they now say:
+    /// `refused` where they could not be taken.
+    #[must_use]
+    pub fn after_settings(&self, source: String, refused: Option<String>, at_ms: u64) -> Self {
+        let known = self.settings.as_ref();
+        let settings = refused.map(|message| match known {
+            Some(known) if known.message == message => known.clone(),
+            _ => Failure { message, at_ms },
+        });
+        ReconcileState { source, settings, ..self.clone() }
     }
 
     /// Reads the state; `None` before the first pass.
@@ -333,8 +352,8 @@ impl ReconcileState {
         refused.or(self.mark().map(|mark| mark.commit.as_str()))
     }
 
-    /// The conditions Ready, Reconciling and Stalled.
-    pub fn conditions(&self) -> [Condition; 3] {
+    /// The conditions Ready, Reconciling, Stalled and Configured.
+    pub fn conditions(&self) -> [Condition; 4] {
         let observed = self.observed_commit();
         let condition = |kind, status, reason: &str, message: &str| Condition {
             kind,
@@ -363,10 +382,15 @@ impl ReconcileState {
             Some(refused) => (true, "Refused", refused.message.as_str()),
             None => (false, "NotStalled", ""),
         };
+        let configured = match &self.settings {
+            Some(refused) => (false, "SettingsRefused", refused.message.as_str()),
+            None => (true, "SettingsTaken", ""),
+        };
         [
             condition(ConditionKind::Ready, ready.0, ready.1, ready.2),
             condition(ConditionKind::Reconciling, reconciling.0, reconciling.1, reconciling.2),
             condition(ConditionKind::Stalled, stalled.0, stalled.1, stalled.2),
+            condition(ConditionKind::Configured, configured.0, configured.1, configured.2),
         ]
     }
 }
@@ -392,8 +416,10 @@ mod tests {
         Found::Failed { message: "no route".to_owned() }
     }
 
+    /// Ready, Reconciling, Stalled.
     fn ready(state: &ReconcileState) -> [bool; 3] {
-        state.conditions().map(|condition| condition.status)
+        let [ready, reconciling, stalled, _] = state.conditions();
+        [ready.status, reconciling.status, stalled.status]
     }
 
     #[test]
@@ -430,6 +456,25 @@ mod tests {
         let found = Found::Refused { commit, reason, message, problems };
         let state = ReconcileState::new(String::new()).after(&applied("a"), 1).after(&found, 2);
         assert_eq!(ready(&state), [false, true, false]);
+    }
+
+    #[test]
+    fn settings_that_were_refused_show_until_others_are_taken() {
+        let configured = |state: &ReconcileState| {
+            let [.., configured] = state.conditions();
+            (configured.status, configured.message)
+        };
+        let new = ReconcileState::new("/a#main".to_owned());
+        assert_eq!(configured(&new), (true, String::new()));
+        let why = || Some("strata.toml:3: no".to_owned());
+        let refused = new.after_settings("/a#main".to_owned(), why(), 7);
+        assert_eq!(configured(&refused), (false, "strata.toml:3: no".to_owned()));
+        assert_eq!(refused.after_settings("/a#main".to_owned(), why(), 9), refused);
+        // Passes go on, and change nothing about it.
+        assert_eq!(ready(&refused.after(&applied("a"), 8)), [true, false, false]);
+        assert!(!configured(&refused.after(&applied("a"), 8)).0);
+        let taken = refused.after_settings("/b#main".to_owned(), None, 9);
+        assert_eq!((configured(&taken).0, taken.source.as_str()), (true, "/b#main"));
     }
 
     #[test]

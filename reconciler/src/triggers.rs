@@ -31,9 +31,9 @@ const WAITERS: usize = 64;
 
 #[derive(Debug, thiserror::Error)]
 pub enum TriggerError {
-    #[error("cannot listen for webhooks at {listen}: {source}")]
+    #[error("[webhook] listen: cannot listen for webhooks at {listen}: {source}")]
     Listen { listen: SocketAddr, source: std::io::Error },
-    #[error("webhooks: {0}")]
+    #[error("[webhook]: {0}")]
     Secret(#[from] SecretError),
 }
 
@@ -42,15 +42,36 @@ pub enum TriggerError {
 pub struct Triggers {
     watch: Option<RefWatch>,
     webhooks: Receiver<()>,
-    /// Keeps the channel open where no webhook is served.
-    _hints: Sender<()>,
+    /// For those that answer webhooks; there may be none.
+    hints: Sender<()>,
     /// Whether a webhook came that no pass has followed yet.
     hinted: bool,
     not_before: Instant,
     asking: Receiver<Waiter>,
     waiting: Vec<Waiter>,
-    webhook: Option<Server>,
+    webhook: Option<Webhook>,
     _control: Option<Task>,
+}
+
+/// Where webhooks are listened for.
+#[derive(Debug)]
+struct Webhook {
+    listen: SocketAddr,
+    handler: Webhooks,
+    server: Server,
+}
+
+/// What is needed to listen for webhooks as some settings say.
+#[derive(Debug)]
+pub enum PreparedWebhook {
+    None,
+    /// Where it is listened already.
+    Same(Verifier),
+    Other {
+        listen: SocketAddr,
+        listener: TcpListener,
+        verifier: Verifier,
+    },
 }
 
 impl Triggers {
@@ -61,20 +82,9 @@ impl Triggers {
     pub async fn start(
         (store, source): (&Store, &Source),
         schedule: Schedule,
-        webhook: Option<WebhookSettings>,
+        webhook: Option<&WebhookSettings>,
     ) -> Result<Self, TriggerError> {
         let (hints, webhooks) = channel(1);
-        let webhook = match webhook {
-            None => None,
-            Some(WebhookSettings { listen, forge, secret }) => {
-                let verifier = Verifier::new(forge, secret.read()?);
-                let failed = |source| TriggerError::Listen { listen, source };
-                let listener = TcpListener::bind(listen).await.map_err(failed)?;
-                tracing::info!(%listen, "listening for webhooks");
-                let handler = Webhooks::new(verifier, hints.clone());
-                Some(Server::start(listener, webhook::LIMITS, handler))
-            }
-        };
         let (waiters, asking) = channel(WAITERS);
         let control = match control::listen(store) {
             Ok(listener) => Some(Task::spawn(control::serve(listener, waiters))),
@@ -83,23 +93,71 @@ impl Triggers {
                 None
             }
         };
-        Ok(Triggers {
+        let mut triggers = Triggers {
             watch: watch(source, schedule),
             webhooks,
-            _hints: hints,
+            hints,
             hinted: false,
             not_before: Instant::now(),
             asking,
             waiting: Vec::new(),
-            webhook,
+            webhook: None,
             _control: control,
-        })
+        };
+        let webhook = triggers.prepare(webhook).await?;
+        triggers.take(webhook);
+        Ok(triggers)
+    }
+
+    /// Makes ready to listen as other settings say.
+    ///
+    /// # Errors
+    /// The address is taken, or the secret cannot be read.
+    pub async fn prepare(
+        &self,
+        settings: Option<&WebhookSettings>,
+    ) -> Result<PreparedWebhook, TriggerError> {
+        let Some(&WebhookSettings { listen, forge, ref secret }) = settings else {
+            return Ok(PreparedWebhook::None);
+        };
+        let verifier = Verifier::new(forge, secret.read()?);
+        if self.webhook.as_ref().is_some_and(|webhook| webhook.listen == listen) {
+            return Ok(PreparedWebhook::Same(verifier));
+        }
+        let failed = |source| TriggerError::Listen { listen, source };
+        let listener = TcpListener::bind(listen).await.map_err(failed)?;
+        Ok(PreparedWebhook::Other { listen, listener, verifier })
+    }
+
+    /// Listens as the settings say that this was made ready for. Who is being answered
+    /// still is.
+    pub fn take(&mut self, prepared: PreparedWebhook) {
+        match (prepared, &self.webhook) {
+            (PreparedWebhook::None, _) => self.webhook = None,
+            // Whose address it is cannot have changed since.
+            (PreparedWebhook::Same(verifier), webhook) => {
+                if let Some(webhook) = webhook {
+                    webhook.handler.use_verifier(verifier);
+                }
+            }
+            (PreparedWebhook::Other { listen, listener, verifier }, _) => {
+                tracing::info!(%listen, "listening for webhooks");
+                let handler = Webhooks::new(verifier, self.hints.clone());
+                let server = Server::start(listener, webhook::LIMITS, handler.clone());
+                self.webhook = Some(Webhook { listen, handler, server });
+            }
+        }
+    }
+
+    /// Watches the source that the reconciler looks at now.
+    pub fn watch(&mut self, source: &Source, schedule: Schedule) {
+        self.watch = watch(source, schedule);
     }
 
     /// Ends what listens, and lets what is being answered finish.
     pub async fn stop(&mut self) {
         if let Some(webhook) = self.webhook.take() {
-            webhook.stop().await;
+            webhook.server.stop().await;
         }
     }
 

@@ -16,11 +16,13 @@ use super::{Failure, Outcome, OutputFormat, StoreArgs, print_text, quantity};
 use crate::control::{self, ControlError};
 use crate::mirror::MirrorError;
 use crate::pass::{Options, PassError, PassReport, PassResult, Reconciler, RolloutWaits};
-use crate::run::{self, RunError, Schedule};
+use crate::run::{self, Configuration, RunError, Schedule};
+use crate::service::ReloadError;
 use crate::settings::{Settings, SettingsError};
 use crate::source::{Selector, Source, SourceError};
 use crate::state::Fallback;
 use crate::traces::{Traces, TracesError, spans};
+use crate::triggers::TriggerError;
 
 /// Branches that a hint names.
 const BRANCHES: usize = 20;
@@ -65,9 +67,10 @@ pub struct ReconcileArgs {
     #[arg(long)]
     allow_rewrite: bool,
     /// Settings of this host: remotes, what of them is followed, whose commits are believed
-    /// (docs/sources.md), where it listens and whom it tells (docs/observability.md), whether
-    /// rollbacks become branches (docs/rollouts.md). Drop-ins are in FILE.d/; read again on
-    /// SIGHUP. --source is used in place of its [source].
+    /// (docs/sources.md), where it listens, whom it tells and where traces go
+    /// (docs/observability.md), whether rollbacks become branches (docs/rollouts.md). Drop-ins
+    /// are in FILE.d/. All is read again on SIGHUP, and taken whole or not at all. --source is
+    /// used in place of its [source].
     #[arg(long, value_name = "FILE")]
     config: Option<std::path::PathBuf>,
     /// How to print what was done: text, or one line of JSON a pass.
@@ -87,10 +90,13 @@ pub fn run(args: &ReconcileArgs, traces: &Traces) -> Result<Outcome, Failure> {
         return now(args);
     }
     let store = Arc::new(args.store.open()?);
-    let read =
-        |file: &std::path::PathBuf| Ok::<_, SettingsError>((file.clone(), Settings::read(file)?));
+    let read = |file: &std::path::PathBuf| {
+        let (settings, source_is_given) = (Settings::read(file)?, args.source.is_some());
+        Ok::<_, SettingsError>(Configuration { file: file.clone(), settings, source_is_given })
+    };
     let configuration = args.config.as_ref().map(read).transpose()?;
-    let named = configuration.as_ref().and_then(|(_, settings)| settings.source.clone());
+    let settings = configuration.as_ref().map(|configuration| &configuration.settings);
+    let named = settings.and_then(|settings| settings.source.clone());
     if args.source.is_some() && named.is_some() {
         eprintln!(
             "note: --source is used in place of [source] of the settings, its keys and its tag too"
@@ -108,14 +114,14 @@ pub fn run(args: &ReconcileArgs, traces: &Traces) -> Result<Outcome, Failure> {
         fetch_deadline: Duration::from_secs(args.fetch_deadline),
         fetch_bytes: args.fetch_limit << 20,
         allow_rewrite: args.allow_rewrite,
-        trust: configuration.as_ref().and_then(|(_, settings)| settings.trust.clone()),
+        trust: settings.and_then(|settings| settings.trust.clone()),
         // Without them, only health checks in VAs fail, and say so.
         programs: super::va::programs().ok(),
         once: args.once,
     };
     let mut reconciler = Reconciler::open(store.clone(), source, options)?;
     if args.once {
-        let settings = configuration.as_ref().and_then(|(_, settings)| settings.traces.as_ref());
+        let settings = settings.and_then(|settings| settings.traces.as_ref());
         traces.take(Traces::prepare(settings, &store)?);
         let passed = once(&mut reconciler, args.output);
         traces.end();
@@ -377,9 +383,14 @@ impl From<RunError> for Failure {
     fn from(error: RunError) -> Self {
         match error {
             RunError::Pass(error) => error.into(),
-            RunError::Service(_) => Failure::new(error)
-                .hint("choose another address in [listen], or end who listens there"),
-            RunError::Start(_) | RunError::Trigger(_) | RunError::Join(_) => Failure::new(error),
+            RunError::Service(ReloadError::Listen { .. })
+            | RunError::Trigger(TriggerError::Listen { .. }) => {
+                Failure::new(error).hint("choose another address, or end who listens there")
+            }
+            RunError::Start(_)
+            | RunError::Service(_)
+            | RunError::Trigger(_)
+            | RunError::Join(_) => Failure::new(error),
         }
     }
 }

@@ -244,6 +244,12 @@ pub(super) fn reconciler_text(state: Option<&ReconcileState>) -> String {
         let _infallible =
             writeln!(text, "failing  {} ago: {}", ago(failing.at_ms), printable(&failing.message));
     }
+    if let Some(refused) = &state.settings {
+        let _infallible = writeln!(text, "settings not taken {} ago:", ago(refused.at_ms));
+        for fault in refused.message.lines() {
+            let _infallible = writeln!(text, "         {}", printable(fault));
+        }
+    }
     text
 }
 

@@ -27,14 +27,26 @@ pub struct Heartbeat {
     last_ms: AtomicU64,
     ready: AtomicBool,
     /// A loop that did not move for so long hangs.
-    limit: Duration,
+    limit_ms: AtomicU64,
 }
 
 impl Heartbeat {
     /// `limit` is longer than the longest pass.
     pub fn new(limit: Duration) -> Self {
-        let (last_ms, ready) = (AtomicU64::new(0), AtomicBool::new(false));
-        Heartbeat { begun: Instant::now(), last_ms, ready, limit }
+        let heartbeat = Heartbeat {
+            begun: Instant::now(),
+            last_ms: AtomicU64::new(0),
+            ready: AtomicBool::new(false),
+            limit_ms: AtomicU64::new(0),
+        };
+        heartbeat.set_limit(limit);
+        heartbeat
+    }
+
+    /// Passes take longer or shorter from now on.
+    pub fn set_limit(&self, limit: Duration) {
+        let limit = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
+        self.limit_ms.store(limit, Ordering::Relaxed);
     }
 
     pub fn beat(&self) {
@@ -58,7 +70,7 @@ impl Heartbeat {
     }
 
     pub fn is_alive(&self) -> bool {
-        self.age() < self.limit
+        self.age() < Duration::from_millis(self.limit_ms.load(Ordering::Relaxed))
     }
 }
 

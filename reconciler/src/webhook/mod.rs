@@ -12,6 +12,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
+use arc_swap::ArcSwap;
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::{Bytes, Incoming};
 use hyper::{Method, Request, Response, StatusCode};
@@ -50,31 +51,37 @@ pub struct WebhookSettings {
 }
 
 /// What all connections share.
+#[derive(Debug)]
 struct Shared {
-    verifier: Verifier,
+    verifier: ArcSwap<Verifier>,
     hints: Sender<()>,
     deliveries: Mutex<VecDeque<String>>,
     refusals: Mutex<Refusals>,
 }
 
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Refusals {
     untold: u64,
     told: Option<Instant>,
 }
 
 /// What answers forges. Hints go to `hints`, which holds one.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub struct Webhooks(Arc<Shared>);
 
 impl Webhooks {
     pub fn new(verifier: Verifier, hints: Sender<()>) -> Self {
         Webhooks(Arc::new(Shared {
-            verifier,
+            verifier: ArcSwap::from_pointee(verifier),
             hints,
             deliveries: Mutex::default(),
             refusals: Mutex::default(),
         }))
+    }
+
+    /// Believes whom another verifier believes, from the next request on.
+    pub fn use_verifier(&self, verifier: Verifier) {
+        self.0.verifier.store(Arc::new(verifier));
     }
 }
 
@@ -109,7 +116,8 @@ async fn receive(
     shared: &Shared,
 ) -> (StatusCode, &'static str) {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let mut checking = match shared.verifier.begin(request.headers(), since.as_secs()) {
+    let verifier = shared.verifier.load_full();
+    let mut checking = match verifier.begin(request.headers(), since.as_secs()) {
         Ok(checking) => checking,
         Err(refused) => return refusal(refused),
     };

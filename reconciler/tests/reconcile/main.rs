@@ -11,6 +11,7 @@ mod mirror;
 mod passes;
 mod plan;
 mod refusals;
+mod reload;
 mod resolve;
 mod reverts;
 mod rollouts;

@@ -313,3 +313,37 @@ fn a_collector_that_hangs_holds_nothing_up() {
     assert_eq!(daemon.terminate(), Some(0));
     assert!(asked.elapsed() < Duration::from_secs(8), "{:?}", asked.elapsed());
 }
+
+/// Traces are turned on, moved and turned off while it runs.
+#[test]
+fn settings_that_are_read_anew_turn_traces_on_and_off() {
+    let world = World::new();
+    let (first, second) = (Http::new(), Http::new());
+    let path = world.path("strata.toml");
+    std::fs::write(&path, "").expect("written");
+    let config = path.to_str().expect("UTF-8");
+    let daemon = Daemon::start(&world, &["--poll", "3600", "--config", config]);
+    wait_until("the first pass", SOON, || world.rings().len() == 4);
+    let reload = |text: &str, times: usize| {
+        std::fs::write(&path, text).expect("written");
+        daemon.signal(rustix::process::Signal::HUP);
+        wait_until("it is taken", SOON, || {
+            log(&world).matches("the new configuration was taken").count() == times
+        });
+        ask(&world);
+    };
+    let to = |collector: &Http| format!("[traces]\nendpoint = \"{}\"\n", collector.url(""));
+    reload(&to(&first), 1);
+    wait_until("traces come", SOON, || !spans(&first).is_empty());
+    reload(&to(&second), 2);
+    wait_until("traces go elsewhere", SOON, || !spans(&second).is_empty());
+    let (at_first, before) = (spans(&first).len(), spans(&second).len());
+    assert!(spans(&first).iter().all(|span| !spans(&second).contains(span)));
+    reload("", 3);
+    assert_eq!(daemon.terminate(), Some(0));
+    assert_eq!(spans(&first).len(), at_first);
+    // What was under way when they were turned off may come; the pass that was asked for
+    // after that does not.
+    let passes = |spans: &[Span]| spans.iter().filter(|span| span.name == "pass").count();
+    assert!(passes(&spans(&second)) <= passes(&spans(&second)[..before]) + 1);
+}

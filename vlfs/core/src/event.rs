@@ -244,10 +244,13 @@ pub enum Event {
         message: Option<String>,
         took_ms: u64,
     },
-    /// The reconciler began or ended, or took another configuration.
+    /// The reconciler began or ended, or took another configuration, or did not.
     Reconciler {
         change: ReconcilerChange,
         source: String,
+        /// Why, of settings that were refused.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        message: Option<String>,
     },
     /// A file of the reconciler's state was gone, and was made anew.
     StateRebuilt {
@@ -285,6 +288,8 @@ pub enum ReconcilerChange {
     Started,
     Ended,
     Reloaded,
+    /// The settings were read anew and not taken; those before hold.
+    SettingsRefused,
 }
 
 impl Event {
@@ -380,7 +385,10 @@ impl Event {
             | Event::StateRebuilt { doubt: None, .. }
             | Event::RevertFailed { .. }
             | Event::VaSilent { .. } => Importance::Warning,
-            Event::CommandEnded { status: 2.., .. } => Importance::Warning,
+            Event::CommandEnded { status: 2.., .. }
+            | Event::Reconciler { change: ReconcilerChange::SettingsRefused, .. } => {
+                Importance::Warning
+            }
             Event::RolloutStarted { .. }
             | Event::RingMoved { .. }
             | Event::BatchMoved { .. }
@@ -587,11 +595,15 @@ impl Event {
                 write!(f, "ran in {took_ms} ms, exit status {status}: {command}")?;
                 message.as_ref().map_or(Ok(()), |message| write!(f, ": {message}"))
             }
-            Event::Reconciler { change, source } => match change {
+            Event::Reconciler { change, source, message } => match change {
                 ReconcilerChange::Started => write!(f, "the reconciler of {source} starts"),
                 ReconcilerChange::Ended => write!(f, "the reconciler of {source} ends"),
                 ReconcilerChange::Reloaded => {
                     write!(f, "the reconciler of {source} took its new configuration")
+                }
+                ReconcilerChange::SettingsRefused => {
+                    write!(f, "the reconciler of {source} did not take its new configuration")?;
+                    message.as_ref().map_or(Ok(()), |message| write!(f, ": {message}"))
                 }
             },
             Event::StateRebuilt { file, kept, doubt } => {
