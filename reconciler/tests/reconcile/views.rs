@@ -166,13 +166,17 @@ fn events_are_followed_as_they_happen() {
     let record = schema("events-1");
     world.write("templates/web.ldf", "main/app 2\nmain/base 1\n");
     world.push("an update");
+    let (sender, receiver) = std::sync::mpsc::channel();
+    let reader = std::thread::spawn(move || {
+        // Whoever waits for it may have given up.
+        let _sent = sender.send(lines.next().expect("a line").expect("readable"));
+    });
     // The follower may start after the pass: then the next update is the one it sees.
-    let reader = std::thread::spawn(move || lines.next().expect("a line").expect("readable"));
-    let mut version = 2;
+    let (mut version, mut line) = (2, None);
     crate::support::wait_until("an event", std::time::Duration::from_secs(20), || {
         world.once();
-        std::thread::sleep(std::time::Duration::from_millis(200));
-        if reader.is_finished() {
+        line = receiver.recv_timeout(std::time::Duration::from_millis(200)).ok();
+        if line.is_some() {
             return true;
         }
         version = 3 - version;
@@ -180,7 +184,8 @@ fn events_are_followed_as_they_happen() {
         world.push("another update");
         false
     });
-    let line = reader.join().expect("ends");
+    let line = line.expect("just read");
+    reader.join().expect("ends");
     let _ended = child.kill();
     let _reaped = child.wait();
     let event: Value = serde_json::from_str(&line).expect("JSON");
