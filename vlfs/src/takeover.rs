@@ -42,7 +42,7 @@ use crate::status::StatusSource;
 use crate::vfs::{Notice, handover};
 
 /// Version of the state's format.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 /// Bytes of a program that is copied into memory.
 const PROGRAM_BYTES: u64 = 256 << 20;
 /// Bytes of a state.

@@ -250,7 +250,8 @@ impl Session {
     fn opened(&self, out: &mut Writer, opened: Opened) {
         let (flags, backing) = match opened.backing_id {
             Some(id) => (fopen::PASSTHROUGH | fopen::NOFLUSH, id),
-            None => (fopen::KEEP_CACHE | fopen::NOFLUSH, 0),
+            None if opened.keep_cache => (fopen::KEEP_CACHE | fopen::NOFLUSH, 0),
+            None => (fopen::NOFLUSH, 0),
         };
         out.u64(opened.handle).u32(flags).i32(backing);
     }

@@ -71,14 +71,7 @@ impl Vfs {
         let (set, at) = {
             let _shared = self.shared();
             let active = self.active();
-            match self.lower_or_retired(&active, node) {
-                Some(found) => found,
-                None => {
-                    let lower = node.lower.lock().expect("no panic while held");
-                    let (set, at) = lower.last.as_ref().ok_or(Errno::STALE)?;
-                    (set.upgrade().ok_or(Errno::STALE)?, *at)
-                }
-            }
+            self.original(&active, node).ok_or(Errno::STALE)?
         };
         let top = set.union.top(at).ok_or(Errno::STALE)?;
         let layer = &set.layers[top.layer as usize];
@@ -250,10 +243,14 @@ impl Vfs {
         }
     }
 
-    /// From now on a node's operations act on the private copy. Files that are
-    /// open through the kernel keep the original: then a successor takes over.
+    /// From now on a node's operations act on the private copy. A copy that borrows its
+    /// data changes nothing for who has the file open. Once it has its own, files that
+    /// are open through the kernel keep the original: then a successor takes over.
     pub(super) fn switch_to_copy(&self, node: &Arc<Node>) {
         node.flushed.store(false, Ordering::Release);
+        if self.borrows(node).unwrap_or(false) {
+            return;
+        }
         let mut files = node.files.lock().expect("no panic while held");
         let through_kernel =
             files.is_open() && files.backing.as_ref().is_some_and(|backing| backing.id.is_some());
@@ -268,8 +265,11 @@ impl Vfs {
         drop(place);
         successor.place.write().expect("no panic while held").names.clone_from(&names);
         files.successor = Some(successor.clone());
+        // While the kernel knows the old node, the copy must be found by its names: they may
+        // be removed, and others given its place.
+        self.table.reference(&successor);
         drop(files);
-        let mut notices = Vec::new();
+        let mut notices = vec![Notice::Invalidate { node: node.id }];
         for (parent, name) in names {
             self.table.set_child(parent.id, &name, &successor);
             notices.push(Notice::Expire { parent: parent.id, name });

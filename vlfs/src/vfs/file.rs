@@ -1,10 +1,14 @@
 //! Regular files: opening, data, and the files below that serve them.
 //!
-//! Every open of a node shares one [`Backing`]: the open file below and the
-//! kernel's number for it. The kernel allows one backing file a node at a time,
-//! so when a file is copied to the private layer while it is open through the
-//! kernel, the copy gets a *successor* node of the same `st_ino`; an `OPEN` of
-//! the old node answers `ESTALE`, and the kernel walks the path again.
+//! Every open of a node shares one [`Backing`]: the open file below and, where data
+//! goes through the kernel, the kernel's number for it. The kernel allows one backing
+//! file a node at a time, and none beside files that are open through the daemon. So
+//!
+//! - small files of the layers go through the daemon: what has them open sees the
+//!   copy when one is made, as on any file system, and the kernel keeps their pages;
+//! - a larger one that is copied to the private layer while it is open through the
+//!   kernel gets a *successor* node of the same `st_ino` for the copy; an `OPEN` of
+//!   the old node answers `ESTALE`, and the kernel walks the path again.
 
 use std::io::IoSliceMut;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -26,6 +30,11 @@ use crate::private::disk::Disk;
 use crate::private::origin::Origin;
 use crate::tree::PRIVATE_TAG;
 use crate::verify::first_open::FirstOpen;
+
+/// Files of the layers below this size in bytes go through the daemon. (Locks, logs,
+/// settings, scripts: what is changed while others have it open. Most of the bytes that
+/// the VAs of a host share are in larger ones.)
+const THROUGH_KERNEL_FROM: u64 = 64 << 10;
 
 /// An open file below the union.
 #[derive(Debug)]
@@ -95,6 +104,9 @@ pub struct Opened {
     pub handle: u64,
     /// The kernel's number of the backing file, when data goes through the kernel.
     pub backing_id: Option<i32>,
+    /// Whether the pages that the kernel has of the file, from opens through the daemon,
+    /// are still its content.
+    pub keep_cache: bool,
 }
 
 /// How a file is opened.
@@ -117,6 +129,10 @@ pub(super) fn kill_privileges(disk: &Disk, file: impl AsFd) -> Result<()> {
 /// where no group may execute, where it means nothing.)
 pub(super) fn unprivileged(mode: u32) -> u32 {
     mode & 0o1777
+}
+
+fn is_small(fd: impl AsFd) -> Result<bool> {
+    Ok(rustix::fs::fstat(fd)?.st_size.cast_unsigned() < THROUGH_KERNEL_FROM)
 }
 
 impl Vfs {
@@ -148,7 +164,7 @@ impl Vfs {
         let node = self.node(id)?;
         let found = {
             let _shared = self.shared();
-            if node.is_private() { None } else { self.lower_or_retired(&self.active(), &node) }
+            if node.is_private() { None } else { self.original(&self.active(), &node) }
         };
         if self.borrows(&node)? {
             return self.complete(&node, Data::All);
@@ -204,12 +220,15 @@ impl Vfs {
         if !files.backing.as_ref().is_some_and(|now| Arc::ptr_eq(now, &backing)) {
             return None;
         }
+        // A private file that nobody has open may have been written through the kernel.
+        let keep_cache =
+            backing.layer.is_some() || self.passthrough.get().is_none() || files.is_open();
         let handle = Arc::new(FileHandle { node: node.clone(), backing: Mutex::new(backing) });
         files.open.push(Arc::downgrade(&handle));
         drop(files);
         let number = self.next_handle.fetch_add(1, Ordering::Relaxed);
         self.files.write().expect("no panic while held").insert(number, handle);
-        Some(Opened { handle: number, backing_id })
+        Some(Opened { handle: number, backing_id, keep_cache })
     }
 
     /// The open private file below a node whose data is its own.
@@ -258,7 +277,13 @@ impl Vfs {
             files.backing = None;
         }
         let (fd, layer) = self.open_below(active, node)?;
-        let backing = self.register(affordable(fd)?, layer);
+        let fd = affordable(fd)?;
+        // Who has it open now has it through the daemon: else its backing file were here.
+        let backing = if files.is_open() || (layer.is_some() && is_small(&fd)?) {
+            Arc::new(Backing { fd, id: None, layer, passthrough: None })
+        } else {
+            self.register(fd, layer)
+        };
         files.backing = Some(backing.clone());
         drop(files);
         self.keep(node);
@@ -276,6 +301,12 @@ impl Vfs {
             }
         });
         Arc::new(Backing { fd, id, layer, passthrough })
+    }
+
+    /// Whether a private file is served through the daemon for the sake of those alone
+    /// who had it open before it was copied.
+    fn is_makeshift(&self, backing: &Backing) -> bool {
+        backing.layer.is_none() && backing.id.is_none() && self.passthrough.get().is_some()
     }
 
     fn still_serves(&self, active: &Arc<ActiveSet>, node: &Arc<Node>, backing: &Backing) -> bool {
@@ -330,7 +361,7 @@ impl Vfs {
             Upper::Directory(_) => Err(Errno::ISDIR),
             Upper::None => {
                 drop(place);
-                let (set, at) = self.lower_or_retired(active, node).ok_or(Errno::STALE)?;
+                let (set, at) = self.original(active, node).ok_or(Errno::STALE)?;
                 let top = set.union.top(at).ok_or(Errno::STALE)?;
                 let layer = set.layers[top.layer as usize].clone();
                 if self.first_open.get().is_some_and(|first| !first.passed(&layer, top.entry)) {
@@ -497,8 +528,12 @@ impl Vfs {
         let node = removed.node.clone();
         drop(removed);
         let mut files = node.files.lock().expect("no panic while held");
+        if files.is_open() {
+            return;
+        }
         // What nothing can open again is let go with the last handle.
-        if !files.is_open() && (files.successor.is_some() || node.name().is_none()) {
+        let makeshift = files.backing.as_ref().is_some_and(|backing| self.is_makeshift(backing));
+        if makeshift || files.successor.is_some() || node.name().is_none() {
             files.backing = None;
         }
     }

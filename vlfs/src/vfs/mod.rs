@@ -377,6 +377,16 @@ impl Vfs {
         Some((set.upgrade()?, *at))
     }
 
+    /// As [`Vfs::lower_or_retired`]; for a file without a name, which only descriptors lead
+    /// to, the set and node that showed it last.
+    fn original(&self, active: &Arc<ActiveSet>, node: &Node) -> Option<(Arc<ActiveSet>, u32)> {
+        self.lower_or_retired(active, node).or_else(|| {
+            let lower = node.lower.lock().expect("no panic while held");
+            let (set, at) = lower.last.as_ref()?;
+            Some((set.upgrade()?, *at))
+        })
+    }
+
     /// Finds a name in a directory: in the private layer first.
     fn find(&self, active: &Arc<ActiveSet>, parent: &Arc<Node>, name: &[u8]) -> Result<Object> {
         if name.len() > 255 {

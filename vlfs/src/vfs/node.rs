@@ -219,7 +219,7 @@ impl Table {
         removed
     }
 
-    /// Counts one reference that the kernel holds.
+    /// Counts one reference that the kernel holds, or the node's predecessor.
     pub fn reference(&self, node: &Arc<Node>) {
         let mut inner = self.inner();
         let known = inner.nodes.entry(node.id).or_insert_with(|| (node.clone(), 0));
@@ -230,27 +230,30 @@ impl Table {
         }
     }
 
-    /// Takes references back; with the last the node leaves the table.
+    /// Takes references back; with the last the node leaves the table, and its hold on
+    /// its successor goes.
     pub fn forget(&self, id: u64, count: u64) {
+        let mut next = Some((id, count));
+        while let Some((id, count)) = next {
+            next = self.forget_one(id, count).map(|successor| (successor.id, 1));
+        }
+    }
+
+    /// The successor of a node that left.
+    fn forget_one(&self, id: u64, count: u64) -> Option<Arc<Node>> {
         let mut inner = self.inner();
-        let Some((node, references)) = inner.nodes.get_mut(&id) else { return };
+        let (node, references) = inner.nodes.get_mut(&id)?;
         *references = references.saturating_sub(count);
         if *references > 0 || id == ROOT_ID {
-            return;
+            return None;
         }
         let node = node.clone();
         inner.nodes.remove(&id);
         inner.drop_names(&node);
         drop(inner);
-        // A successor that the kernel never looked up goes with its predecessor.
-        if let Some(successor) = node.successor() {
-            let mut inner = self.inner();
-            if !inner.nodes.contains_key(&successor.id) {
-                inner.drop_names(&successor);
-            }
-        }
         let mut files = node.files.lock().expect("no panic while held");
         files.backing = None;
+        files.successor.clone()
     }
 
     /// Drops the names of a node that the kernel holds no reference to.

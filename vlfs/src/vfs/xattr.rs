@@ -95,7 +95,7 @@ impl Vfs {
         if let Some(reach) = self.reach_of(&node)? {
             return reach.get(name);
         }
-        let (set, at) = self.lower_or_retired(&active, &node).ok_or(Errno::STALE)?;
+        let (set, at) = self.original(&active, &node).ok_or(Errno::STALE)?;
         let entry = set.union.entry(at).ok_or(Errno::IO)?;
         entry.attributes.xattrs.get(name).map(<[u8]>::to_vec).ok_or(Errno::NODATA)
     }
@@ -107,7 +107,7 @@ impl Vfs {
         let mut names = match self.reach_of(&node)? {
             Some(reach) => reach.list()?,
             None => {
-                let (set, at) = self.lower_or_retired(&active, &node).ok_or(Errno::STALE)?;
+                let (set, at) = self.original(&active, &node).ok_or(Errno::STALE)?;
                 let entry = set.union.entry(at).ok_or(Errno::IO)?;
                 entry.attributes.xattrs.names().map(<[u8]>::to_vec).collect()
             }
@@ -188,7 +188,7 @@ impl Vfs {
             }
             None => {}
         }
-        let (set, at) = self.lower_or_retired(&self.active(), &node).ok_or(Errno::STALE)?;
+        let (set, at) = self.original(&self.active(), &node).ok_or(Errno::STALE)?;
         match set.union.entry(at).ok_or(Errno::IO)?.kind {
             crate::tree::Kind::Symlink { target } => Ok(target.to_vec()),
             _ => Err(Errno::INVAL),

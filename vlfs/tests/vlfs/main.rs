@@ -14,6 +14,7 @@ mod fixture;
 mod forensics;
 mod full_disk;
 mod handles;
+mod held_open;
 mod hostile;
 mod index;
 mod interrupted;

@@ -73,7 +73,8 @@ fn identity_is_kept_by_copy_up_rename_and_remount() {
 #[test]
 fn copy_up_while_the_original_is_open_through_the_kernel() {
     let mount = Mount::new();
-    let layer = mount.layer("one", &[("f", "original")]);
+    let original = "original".repeat(20_000);
+    let layer = mount.layer("one", &[("f", &original)]);
     mount.mount(&[&layer]);
     let mut reader = fs::File::open(mount.path("f")).expect("opened");
     let before = ino(mount.path("f"));
@@ -82,7 +83,7 @@ fn copy_up_while_the_original_is_open_through_the_kernel() {
     assert_eq!(ino(mount.path("f")), before);
     let mut text = String::new();
     reader.read_to_string(&mut text).expect("read");
-    assert_eq!(text, "original", "a reader through the kernel keeps the old bytes");
+    assert_eq!(text, original, "a reader through the kernel keeps the old bytes");
     fs::set_permissions(mount.path("f"), fs::Permissions::from_mode(0o600)).expect("changed");
     assert_eq!(reader.metadata().expect("described").mode() & 0o777, 0o600);
 }
