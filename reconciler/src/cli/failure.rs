@@ -54,9 +54,16 @@ impl From<StoreError> for Failure {
                 "name the store with --store or STRATA_STORE, or make it: strata init {}",
                 path.display()
             )),
-            StoreError::NoRepository(name) => {
-                Some(format!("import layers into it: strata layer import --repo {name} FILE.deb …"))
+            StoreError::NoRepository(name) => Some(format!(
+                "`strata repo list` prints those that there are; to make it, import layers: strata layer import --repo {name} FILE.deb …"
+            )),
+            StoreError::Mirror(_) => {
+                Some("`strata repo sync DIR` brings what was changed there".to_owned())
             }
+            StoreError::Misplaced { .. } => Some(
+                "a unit's directory is LAYER_VERSION: rename it, or move it out of the repository"
+                    .to_owned(),
+            ),
             StoreError::Locked(_) => Some("wait for the other process, or end it".to_owned()),
             StoreError::Damaged { .. } => {
                 Some("restore the unit from its source under the same version".to_owned())

@@ -57,6 +57,14 @@ pub fn listed(known: &BTreeSet<CompositionName>) -> String {
     }
 }
 
+/// The LDFs that a directory has, for a hint.
+pub fn defined(known: &BTreeSet<CompositionName>) -> String {
+    match known.is_empty() {
+        true => "it defines none: strata template create DIR NAME --layer LAYER".to_owned(),
+        false => listed(known),
+    }
+}
+
 /// A VA by its name or its address: one of this host's machines, or one that
 /// `appliances.toml` declares.
 ///

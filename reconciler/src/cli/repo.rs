@@ -34,7 +34,7 @@ enum RepoCommand {
     ///
     /// Needed after units were copied into the repository by other means, or
     /// after an import was killed. Every unit's metadata, manifest and scripts
-    /// are read; marks of withdrawal stay.
+    /// are read; what is withdrawn stays so.
     #[command(after_help = "Example:\n  strata repo index main --store /srv/strata")]
     Index(IndexArgs),
     Verify(verify::VerifyArgs),
@@ -168,7 +168,7 @@ fn index(args: &IndexArgs) -> Result<Outcome, Failure> {
     // Refuses a repository that is not there: writing would make it.
     store.database(&repository).map_err(|error| match error {
         StoreError::Database { .. } => Failure::new(error).hint(
-            "move the damaged database away and index again; marks of withdrawal are lost with it",
+            "move the damaged database away and index again; which of the units that are here are withdrawn is lost with it",
         ),
         _ => Failure::new(error).hint("`strata repo list` prints the repositories"),
     })?;

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use clap::Args;
+use clap::{ArgGroup, Args};
 use serde::Serialize;
 use strata_core::desired::DesiredState;
 use strata_core::names::CompositionName;
@@ -15,9 +15,9 @@ use strata_core::universe::Universe;
 use strata_core::{Diagnostic, LayerName, Severity};
 use strata_store::durable::Disk;
 
-use super::output::print_bytes;
+use super::known::defined;
 use super::resolve_question as question;
-use super::{Failure, Outcome, OutputArgs, OutputFormat, StoreArgs, print_json};
+use super::{Failure, Outcome, OutputArgs, OutputFormat, StoreArgs, print_json, print_text};
 use crate::directory::read_directory;
 use crate::repositories::load_universe;
 
@@ -26,6 +26,9 @@ use crate::repositories::load_universe;
 /// What stands in an LDF is kept wherever possible; a version edited by hand is
 /// respected and the rest follows. Commit what it writes.
 #[derive(Debug, Args)]
+#[command(group(
+    ArgGroup::new("about_one").args(["add", "remove", "why", "why_not"]).multiple(true)
+))]
 #[command(
     after_help = "Examples:\n  strata resolve . --store /srv/strata\n  strata resolve . --upgrade libssl3 openssl\n  strata resolve . --add vim 'main/git 1:2.39.5-0' --ldf web-server\n  strata resolve . --remove vim --ldf web-server\n  strata resolve . --why libssl3\n  strata resolve . --why-not 'libssl3 3.0.17-1'\n  strata resolve . --check\n\nExit status: 0 done (with --check: nothing to do), 1 something could not be resolved\n(with --check: or is not up to date; with --why: no LDF has it; with --why-not: something stands\nagainst it), 2 the command could not do its work."
 )]
@@ -46,7 +49,7 @@ pub struct ResolveArgs {
     remove: Vec<LayerName>,
     /// The LDF that --add and --remove change, by name; needed where there are several.
     /// With --why and --why-not: answer for this one alone.
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", requires = "about_one")]
     ldf: Option<CompositionName>,
     /// Write nothing; show the shortest way that leads to a layer.
     #[arg(long, value_name = "LAYER", conflicts_with_all = ["upgrade", "add", "remove", "check"])]
@@ -172,9 +175,8 @@ fn known_definition(desired: &DesiredState, name: &CompositionName) -> Result<()
     if desired.definitions.contains_key(name) {
         return Ok(());
     }
-    let names: Vec<_> = desired.definitions.keys().take(10).map(ToString::to_string).collect();
-    Err(Failure::new(format!("there is no LDF {name}"))
-        .hint(format!("there is {}", names.join(", "))))
+    let known = desired.definitions.keys().cloned().collect();
+    Err(Failure::new(format!("there is no LDF {name}")).hint(defined(&known)))
 }
 
 /// A misspelt layer must not look like one that is up to date.
@@ -238,7 +240,7 @@ fn print(args: &ResolveArgs, resolution: &Resolution) -> Result<(), Failure> {
         resolution.resolved.len(),
         if args.check { "would change" } else { "changed" }
     );
-    print_bytes(text.as_bytes())
+    print_text(&text)
 }
 
 pub(super) fn show_change(change: &Change) -> String {

@@ -10,9 +10,8 @@ use strata_core::resolver::edit::Wanted;
 use strata_core::resolver::{Chain, Origin, WhyNot, why as chains, why_not as answers};
 use strata_core::universe::Universe;
 
-use super::output::print_bytes;
 use super::resolve::{edit_failure, show_change};
-use super::{Failure, Outcome, OutputFormat, print_json};
+use super::{Failure, Outcome, OutputFormat, print_json, print_text};
 
 /// # Errors
 /// The answer cannot be printed.
@@ -28,9 +27,9 @@ pub fn why(
     if format == OutputFormat::Json {
         print_json(&found)?;
     } else if found.is_empty() {
-        print_bytes(format!("no LDF has the layer {layer}\n").as_bytes())?;
+        print_text(&format!("no LDF has the layer {layer}\n"))?;
     } else {
-        print_bytes(found.iter().map(show_chain).collect::<String>().as_bytes())?;
+        print_text(&found.iter().map(show_chain).collect::<String>())?;
     }
     Ok(if found.is_empty() { Outcome::Difference } else { Outcome::Done })
 }
@@ -77,7 +76,7 @@ pub fn why_not(
         print_json(&Answer { unit: shown, compositions: found.iter().collect() })?;
     } else {
         let text: String = found.iter().map(|(name, answer)| show(name, &shown, answer)).collect();
-        print_bytes(text.as_bytes())?;
+        print_text(&text)?;
     }
     let against = found
         .values()

@@ -169,6 +169,11 @@ fn messages_say_what_failed_and_what_to_do() {
         (&["layer", "show", "elsewhere/sample"], "hint: "),
         (&["layer", "withdraw", "main/sample", "9", "--reason", "x"], "hint: "),
         (&["layer", "list", "--store", "/nowhere"], "hint: "),
+        (&["layer", "list", "--repo", "elsewhere"], "hint: `strata repo list`"),
+        (&["layer", "users", "main/sample", "9"], "hint: there are 1:1.0-1"),
+        (&["layer", "users", "main/missing", "1"], "hint: `strata layer list --repo main`"),
+        (&["layer", "infer", "main/missing"], "hint: `strata layer list --repo main`"),
+        (&["layer", "import", "openssh-server"], "hint: name .deb or .rpm files"),
         (&["repo", "index", "elsewhere"], "hint: "),
     ] {
         let message = bench.bad(arguments);
@@ -178,6 +183,15 @@ fn messages_say_what_failed_and_what_to_do() {
         );
     }
     assert!(!bench.path("store/repos/elsewhere").exists());
+    let listed = bench.command(&["layer", "list", "sample", "smaple"]).output().expect("runs");
+    assert!(listed.status.success() && !listed.stdout.is_empty(), "{listed:?}");
+    let said = String::from_utf8_lossy(&listed.stderr);
+    assert_eq!(said, "note: no repository has a layer smaple\n");
+    for option in [["--cache", "/tmp"], ["--connections", "2"], ["--timeout", "9"]] {
+        let arguments = [&["layer", "import", text(&other)][..], &option].concat();
+        let said = bench.bad(&arguments);
+        assert!(said.contains("--from"), "{option:?} means nothing without it: {said}");
+    }
 }
 
 #[test]

@@ -73,6 +73,14 @@ fn several_ldfs_need_a_name() {
     let fleet = Fleet::new(&files);
     assert_eq!(fleet.resolve(&["--add", "app"]).status.code(), Some(2));
     assert_eq!(fleet.resolve(&["--add", "app", "--ldf", "nobody"]).status.code(), Some(2));
+    // What it would not hold to a name, it refuses.
+    for ignored in
+        [&["--ldf", "web"][..], &["--upgrade", "--ldf", "web"], &["--check", "--ldf", "web"]]
+    {
+        let refused = fleet.resolve(ignored);
+        let said = String::from_utf8_lossy(&refused.stderr);
+        assert!(refused.status.code() == Some(2) && said.contains("--why-not"), "{refused:?}");
+    }
     fleet.prints(0, &["--add", "app", "--ldf", "web"]);
     assert_eq!(fleet.template(), "main/base 1\nmain/app 2\n");
 }

@@ -39,7 +39,7 @@ const OWNERS_BYTES: usize = 16 << 20;
 /// An import that was interrupted goes on where it was.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  apt-get download openssh-server libc6 &&\n  strata layer import --repo main *.deb\n  strata layer import --from apt openssh-server mariadb-server=1:10.11.6-0+deb12u1\n  strata layer import --from apt --dry-run apache2"
+    after_help = "Examples:\n  apt-get download openssh-server libc6 &&\n  strata layer import --repo main *.deb\n  strata layer import --from apt openssh-server mariadb-server=1:10.11.6-0+deb12u1\n  strata layer import --from apt --dry-run apache2\n  strata layer import --repo fedora --passwd fedora/passwd --group fedora/group ./rpms\n\nExit status: 0 all are layers now, 2 some are not; the others are."
 )]
 pub struct ImportArgs {
     /// The repository; made where it does not exist
@@ -49,7 +49,7 @@ pub struct ImportArgs {
     #[arg(long, value_name = "SOURCE", value_parser = ["apt"])]
     from: Option<String>,
     /// Packages (.deb, .rpm); a directory stands for the packages in it. With --from: names, or name=version
-    #[arg(required = true, value_name = "FILE")]
+    #[arg(required = true, value_name = "FILE|NAME")]
     packages: Vec<PathBuf>,
     /// Packages converted at once [default: one a processor]
     #[arg(long, value_name = "N")]
@@ -224,9 +224,9 @@ pub fn explain(error: ImportError) -> Failure {
     match &error {
         ImportError::Store { source: StoreError::UnitDiffers { .. }, .. } => Failure::new(error)
             .hint("a rebuilt package needs a new version; or import it into another repository"),
-        ImportError::Open { .. } => {
-            Failure::new(error).hint("name .deb or .rpm files, or a directory of them")
-        }
+        ImportError::Open { .. } => Failure::new(error).hint(
+            "name .deb or .rpm files, or a directory of them; with --from apt, packages by name",
+        ),
         ImportError::Convert { package, .. } => {
             let rpm = package.extension().is_some_and(|extension| extension == "rpm");
             let tool = if rpm { "rpm -qlvp" } else { "dpkg-deb -c" };
@@ -239,7 +239,7 @@ pub fn explain(error: ImportError) -> Failure {
     }
 }
 
-/// Names the packages: directories stand for the `.deb` files in them, sorted.
+/// Names the packages: directories stand for the `.deb` and `.rpm` files in them, sorted.
 fn packages(arguments: &[PathBuf]) -> Result<Vec<PathBuf>, Failure> {
     let mut packages = Vec::new();
     for argument in arguments {

@@ -31,13 +31,13 @@ pub struct AptArgs {
     #[arg(long, requires = "from")]
     dry_run: bool,
     /// Where indexes and packages on their way are kept; many imports may use it at once
-    #[arg(long, value_name = "DIR", default_value = "/var/cache/strata/apt")]
+    #[arg(long, value_name = "DIR", requires = "from", default_value = "/var/cache/strata/apt")]
     cache: PathBuf,
     /// Keep packages in the cache when they are imported
     #[arg(long, requires = "from")]
     keep_downloads: bool,
     /// Files fetched at once
-    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..=32))]
+    #[arg(long, value_name = "N", requires = "from", default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..=32))]
     connections: u8,
     /// Bytes fetched a second, all together
     #[arg(long, value_name = "N", requires = "from", value_parser = clap::value_parser!(u64).range(1..))]
@@ -46,7 +46,7 @@ pub struct AptArgs {
     #[arg(long, value_name = "N", requires = "from")]
     max_download: Option<u64>,
     /// Give a file up that is not there after so many seconds
-    #[arg(long, value_name = "S", default_value_t = 1_800)]
+    #[arg(long, value_name = "S", requires = "from", default_value_t = 1_800, value_parser = clap::value_parser!(u64).range(1..))]
     timeout: u64,
 }
 

@@ -12,7 +12,7 @@ use strata_import::{TreeLimits, tree};
 use strata_store::Store;
 
 use super::LayerReference;
-use super::show::find;
+use super::show::{find, manifest};
 use crate::cli::{
     Failure, Outcome, OutputArgs, OutputFormat, StoreArgs, print_json, print_text, quantity,
 };
@@ -89,7 +89,7 @@ pub fn run(args: &InferArgs) -> Result<Outcome, Failure> {
             let unit = find(&store, reference, args.version.as_ref())?;
             let LayerReference { repository, layer } = reference;
             let version = &unit.metadata.version;
-            let manifest = store.manifest(repository, layer, version)?;
+            let manifest = manifest(&store, repository, &unit)?;
             let files = store.unit_path(repository, layer, version).join("filesystem");
             findings(&store, &args.from, Some((repository, layer)), &files, &manifest)?
         }

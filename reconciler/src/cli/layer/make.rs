@@ -129,8 +129,12 @@ pub fn run(args: BuildArgs) -> Result<Outcome, Failure> {
     metadata.conflicts = args.conflicts.into_iter().flat_map(|list| list.0).collect();
     metadata.provides = args.provides.into_iter().flat_map(|list| list.0).collect();
     metadata.essential = args.essential;
-    let named = |name: String| LayerName::new(name).map(String::from);
-    metadata.architecture = args.architecture.map(named).transpose().map_err(Failure::new)?;
+    let named = |name: String| match LayerName::new(name.as_str()) {
+        Ok(name) => Ok(String::from(name)),
+        Err(_) => Err(Failure::new(format!("--architecture: {name:?} is no name of one"))
+            .hint("write amd64, arm64 or the like, or `all`")),
+    };
+    metadata.architecture = args.architecture.map(named).transpose()?;
     metadata.description =
         args.description.map(|text| one_line(text, "description")).transpose()?;
     let installed = match &args.root {

@@ -19,7 +19,9 @@ use crate::repositories::remote::units::is_there;
 
 /// List layer units
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  strata layer list --repo main openssh-server openssh-client")]
+#[command(
+    after_help = "Examples:\n  strata layer list --store /srv/strata\n  strata layer list --repo main openssh-server openssh-client --output json"
+)]
 pub struct ListArgs {
     /// Only of this repository
     #[arg(long, value_name = "REPOSITORY")]
@@ -35,7 +37,9 @@ pub struct ListArgs {
 
 /// Show what a layer unit says of itself and what it holds
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  strata layer show main/openssh-server --files")]
+#[command(
+    after_help = "Examples:\n  strata layer show main/openssh-server\n  strata layer show main/openssh-server 1:9.2p1-2 --files --output json"
+)]
 pub struct ShowArgs {
     /// The layer, as in main/openssh-server
     #[arg(value_name = "REPOSITORY/LAYER")]
@@ -92,6 +96,13 @@ pub fn list(args: &ListArgs) -> Result<Outcome, Failure> {
         let wanted =
             |unit: &&Unit| args.layers.is_empty() || args.layers.contains(&unit.metadata.layer);
         listed.extend(database.units().filter(wanted).map(|unit| Listed::of(repository, unit)));
+    }
+    for missing in args.layers.iter().filter(|name| listed.iter().all(|l| l.layer != **name)) {
+        let place = match &args.repo {
+            Some(repository) => format!("the repository {repository} has no"),
+            None => "no repository has a".to_owned(),
+        };
+        eprintln!("note: {place} layer {missing}");
     }
     if args.output.output == OutputFormat::Json {
         print_json(&listed)?;

@@ -4,6 +4,7 @@ use strata_core::collect::UnitKey;
 use strata_core::version::LayerVersion;
 
 use super::LayerReference;
+use super::show::find;
 use crate::cli::{
     Failure, Outcome, OutputArgs, OutputFormat, StoreArgs, print_json, print_text, quantity,
 };
@@ -32,6 +33,10 @@ pub fn run(args: &UsersArgs) -> Result<Outcome, Failure> {
     let LayerReference { repository, layer } = args.layer.clone();
     let key = UnitKey { repository, layer, version: args.version.clone() };
     let users = users(&store, &key)?;
+    if users.is_empty() {
+        // A misspelt unit must not look like one that can go.
+        find(&store, &args.layer, Some(&args.version))?;
+    }
     match args.output.output {
         OutputFormat::Json => print_json(&users)?,
         OutputFormat::Text => print_text(&text(&users))?,

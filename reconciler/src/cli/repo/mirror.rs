@@ -32,7 +32,9 @@ use crate::transfer::Pace;
 /// The repositories are those of strata.toml that have a `url`. Signatures are checked
 /// against its `keys` before anything is taken.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  strata repo sync /srv/fleet --store /srv/strata")]
+#[command(
+    after_help = "Examples:\n  strata repo sync /srv/fleet --store /srv/strata\n  strata repo sync /srv/fleet main --output json\n\nExit status: 0 done, 1 some repository could not be fetched or is refused, 2 an error."
+)]
 pub struct SyncArgs {
     /// The directory with strata.toml
     #[arg(value_name = "DIR")]
@@ -55,7 +57,7 @@ pub struct SyncArgs {
 /// off is taken up.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  strata repo mirror /srv/fleet --store /srv/strata\n  strata repo mirror /srv/fleet main/apache2 main/openssl\n  strata repo mirror /srv/fleet --all main --limit-rate 5000000"
+    after_help = "Examples:\n  strata repo mirror /srv/fleet --store /srv/strata\n  strata repo mirror /srv/fleet main/apache2 main/openssl\n  strata repo mirror /srv/fleet --all main --limit-rate 5000000\n\nExit status: 0 all that is wanted is here, 1 some of it is not, 2 an error."
 )]
 pub struct MirrorArgs {
     /// The directory with strata.toml and the LDFs

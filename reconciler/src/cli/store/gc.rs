@@ -8,7 +8,7 @@ use strata_core::collect::{Collection, Garbage, Policy, TakenUnit};
 use strata_store::{StoreError, Swept};
 
 use crate::cli::{
-    Failure, Outcome, OutputArgs, OutputFormat, StoreArgs, print_bytes, print_json, quantity,
+    Failure, Outcome, OutputArgs, OutputFormat, StoreArgs, print_json, print_text, quantity,
 };
 use crate::fleet::FleetError;
 use crate::repositories::collect;
@@ -77,7 +77,7 @@ pub fn run(args: &GcArgs) -> Result<Outcome, Failure> {
         print_json(&Report { applied, content_bytes, pool_objects, pool_bytes, collection })?;
         return Ok(Outcome::Done);
     }
-    print_bytes(text(args, &collection, content_bytes, pool).as_bytes())?;
+    print_text(&text(args, &collection, content_bytes, pool))?;
     Ok(Outcome::Done)
 }
 

@@ -9,6 +9,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 use strata_core::desired::Definition;
 use strata_core::ldf::LayerLine;
+use strata_core::printable::printable_lines;
 use strata_core::{CompositionName, Digest, LayerName, LayerVersion, RepositoryName};
 use strata_store::refuse_reserved;
 
@@ -224,7 +225,7 @@ fn progress() -> ProgressBar {
 
 fn print(args: &BuildArgs, report: &Report) -> Result<(), Failure> {
     for warning in &report.warnings {
-        eprintln!("warning: {warning}");
+        eprintln!("warning: {}", printable_lines(warning));
     }
     if args.output.output == OutputFormat::Json {
         return print_json(report);

@@ -10,6 +10,7 @@ use strata_core::generation::Generation;
 use strata_core::ldf::LayerLine;
 use strata_core::links::VaTarget;
 use strata_core::metadata::{LayerKind, Metadata};
+use strata_core::printable::printable;
 use strata_core::{CompositionName, LayerName, LayerVersion, RepositoryName, VaName};
 use strata_machine::Machines;
 use strata_store::{Store, refuse_reserved};
@@ -18,7 +19,7 @@ use super::composition::{composition, name_layer};
 use crate::cli::layer::from_private::{Pattern, matches, view};
 use crate::cli::va::machine_failure;
 use crate::cli::{
-    Failure, Outcome, OutputArgs, OutputFormat, StoreArgs, print_bytes, print_json, quantity,
+    Failure, Outcome, OutputArgs, OutputFormat, StoreArgs, print_json, print_text, quantity,
 };
 use crate::revision::WorkRepository;
 use crate::template::Inputs;
@@ -246,11 +247,12 @@ fn print(args: &CommitArgs, report: &Report) -> Result<(), Failure> {
         text.push_str(&format!("{unit} has {has}, hides {hides}, leaves out {leaves}; {told}\n"));
     } else {
         for (mark, paths) in [('+', paths), ('-', hidden), ('!', left_out)] {
-            text.extend(paths.iter().map(|path| format!("{mark} {path}\n")));
+            // A VA names its files as it likes.
+            text.extend(paths.iter().map(|path| format!("{mark} {}\n", printable(path))));
         }
         text.push_str(&format!(
             "{unit} would have {has} (+), hide {hides} (-), leave out {leaves} (!)\n"
         ));
     }
-    print_bytes(text.as_bytes())
+    print_text(&text)
 }

@@ -12,6 +12,7 @@ use strata_store::Store;
 use strata_store::durable::Disk;
 
 use crate::cli::Failure;
+use crate::cli::known::defined;
 use crate::directory::read_directory;
 use crate::repositories::{StoreManifests, load_universe};
 
@@ -28,9 +29,9 @@ pub fn composition(
     diagnostics.extend(unreadable);
     let mut checked = check_desired(desired, diagnostics, &universe, &StoreManifests::new(store));
     let Some(definition) = checked.desired.definitions.remove(name) else {
-        let known: Vec<_> = checked.desired.definitions.keys().map(ToString::to_string).collect();
-        return Err(Failure::new(format!("{} defines no {name}", directory.display()))
-            .hint(format!("it defines: {}", known.join(", "))));
+        let known = checked.desired.definitions.keys().cloned().collect();
+        let failure = Failure::new(format!("{} defines no {name}", directory.display()));
+        return Err(failure.hint(defined(&known)));
     };
     if let Some(generation) = checked.compositions.remove(name) {
         return Ok((definition, generation));

@@ -14,6 +14,7 @@ use strata_core::source::SourceContent;
 use strata_core::{CompositionName, Diagnostic, RepositoryName, Severity};
 use strata_store::durable::Disk;
 
+use crate::cli::known::defined;
 use crate::cli::resolve::edit_failure;
 use crate::cli::{
     Failure, Outcome, OutputArgs, OutputFormat, StoreArgs, print_bytes, print_json, quantity,
@@ -150,9 +151,8 @@ fn refuse_names(args: &CreateArgs, desired: &DesiredState) -> Result<(), Failure
     match args.from.iter().find(|name| !desired.definitions.contains_key(name)) {
         None => Ok(()),
         Some(name) => {
-            let known: Vec<_> = desired.definitions.keys().map(ToString::to_string).collect();
-            Err(Failure::new(format!("there is no template {name}"))
-                .hint(format!("there is {}", known.join(", "))))
+            let known = desired.definitions.keys().cloned().collect();
+            Err(Failure::new(format!("there is no template {name}")).hint(defined(&known)))
         }
     }
 }
