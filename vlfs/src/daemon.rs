@@ -3,6 +3,9 @@
 //! It never touches its own mount, holds everything it needs open from the
 //! start, and ends when the file system is unmounted.
 
+mod options;
+mod workers;
+
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -11,10 +14,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, anyhow};
 use rustix::process::{Resource, Rlimit};
-use serde::{Deserialize, Serialize};
 use signal_hook::consts::{SIGINT, SIGTERM};
+use strata_core::GenerationId;
 use strata_core::data_paths::DataPaths;
-use strata_core::{GenerationId, MacAddr};
 use strata_store::Store;
 
 use crate::control::{self, Server};
@@ -22,12 +24,11 @@ use crate::data::{self, binding::Binding};
 use crate::follow::{Follower, Progress};
 use crate::fuse::device::{self, Device, UnmountError};
 use crate::fuse::latency::IdleLatency;
-use crate::fuse::session::{Ready, Session, SessionError};
-use crate::index::cache::{self, Cache};
+use crate::fuse::session::{Ready, Session};
+use crate::index::cache::Cache;
 use crate::layer::{LayerSet, find_lenders};
 use crate::notify::Message;
 use crate::private::{Owner, Private};
-use crate::scripts::place::Place;
 use crate::scripts::{self, Scripts};
 use crate::status::StatusSource;
 use crate::stop::Stop;
@@ -35,76 +36,12 @@ use crate::sys::ioctl;
 use crate::takeover::{self, Predecessor};
 use crate::vfs::{Notice, SetInfo, Vfs};
 use crate::{notify, proc, set};
+pub use options::{FormerLayers, IDLE_LATENCY_US, Options, Source};
+use workers::Workers;
 
 /// Descriptors that the daemon asks for: two for each open or lately opened file, and
 /// one for each private directory that was used lately.
 const DESCRIPTORS: u64 = 1 << 17;
-
-/// Where the layers come from.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub enum Source {
-    /// Directories, topmost first.
-    Directories(Vec<PathBuf>),
-    /// The link of a VA in a store.
-    Va { store: PathBuf, mac: MacAddr, reports: Option<PathBuf> },
-    /// A private directory of the past over layers, read-only: files are salvaged
-    /// from it (§4.5). It is a layer here, and nothing in it is changed.
-    Former { former: PathBuf, layers: FormerLayers },
-}
-
-/// What lies below a former private layer.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub enum FormerLayers {
-    Directories(Vec<PathBuf>),
-    Generation { store: PathBuf, id: GenerationId },
-}
-
-/// All paths absolute.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Options {
-    pub source: Source,
-    pub private: PathBuf,
-    pub mount_point: PathBuf,
-    pub passthrough: bool,
-    pub read_only: bool,
-    /// Check each layer file's content at its first open.
-    pub verify_open: bool,
-    /// Data directories beside those that the generation declares.
-    pub data: DataPaths,
-    pub poll: Duration,
-    pub report_interval: Duration,
-    /// Where the host keeps the indexes of generations.
-    #[serde(default = "default_cache")]
-    pub index_cache: PathBuf,
-    /// The VA that runs on the mount, where scripts of the layers run.
-    #[serde(default)]
-    pub scripts: Option<Place>,
-    /// How long waking an idle processor may take while requests flow, in
-    /// microseconds; none: as long as it takes.
-    #[serde(default = "default_idle_latency", skip_serializing_if = "is_default_latency")]
-    pub idle_latency_us: Option<u32>,
-}
-
-/// Processors do not halt while requests flow.
-pub const IDLE_LATENCY_US: u32 = 0;
-
-#[expect(clippy::unnecessary_wraps, reason = "what the field holds where a state has none")]
-fn default_idle_latency() -> Option<u32> {
-    Some(IDLE_LATENCY_US)
-}
-
-/// Then it is not told, so that an earlier program can take over, too.
-#[expect(clippy::ref_option, reason = "serde asks so")]
-fn is_default_latency(latency: &Option<u32>) -> bool {
-    *latency == default_idle_latency()
-}
-
-fn default_cache() -> PathBuf {
-    cache::DEFAULT.into()
-}
 
 /// An error with its causes, each said once: many name their cause themselves.
 pub fn told(error: &anyhow::Error) -> String {
@@ -524,61 +461,6 @@ fn when_bound(
             give_up(error);
         }
     })
-}
-
-/// A thread that answers requests.
-type Worker = JoinHandle<Result<(), SessionError>>;
-
-/// The threads that answer requests, and the one that starts more of them.
-struct Workers {
-    started: Arc<Mutex<Vec<Worker>>>,
-    overseer: JoinHandle<()>,
-}
-
-impl Workers {
-    fn start(session: &Arc<Session>) -> anyhow::Result<Workers> {
-        let started = Arc::new(Mutex::new(Vec::new()));
-        for worker in 0..session.turn.workers() {
-            started.lock().expect("no panic while held").push(start_worker(session, worker)?);
-        }
-        let (session, more) = (session.clone(), started.clone());
-        // Told once: it is tried again every millisecond.
-        let mut told = false;
-        let overseer = spawn("fuse-turns", move || {
-            session.oversee(|worker| match start_worker(&session, worker) {
-                Ok(thread) => {
-                    let mut started = more.lock().expect("no panic while held");
-                    // Those that went meanwhile have nothing to say.
-                    started.retain(|thread: &Worker| !thread.is_finished());
-                    started.push(thread);
-                    true
-                }
-                Err(error) => {
-                    if !std::mem::replace(&mut told, true) {
-                        tracing::warn!(%error, worker, "no further thread to answer requests");
-                    }
-                    false
-                }
-            });
-        })?;
-        Ok(Workers { started, overseer })
-    }
-
-    fn join(self) -> anyhow::Result<()> {
-        let mut result =
-            self.overseer.join().map_err(|_| anyhow!("the thread that gives turns panicked"));
-        for worker in std::mem::take(&mut *self.started.lock().expect("no panic while held")) {
-            let served = worker.join();
-            let served = served.map_err(|_| anyhow!("a thread that answers requests panicked"));
-            result = result.and(served.and_then(|served| Ok(served?)));
-        }
-        result
-    }
-}
-
-fn start_worker(session: &Arc<Session>, worker: usize) -> anyhow::Result<Worker> {
-    let session = session.clone();
-    spawn(&format!("fuse-{worker}"), move || session.serve(worker))
 }
 
 fn spawn<T: Send + 'static>(
