@@ -26,11 +26,11 @@
 pub mod borrowed;
 pub mod copy_up;
 pub mod disk;
+mod hidden;
 pub mod journal;
 pub mod markers;
 pub mod origin;
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -38,15 +38,14 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{FlockOperation, Mode, OFlags, RenameFlags, XattrFlags};
+use rustix::fs::{FlockOperation, Mode, OFlags, XattrFlags};
 use rustix::io::Errno;
 use strata_core::MacAddr;
-use strata_core::manifest::Timestamp;
 
 use crate::backing;
 use crate::tree::{PRIVATE_TAG, ROOT_IDENTITY};
-use crate::whiteout::WhiteoutTree;
 use disk::Disk;
+use hidden::Hidden;
 
 pub const FORMAT: &str = "strata-private 1\n";
 pub const UPPER: &[u8] = b"upper";
@@ -140,13 +139,6 @@ pub enum PrivateError {
     Xattrs { path: PathBuf, errno: Errno },
     #[error("the journal entry {name} in {path} is damaged")]
     Journal { path: PathBuf, name: String },
-}
-
-/// White-outs in memory, and what was added while an index is being built aside.
-#[derive(Debug, Default)]
-struct Hidden {
-    units: BTreeMap<UnitKey, WhiteoutTree>,
-    recording: Option<Vec<(UnitKey, Vec<u8>)>>,
 }
 
 /// An opened, locked private directory.
@@ -480,102 +472,8 @@ impl Private {
         Ok(())
     }
 
-    /// Hides a path in a layer unit, on disk and in memory.
-    pub fn hide(&self, unit: &UnitKey, path: &[u8]) -> Result<(), Errno> {
-        let changed = markers::mark(self, unit, path)?;
-        let mut hidden = self.hidden.lock().expect("no panic while held");
-        let tree = hidden.units.entry(unit.clone()).or_default();
-        tree.hide(path);
-        if let (Some(changed), Some(above)) = (changed, strata_core::manifest::parent_path(path)) {
-            tree.date(above, changed);
-        }
-        if let Some(recording) = &mut hidden.recording {
-            recording.push((unit.clone(), path.to_vec()));
-        }
-        Ok(())
-    }
-
-    /// Shows a path of a layer unit again. Returns whether it was hidden.
-    pub fn show(&self, unit: &UnitKey, path: &[u8]) -> Result<bool, Errno> {
-        {
-            let hidden = self.hidden.lock().expect("no panic while held");
-            if !hidden.units.get(unit).is_some_and(|tree| tree.hides(path)) {
-                return Ok(false);
-            }
-        }
-        *self.last_marked.lock().expect("no panic while held") = None;
-        let changed = markers::unmark(self, unit, path)?;
-        let above = strata_core::manifest::parent_path(path).unwrap_or_default();
-        let mut hidden = self.hidden.lock().expect("no panic while held");
-        if let Some(tree) = hidden.units.get_mut(unit) {
-            tree.show(path);
-            tree.date(above, changed);
-        }
-        Ok(true)
-    }
-
-    /// Makes room for the white-out of a path, which [`Private::hide`] writes later.
-    pub fn prepare_to_hide(&self, unit: &UnitKey, path: &[u8]) -> Result<(), Errno> {
-        markers::prepare(self, unit, path)
-    }
-
-    /// When a name of a directory of a layer unit was hidden or shown again last, if
-    /// one is hidden there.
-    pub fn changed(&self, unit: &UnitKey, directory: &[u8]) -> Option<Timestamp> {
-        self.hidden.lock().expect("no panic while held").units.get(unit)?.changed(directory)
-    }
-
     pub(crate) fn whiteouts(&self) -> &OwnedFd {
         &self.whiteouts
-    }
-
-    /// The white-outs of all units, as they are now.
-    pub fn hidden(&self) -> BTreeMap<UnitKey, WhiteoutTree> {
-        self.hidden.lock().expect("no panic while held").units.clone()
-    }
-
-    /// Starts to note what gets hidden from now on, and gives what is hidden already.
-    pub fn start_recording(&self) -> BTreeMap<UnitKey, WhiteoutTree> {
-        let mut hidden = self.hidden.lock().expect("no panic while held");
-        hidden.recording = Some(Vec::new());
-        hidden.units.clone()
-    }
-
-    /// What got hidden since [`Private::start_recording`].
-    pub fn stop_recording(&self) -> Vec<(UnitKey, Vec<u8>)> {
-        self.hidden.lock().expect("no panic while held").recording.take().unwrap_or_default()
-    }
-
-    /// Forgets the white-outs of every unit that `keep` refuses: the unit was
-    /// replaced, and a replacement starts with an empty white-out layer (§5.5).
-    /// Returns what [`Private::drop_pairs`] should remove on disk.
-    pub fn forget_pairs(&self, keep: impl Fn(&UnitKey) -> bool) -> Vec<UnitKey> {
-        let mut hidden = self.hidden.lock().expect("no panic while held");
-        let gone: Vec<_> = hidden.units.keys().filter(|unit| !keep(unit)).cloned().collect();
-        for unit in &gone {
-            hidden.units.remove(unit);
-        }
-        gone
-    }
-
-    /// Removes white-out layers on disk, durably: first their names, then their content.
-    pub fn drop_pairs(&self, units: &[UnitKey]) -> Result<(), Errno> {
-        *self.last_marked.lock().expect("no panic while held") = None;
-        for unit in units {
-            let repository =
-                match backing::open_directory(&self.whiteouts, unit.repository.as_bytes()) {
-                    Err(Errno::NOENT) => continue,
-                    other => other?,
-                };
-            let aside = self.next_name();
-            let (from, to) = ((&repository, unit.unit.as_bytes()), (&self.work, &aside[..]));
-            match self.disk.rename(from, to, RenameFlags::empty()) {
-                Ok(()) => self.disk.remove_tree(&self.work, &aside)?,
-                Err(Errno::NOENT) => {}
-                Err(error) => return Err(error),
-            }
-        }
-        if units.is_empty() { Ok(()) } else { self.sync() }
     }
 
     /// Flushes everything of the private layer to its disk.
