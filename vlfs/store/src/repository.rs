@@ -3,15 +3,16 @@
 mod mirror;
 mod remove;
 mod signing;
+mod staging;
 mod withdrawal;
 
 pub(crate) use remove::{ASIDE, aside_of, discard};
 pub use signing::{SignedFile, signed_database_name};
+pub use staging::StagedUnit;
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::FlockOperation;
 use strata_core::database::{Database, Unit, unit_digest};
@@ -31,46 +32,6 @@ use crate::store::{Store, StoreLock, lock};
 
 /// Bytes of all scripts of one unit together.
 const SCRIPTS_BYTES: usize = 64 << 20;
-
-/// A layer unit in the making: a directory with `filesystem/` and `scripts/` to
-/// fill. Dropped without being published, it is removed.
-#[derive(Debug)]
-pub struct StagedUnit {
-    path: PathBuf,
-    /// Its files share with other units already.
-    shared: bool,
-    /// Held locked, so that a sweep can tell the living from the dead.
-    _lock: File,
-}
-
-impl StagedUnit {
-    /// The directory of the unit in the making.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// The root of its files.
-    pub fn filesystem(&self) -> PathBuf {
-        self.path.join("filesystem")
-    }
-
-    /// The directory of its scripts.
-    pub fn scripts(&self) -> PathBuf {
-        self.path.join("scripts")
-    }
-}
-
-impl Drop for StagedUnit {
-    fn drop(&mut self) {
-        match fs::remove_dir_all(&self.path) {
-            Ok(()) => {}
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-            Err(error) => {
-                tracing::warn!(path = %self.path.display(), %error, "a staged unit stays");
-            }
-        }
-    }
-}
 
 /// What publishing did.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -313,7 +274,7 @@ impl Store {
     fn open_writer(&self, repository: &RepositoryName) -> Result<RepositoryWriter<'_>, StoreError> {
         let path = self.repository_path(repository);
         let lock = lock(&path.join(".lock"), FlockOperation::LockExclusive)?;
-        sweep_staging(&path)?;
+        staging::sweep_staging(&path)?;
         crate::temporary::sweep(&path)?;
         let database = self.database(repository)?;
         remove::finish_interrupted(self, &path, &database)?;
@@ -328,57 +289,6 @@ impl Store {
             _lock: lock,
         })
     }
-
-    /// Shares the files of a unit in the making with those of other units. Publishing
-    /// does it as well; done before, it needs no lock and many can do it at once.
-    pub fn share_staged(&self, staged: &mut StagedUnit, manifest: &Manifest) {
-        if !staged.shared {
-            self.share(&staged.path, manifest);
-            staged.shared = true;
-        }
-    }
-
-    /// Starts a new unit of a repository. Several may be in the making at once.
-    ///
-    /// # Errors
-    /// The directory cannot be made.
-    pub fn stage_unit(&self, repository: &RepositoryName) -> Result<StagedUnit, StoreError> {
-        let parent = self.repository_path(repository);
-        self.disk.create_directory(&parent)?;
-        loop {
-            if let Some(staged) = try_stage(&parent)? {
-                return Ok(staged);
-            }
-        }
-    }
-}
-
-/// Makes and locks a directory for a unit; `None` where a sweep took it in the
-/// instant before it was locked.
-fn try_stage(repository: &Path) -> Result<Option<StagedUnit>, StoreError> {
-    static NEXT: AtomicU64 = AtomicU64::new(0);
-    let number = NEXT.fetch_add(1, Ordering::Relaxed);
-    let path = repository.join(format!(".staging-{}-{number}", std::process::id()));
-    match fs::create_dir(&path) {
-        Ok(()) => {}
-        // Left by a dead process of our number.
-        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => return Ok(None),
-        Err(error) => return Err(error).at("create", &path),
-    }
-    let Some(directory) = optional(File::open(&path).at("open", &path))? else { return Ok(None) };
-    match rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => {}
-        Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
-        Err(error) => return Err(error).at("lock", &path),
-    }
-    if !path.exists() {
-        return Ok(None);
-    }
-    let staged = StagedUnit { path, shared: false, _lock: directory };
-    for part in [staged.filesystem(), staged.scripts()] {
-        fs::create_dir(&part).at("create", &part)?;
-    }
-    Ok(Some(staged))
 }
 
 impl RepositoryWriter<'_> {
@@ -450,8 +360,8 @@ impl RepositoryWriter<'_> {
         // The sync of the whole directory comes with the flush.
         let disk = &self.store.disk;
         let metadata = unit.metadata.print();
-        disk.create_file(&staged.path.join("metadata"), metadata.as_bytes(), 0o444)?;
-        disk.create_file(&staged.path.join("manifest"), text.as_bytes(), 0o444)?;
+        disk.create_file(&staged.path().join("metadata"), metadata.as_bytes(), 0o444)?;
+        disk.create_file(&staged.path().join("manifest"), text.as_bytes(), 0o444)?;
         self.pending.push(Pending { staged, path: unit_path, unit });
         Ok(published)
     }
@@ -464,7 +374,7 @@ impl RepositoryWriter<'_> {
     pub fn flush(&mut self) -> Result<(), StoreError> {
         let pending = std::mem::take(&mut self.pending);
         let places: Vec<_> =
-            pending.iter().map(|unit| (unit.staged.path.as_path(), unit.path.as_path())).collect();
+            pending.iter().map(|unit| (unit.staged.path(), unit.path.as_path())).collect();
         self.store.disk.publish_directories(&places)?;
         for Pending { unit, .. } in pending {
             self.enter(unit);
@@ -576,24 +486,4 @@ fn read_scripts(directory: &Path) -> Result<BTreeMap<String, Vec<u8>>, StoreErro
         }
     }
     Ok(scripts)
-}
-
-/// Removes staged units whose makers are gone.
-fn sweep_staging(repository: &Path) -> Result<(), StoreError> {
-    for entry in fs::read_dir(repository).at("list", repository)? {
-        let path = entry.at("list", repository)?.path();
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        if name.starts_with(remove::ASIDE) {
-            remove::discard(&path)?;
-        }
-        if !name.starts_with(".staging-") {
-            continue;
-        }
-        // Its maker may be publishing or dropping it at this very moment.
-        let Some(directory) = optional(File::open(&path).at("open", &path))? else { continue };
-        if rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive).is_ok() {
-            optional(fs::remove_dir_all(&path).at("remove", &path))?;
-        }
-    }
-    Ok(())
 }
