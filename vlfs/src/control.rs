@@ -409,12 +409,10 @@ fn answer(request: Request, source: &StatusSource) -> Answer {
                     let swapped = source.vfs.swap(set, SetInfo::default());
                     swapped.map_err(|errno| errno.to_string())
                 });
+            source.note_swap(swapped.as_ref().err().cloned());
             match swapped {
                 Ok(done) => Answer::Swapped { names: done.names, directories: done.directories },
-                Err(error) => {
-                    source.note_error(&error);
-                    refused(error)
-                }
+                Err(error) => refused(error),
             }
         }
         Request::Revert { path, recursive } => {

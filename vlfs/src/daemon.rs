@@ -67,6 +67,10 @@ pub fn run(options: &Options, ready: impl FnOnce() + Send + 'static) -> anyhow::
     rustix::process::umask(rustix::fs::Mode::empty());
     let started = SystemTime::now();
     let progress = Arc::new(Mutex::new(Progress::default()));
+    let _held = match &options.source {
+        Source::Former { former, .. } => Some(crate::reset::hold(former)?),
+        Source::Va { .. } | Source::Directories(_) => None,
+    };
     let mut follower = follower(options, started, &progress)?;
     let mounted = mount(options, follower.as_ref());
     if let (Err(error), Some(follower)) = (&mounted, &follower) {

@@ -16,12 +16,12 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use rustix::fs::{FileType, Mode, OFlags, RenameFlags};
+use rustix::fs::{FileType, FlockOperation, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 
 use crate::backing;
 use crate::private::disk::Disk;
-use crate::private::{FORMAT, Private, PrivateError, os, write_small};
+use crate::private::{FORMAT, Private, PrivateError, lock_patiently, os, write_small};
 
 /// Former private layers.
 pub const FORMER: &[u8] = b"former";
@@ -42,6 +42,8 @@ pub enum ResetError {
     Io { path: PathBuf, what: &'static str, errno: Errno },
     #[error("{path} keeps no former private layer {name:?}")]
     NoFormer { path: PathBuf, name: String },
+    #[error("the former private layer {0} is mounted")]
+    Attached(PathBuf),
 }
 
 /// One former private layer.
@@ -151,16 +153,40 @@ pub fn find(private: &Path, name: Option<&str>) -> Result<Former, ResetError> {
     Ok(all.swap_remove(at.ok_or_else(none)?))
 }
 
-/// Removes a former layer for good; one that is attached stays readable to who has it open.
+/// Keeps a former layer from being removed while it is mounted: the directory's own lock,
+/// as nothing in it is changed. To be held as long as the mount is there.
 ///
 /// # Errors
-/// There is none of this name, or the disk fails: then it stays or is gone from the list.
+/// It is not there, or is being removed.
+pub fn hold(former: &Path) -> Result<OwnedFd, ResetError> {
+    let error = |errno| ResetError::Io {
+        path: former.to_owned(),
+        what: "cannot be held for a mount",
+        errno,
+    };
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let directory = rustix::fs::open(former, flags, Mode::empty()).map_err(error)?;
+    rustix::fs::flock(&directory, FlockOperation::NonBlockingLockShared).map_err(error)?;
+    Ok(directory)
+}
+
+/// Removes a former layer for good.
+///
+/// # Errors
+/// There is none of this name, it is mounted, or the disk fails: then it stays or is gone
+/// from the list.
 pub fn forget(private: &Path, name: &str) -> Result<(), ResetError> {
     let former = find(private, Some(name))?;
     let error =
         |errno| ResetError::Io { path: former.path.clone(), what: "cannot be removed", errno };
     let root = backing::open_root(private).map_err(error)?;
     let directory = backing::open_directory(&root, FORMER).map_err(error)?;
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+    let own = backing::open_beneath(&directory, name.as_bytes(), flags, Mode::empty());
+    let own = own.map_err(error)?;
+    if !lock_patiently(&own).map_err(error)? {
+        return Err(ResetError::Attached(former.path));
+    }
     // Names that start with a dot are on their way out, whatever interrupts it.
     let aside = format!(".{name}");
     let disk = Disk::default();

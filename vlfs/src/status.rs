@@ -147,8 +147,9 @@ impl StatusSource {
         self.mac.is_some()
     }
 
-    pub fn note_error(&self, error: &str) {
-        self.progress.lock().expect("no panic while held").error = Some(error.to_owned());
+    /// What the last swap of a mount of plain directories failed with, if it did.
+    pub fn note_swap(&self, error: Option<String>) {
+        self.progress.lock().expect("no panic while held").error = error;
     }
 
     fn held_layers(&self) -> Vec<HeldLayer> {

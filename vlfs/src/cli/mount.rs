@@ -19,6 +19,7 @@ use strata_store::Store;
 use strata_vlfs::daemon::{self, FormerLayers, Options, Source};
 use strata_vlfs::fuse::device;
 use strata_vlfs::index::cache;
+use strata_vlfs::private::Private;
 use strata_vlfs::scripts::place::Place;
 use strata_vlfs::{control, reset};
 
@@ -50,7 +51,7 @@ impl Layers {
                 lines.map(|line| PathBuf::from(std::ffi::OsString::from_vec(line.to_vec()))),
             );
         }
-        let directory = |path: &PathBuf| match canonical(path)? {
+        let directory = |path: &PathBuf| match speakable(canonical(path)?)? {
             path if path.is_dir() => Ok(path),
             path => {
                 let message = format!("the layer {} is not a directory", path.display());
@@ -64,7 +65,8 @@ impl Layers {
 #[derive(Debug, Args)]
 #[command(after_help = "Either --va with a store, or layers. The command returns once the file
 system answers; `umount MOUNTPOINT` ends the daemon (`umount -R` where data
-directories are mounted in it).
+directories are mounted in it), which writes for a moment longer: until then the
+private disk is busy.
 
 Examples:
   strata-vlfs mount --store /srv/strata --va 52:54:00:12:34:56 --private /var/lib/va /mnt
@@ -92,7 +94,8 @@ pub struct Mount {
     #[arg(long, value_name = "ID", requires = "former", conflicts_with = "va")]
     generation: Option<GenerationId>,
     /// Also mount what `reset` put aside, at DIR (below the mount point unless absolute; made
-    /// when absent): the latest, or the one of this NAME.
+    /// when absent): the latest, or the one of this NAME. At a DIR elsewhere it is unmounted
+    /// by itself.
     #[arg(long, value_name = "DIR[=NAME]")]
     attach: Option<String>,
     /// A directory of the mounted file system that lives on the private disk, past the
@@ -159,6 +162,17 @@ fn canonical(path: &Path) -> anyhow::Result<PathBuf> {
     std::fs::canonicalize(path).map_err(|error| {
         hinted(format!("{}: {error}", path.display()), "name a directory that is there")
     })
+}
+
+/// Status, control and upgrade carry paths as text.
+fn speakable(path: PathBuf) -> anyhow::Result<PathBuf> {
+    match path.to_str() {
+        Some(_) => Ok(path),
+        None => Err(hinted(
+            format!("{}: the path is no UTF-8", path.display()),
+            "rename the directory; below it names may have any bytes",
+        )),
+    }
 }
 
 /// What a private directory must be.
@@ -298,7 +312,7 @@ impl Mount {
         };
         let data = DataPaths::new(self.data.iter().cloned().collect())
             .map_err(|error| hinted(error.to_string(), "name the outer directory alone"))?;
-        let mount_point = canonical(&self.mount_point)?;
+        let mount_point = speakable(canonical(&self.mount_point)?)?;
         if !mount_point.is_dir() {
             let message = format!("{}: not a directory", mount_point.display());
             return Err(hinted(message, "mount on a directory"));
@@ -306,9 +320,12 @@ impl Mount {
         check_places(&source, &to_be(&private)?, &mount_point)?;
         std::fs::create_dir_all(&private)
             .map_err(|error| hinted(format!("{}: {error}", private.display()), WRITABLE))?;
+        let private = speakable(canonical(&private)?)?;
+        // Before a log is made in it.
+        Private::check_foreign(&private).map_err(|error| hinted_failure(&error.to_string()))?;
         Ok(Options {
             source,
-            private: canonical(&private)?,
+            private,
             mount_point,
             passthrough: !self.no_passthrough,
             read_only: self.read_only || self.former.is_some(),

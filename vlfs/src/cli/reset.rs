@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use strata_vlfs::private::PrivateError;
 use strata_vlfs::reset;
 
 use super::query::{print, print_json};
@@ -49,12 +50,20 @@ impl Reset {
         }
         if let Some(name) = &self.forget {
             reset::forget(&private, name).map_err(|error| {
-                hinted(error.to_string(), "`strata-vlfs reset --list PRIVATE` lists them")
+                let hint = match error {
+                    reset::ResetError::Attached(_) => "unmount it first: `findmnt -t fuse.strata`",
+                    _ => "`strata-vlfs reset --list PRIVATE` lists them",
+                };
+                hinted(error.to_string(), hint)
             })?;
             return Ok(0);
         }
         let former = reset::reset(&private).map_err(|error| {
-            hinted(error.to_string(), "unmount it first; name its private directory")
+            let hint = match error {
+                reset::ResetError::Private(PrivateError::Locked(_)) => "unmount it first",
+                _ => "name the private directory of a VA",
+            };
+            hinted(error.to_string(), hint)
         })?;
         match self.output {
             Output::Json => print_json(&former)?,

@@ -194,6 +194,20 @@ pub(crate) fn read_small(directory: &OwnedFd, name: &[u8]) -> Result<Vec<u8>, Er
     Ok(buffer[..length].to_vec())
 }
 
+/// Locks a file for this mount alone: a daemon whose mount is gone still flushes for a
+/// moment. Whether it was to be had.
+pub(crate) fn lock_patiently(file: &OwnedFd) -> Result<bool, Errno> {
+    let start = Instant::now();
+    loop {
+        match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(true),
+            Err(Errno::WOULDBLOCK) if start.elapsed() >= LOCK_PATIENCE => return Ok(false),
+            Err(Errno::WOULDBLOCK) => std::thread::sleep(LOCK_POLL),
+            Err(errno) => return Err(errno),
+        }
+    }
+}
+
 impl Private {
     /// Opens a private directory, makes it when it is absent or empty, takes
     /// its lock and finishes what a crash interrupted.
@@ -304,6 +318,28 @@ impl Private {
     fn lock(path: &Path, root: &OwnedFd) -> Result<OwnedFd, PrivateError> {
         let io =
             |errno| PrivateError::Io { path: path.to_owned(), what: "cannot be locked", errno };
+        Self::check_own(path, root)?;
+        let flags = OFlags::RDWR | OFlags::CREATE;
+        let lock =
+            backing::open_beneath(root, b"lock", flags, Mode::from_raw_mode(0o600)).map_err(io)?;
+        match lock_patiently(&lock).map_err(io)? {
+            true => Ok(lock),
+            false => Err(PrivateError::Locked(path.to_owned())),
+        }
+    }
+
+    /// Refuses a directory with files of somebody else.
+    ///
+    /// # Errors
+    /// It has such, or cannot be read.
+    pub fn check_foreign(path: &Path) -> Result<(), PrivateError> {
+        let io =
+            |errno| PrivateError::Io { path: path.to_owned(), what: "cannot be opened", errno };
+        Self::check_own(path, &backing::open_root(path).map_err(io)?)
+    }
+
+    fn check_own(path: &Path, root: &OwnedFd) -> Result<(), PrivateError> {
+        let io = |errno| PrivateError::Io { path: path.to_owned(), what: "cannot be read", errno };
         let names = backing::list(root).map_err(io)?;
         let known = |name: &[u8]| {
             matches!(name, b"format" | b"owner" | b"lock" | b"vlfs.log" | b"lost+found")
@@ -313,21 +349,7 @@ impl Private {
         if !has_format && names.iter().any(|name| !known(&name.name)) {
             return Err(PrivateError::Foreign(path.to_owned()));
         }
-        let flags = OFlags::RDWR | OFlags::CREATE;
-        let lock =
-            backing::open_beneath(root, b"lock", flags, Mode::from_raw_mode(0o600)).map_err(io)?;
-        // A daemon whose mount is gone still flushes for a moment.
-        let start = Instant::now();
-        loop {
-            match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => return Ok(lock),
-                Err(Errno::WOULDBLOCK) if start.elapsed() >= LOCK_PATIENCE => {
-                    return Err(PrivateError::Locked(path.to_owned()));
-                }
-                Err(Errno::WOULDBLOCK) => std::thread::sleep(LOCK_POLL),
-                Err(errno) => return Err(io(errno)),
-            }
-        }
+        Ok(())
     }
 
     /// Opens and locks a private directory that exists and is not mounted.

@@ -38,6 +38,44 @@ fn check_refusal(what: &str, mount: &Mount, done: &Output) {
     assert!(!table.contains(&mounted), "{what}: it is mounted");
 }
 
+/// Names inside may have any bytes; what status, swaps and upgrades speak of may not.
+#[test]
+fn places_whose_path_is_no_text_are_refused() {
+    let mount = Mount::new();
+    let layer = mount.layer("one", &[("a", "a")]);
+    let (point, private) = (mount.path(""), mount.private());
+    let odd = mount.directory.path().join(OsStr::from_bytes(b"odd\xff"));
+    fs::create_dir(&odd).expect("made");
+    for (layer, private, point) in
+        [(&odd, &private, &point), (&layer, &odd, &point), (&layer, &private, &odd)]
+    {
+        let mut command = Command::new(PROGRAM);
+        command.arg("mount").arg("--layer").arg(layer).arg("--private").arg(private).arg(point);
+        let done = command.output().expect("it runs");
+        check_refusal("a path that is no text", &mount, &done);
+        let error = String::from_utf8_lossy(&done.stderr).into_owned();
+        assert!(error.contains("is no UTF-8") && error.contains("odd"), "{error}");
+        assert_eq!(names(&odd), [""; 0]);
+    }
+    mount.mount(&[&layer]);
+    let mut swap = Command::new(PROGRAM);
+    let done = swap.arg("swap").arg(&point).arg("--layer").arg(&odd).output().expect("it runs");
+    let error = String::from_utf8_lossy(&done.stderr).into_owned();
+    assert!(done.status.code() == Some(2) && error.contains("is no UTF-8"), "{error}");
+}
+
+#[test]
+fn nothing_is_left_in_a_directory_of_somebody_else() {
+    let mount = Mount::new();
+    let layer = mount.layer("one", &[("a", "a")]);
+    let foreign = mount.layer("foreign", &[("precious", "precious")]);
+    let arguments =
+        ["--layer", &text(&layer), "--private", &text(&foreign), &text(&mount.path(""))];
+    let error = refused("a directory of somebody else", &mount, &arguments.map(str::to_owned));
+    assert!(error.contains("holds other files"), "{error}");
+    assert_eq!(names(&foreign), ["precious"]);
+}
+
 #[test]
 fn what_does_not_fit_together_is_refused() {
     let mount = Mount::new();

@@ -232,6 +232,11 @@ fn reset_gives_a_fresh_layer_and_keeps_the_old_one_to_salvage_from() {
     let found = lines(&diff(&former, &[])).join("\n");
     assert!(found.contains("A precious") && found.contains("D gone"), "{found}");
 
+    let refused = run(&["reset", "--forget", &name], &mount.private());
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert_eq!(refused.status.code(), Some(2), "it is attached");
+    assert!(said.contains("is mounted") && said.contains("hint: unmount it first"), "{said}");
+    assert_eq!(crate::fixture::read(mount.path("salvage/precious")), "work");
     let daemon = mount.daemon();
     let both = Command::new("umount").arg("-R").arg(mount.path("")).status().expect("it runs");
     assert!(both.success());

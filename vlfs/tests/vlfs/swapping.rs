@@ -144,6 +144,21 @@ fn a_refused_swap_leaves_the_old_set_and_says_why() {
 }
 
 #[test]
+fn the_reason_of_a_refused_swap_goes_with_the_next_swap() {
+    let mount = Mount::new();
+    let layer = mount.layer("one", &[("a", "a")]);
+    let other = mount.layer("two", &[("a", "b")]);
+    mount.mount(&[&layer]);
+    let one = layer.display().to_string();
+    let point = mount.path("").display().to_string();
+    let done = mount.run(&["swap", &point, "--layer", &one, "--layer", &one]);
+    assert_eq!(done.status.code(), Some(2));
+    assert!(!mount.status().contains("\"error\": null"), "{}", mount.status());
+    mount.swap(&[&other]);
+    assert!(mount.status().contains("\"error\": null"), "{}", mount.status());
+}
+
+#[test]
 fn an_unlinked_layer_is_listed_while_held_and_let_go() {
     let mount = Mount::new();
     let one = mount.layer("one", &[("a", "one")]);
