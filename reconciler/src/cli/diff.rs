@@ -179,6 +179,7 @@ type Key = (Kind, CompositionName, Option<RingName>, Option<GenerationId>, Optio
 
 fn look(args: &DiffArgs, store: &Store) -> Result<Report, Failure> {
     known::template_if_named(store, args.template.as_ref())?;
+    known::ring_if_named(store, args.ring.as_ref())?;
     let only = args.va.as_deref().map(|va| known::va(store, va)).transpose()?.map(|va| va.1);
     let wanted = |composition: &CompositionName, ring: Option<&RingName>| {
         args.template.as_ref().is_none_or(|template| template == composition)

@@ -6,6 +6,7 @@ use clap::{Args, ValueEnum};
 use serde::Serialize;
 use strata_core::{CompositionName, RingName};
 
+use super::known;
 use super::view::{FormatArgs, Table, View, WatchArgs};
 use super::{Failure, Outcome, StoreArgs};
 
@@ -134,6 +135,8 @@ fn show<I: Item>(
 ) -> Result<Outcome, Failure> {
     let store = args.store.open()?;
     let (template, ring) = (args.template.as_ref(), args.ring.as_ref());
+    known::template_if_named(&store, template)?;
+    known::ring_if_named(&store, ring)?;
     let wanted = Wanted { names: &args.names, template, ring };
     args.format.show(&args.watch, || {
         let items = list(&store, &wanted)?;

@@ -5,7 +5,8 @@
 
 use std::collections::BTreeSet;
 
-use strata_core::{CompositionName, MacAddr, VaName};
+use strata_core::rollout::policy::base_ring;
+use strata_core::{CompositionName, MacAddr, RingName, VaName};
 use strata_machine::{MachineError, Machines};
 use strata_store::Store;
 
@@ -14,6 +15,8 @@ use crate::rollout::RolloutFile;
 
 /// Names that a hint lists.
 const NAMED: usize = 20;
+/// How alike two names are, from 0 to 1, of which one may be meant for the other.
+const ALIKE: f64 = 0.8;
 
 /// Fails where neither a commit nor a link brought a template of this name.
 ///
@@ -24,7 +27,11 @@ pub fn template(store: &Store, name: &CompositionName) -> Result<(), Failure> {
     if known.contains(name) {
         return Ok(());
     }
-    Err(Failure::new(format!("no commit brought a template {name}")).hint(listed(&known)))
+    let hint = match nearest(name.as_str(), known.iter().map(CompositionName::as_str)) {
+        Some(near) => format!("{}; did you mean {near}?", listed(&known)),
+        None => listed(&known),
+    };
+    Err(Failure::new(format!("no commit brought a template {name}")).hint(hint))
 }
 
 /// As [`template`], where one is named.
@@ -33,6 +40,36 @@ pub fn template(store: &Store, name: &CompositionName) -> Result<(), Failure> {
 /// See [`template`].
 pub fn template_if_named(store: &Store, name: Option<&CompositionName>) -> Result<(), Failure> {
     name.map_or(Ok(()), |name| template(store, name))
+}
+
+/// Fails where no template has a ring of this name, where one is named.
+///
+/// # Errors
+/// None has, or the store cannot be read.
+pub fn ring_if_named(store: &Store, name: Option<&RingName>) -> Result<(), Failure> {
+    let Some(name) = name else { return Ok(()) };
+    let states = RolloutFile::read(store)?.compositions.into_values();
+    let mut known: BTreeSet<_> = states.flat_map(|state| state.rings.into_keys()).collect();
+    known.extend(store.rings()?.into_keys().map(|(_, ring)| base_ring(&ring).0));
+    if known.contains(&base_ring(name).0) {
+        return Ok(());
+    }
+    let failure = Failure::new(format!("no template has a ring {name}"));
+    let names: Vec<_> = known.iter().take(NAMED).map(RingName::as_str).collect();
+    Err(match (nearest(name.as_str(), names.iter().copied()), names.as_slice()) {
+        (_, []) => failure.hint("no commit was applied yet: see strata status"),
+        (Some(near), names) => {
+            failure.hint(format!("there are: {}; did you mean {near}?", names.join(", ")))
+        }
+        (None, names) => failure.hint(format!("there are: {}", names.join(", "))),
+    })
+}
+
+/// The name that one which is not there was meant for, as far as one can tell.
+fn nearest<'n>(wanted: &str, known: impl Iterator<Item = &'n str>) -> Option<&'n str> {
+    let likeness = |name: &&str| strsim::jaro_winkler(wanted, name);
+    let near = known.max_by(|a, b| likeness(a).total_cmp(&likeness(b)))?;
+    (likeness(&near) > ALIKE).then_some(near)
 }
 
 /// All templates and VA-specific definitions of the store.

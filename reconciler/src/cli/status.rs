@@ -116,6 +116,7 @@ pub fn run(args: &StatusArgs) -> Result<Outcome, Failure> {
 
 fn look(args: &StatusArgs, store: &Store) -> Result<(Report, Outcome), Failure> {
     known::template_if_named(store, args.template.as_ref())?;
+    known::ring_if_named(store, args.ring.as_ref())?;
     let reconciler = ReconcileState::read(store)?;
     let fleet::Fleet { mut vas, damage } = fleet::fleet(store)?;
     vas.retain(|va| {

@@ -37,13 +37,26 @@ fn a_template_that_is_not_there_is_an_error() {
         &["history"],
         &["status", "--template"],
         &["events", "--template"],
+        &["get", "templates", "--template"],
+        &["get", "vas", "--template"],
     ] {
         let unknown = strata(&world, &[command, &["wbe"]].concat());
         assert_eq!(unknown.status.code(), Some(2), "{command:?}: {unknown:?}");
         let error = said(&unknown);
         assert!(error.contains("no commit brought a template wbe"), "{error}");
-        assert!(error.contains("hint: there are: sql, web"), "{error}");
+        assert!(error.contains("hint: there are: sql, web; did you mean web?"), "{error}");
         let known = strata(&world, &[command, &["web"]].concat());
+        assert_ne!(known.status.code(), Some(2), "{command:?}: {known:?}");
+    }
+    let far = strata(&world, &["get", "templates", "--template", "mail"]);
+    assert!(said(&far).ends_with("hint: there are: sql, web\n"), "none is like it: {far:?}");
+    for command in [&["get", "rings"][..], &["get", "vas"], &["status"], &["diff"]] {
+        let unknown = strata(&world, &[command, &["--ring", "canari"]].concat());
+        assert_eq!(unknown.status.code(), Some(2), "{command:?}: {unknown:?}");
+        let error = said(&unknown);
+        assert!(error.contains("no template has a ring canari"), "{error}");
+        assert!(error.contains("there are: canary, everyone; did you mean canary?"), "{error}");
+        let known = strata(&world, &[command, &["--ring", "canary"]].concat());
         assert_ne!(known.status.code(), Some(2), "{command:?}: {known:?}");
     }
     let kind = strata(&world, &["events", "--kind", "rolledback"]);
