@@ -15,7 +15,8 @@ use strata_core::event::Event;
 use strata_core::links::VaTarget;
 use strata_core::rollout::policy::base_ring;
 use strata_core::{CompositionName, GenerationId, MacAddr, RingName};
-use strata_store::{Store, StoreError};
+use strata_machine::{MachineError, Machines};
+use strata_store::{Store, StoreError, StoreLock};
 
 use super::rollouts::RolloutError;
 
@@ -130,6 +131,34 @@ fn lost_pin(store: &Store, mac: MacAddr, ring: Option<&RingName>) -> Result<Pin,
     Ok(Pin { version, mac, composition, generation, ring, reason, by, since_ms, expires_at_ms })
 }
 
+/// The record of a VA's pin, which nobody else changes while it is held.
+#[derive(Debug)]
+pub struct Held<'s> {
+    store: &'s Store,
+    mac: MacAddr,
+    _lock: StoreLock,
+}
+
+/// Holds the record of a VA's pin, readable or not, where there is one.
+///
+/// # Errors
+/// Others hold pins for too long, or the store cannot be used.
+pub fn hold(store: &Store, mac: MacAddr) -> Result<Option<Held<'_>>, StoreError> {
+    let lock = store.lock_within(LOCK, PATIENCE)?;
+    let is_there = store.state(&file(mac)).symlink_metadata().is_ok();
+    Ok(is_there.then_some(Held { store, mac, _lock: lock }))
+}
+
+impl Held<'_> {
+    /// Removes it: its VA is gone, and whoever has its address next is not pinned.
+    ///
+    /// # Errors
+    /// It cannot be removed.
+    pub fn forget(self) -> Result<(), StoreError> {
+        self.store.disk().remove_file(&self.store.state(&file(self.mac)))
+    }
+}
+
 fn release(store: &Store, pin: &Pin) -> Result<(), StoreError> {
     let ring = VaTarget::Ring { composition: pin.composition.clone(), ring: pin.ring.clone() };
     // A VA that was destroyed or moved meanwhile is not brought back.
@@ -180,9 +209,10 @@ fn records(store: &Store) -> Result<Vec<(MacAddr, Option<Pin>)>, StoreError> {
     Ok(records)
 }
 
-/// Ends what has expired, and finishes what was cut short; `tell` hears of it before it is
-/// done. Records that cannot be read are told once and added to `unreadable`. Returns when to
-/// look again.
+/// Ends what has expired or whose VA is gone, and finishes what was cut short; `tell` hears
+/// of it before it is done. A VA is gone that has neither a link nor a machine and is not
+/// `wanted`. Records that cannot be read are told once and added to `unreadable`. Returns when
+/// to look again.
 ///
 /// # Errors
 /// The store cannot be used, or `tell` fails: then nothing is done.
@@ -190,6 +220,7 @@ pub fn look_after(
     store: &Store,
     now_ms: u64,
     unreadable: &mut BTreeSet<MacAddr>,
+    wanted: impl Fn(&MacAddr) -> bool,
     tell: impl FnOnce(Vec<Event>) -> Result<(), RolloutError>,
 ) -> Result<Option<u64>, RolloutError> {
     if store.state_names(DIRECTORY)?.is_empty() {
@@ -203,7 +234,7 @@ pub fn look_after(
         lock => lock?,
     };
     let mut next = None;
-    let (mut expired, mut cut_short) = (Vec::new(), Vec::new());
+    let (mut ended, mut cut_short) = (Vec::new(), Vec::new());
     for (mac, pin) in records(store)? {
         let Some(pin) = pin else {
             if unreadable.insert(mac) {
@@ -217,7 +248,7 @@ pub fn look_after(
         };
         match pin.expires_at_ms {
             Some(at_ms) if at_ms <= now_ms => {
-                expired.push(pin);
+                ended.push((pin, true));
                 continue;
             }
             at_ms => next = next.into_iter().chain(at_ms).min(),
@@ -226,21 +257,33 @@ pub fn look_after(
             Err(error) if error.is_foreign_link() => continue,
             target => target?,
         };
-        if matches!(target, Some(VaTarget::Ring { .. })) {
-            cut_short.push(pin);
+        match target {
+            Some(VaTarget::Ring { .. }) => cut_short.push(pin),
+            Some(VaTarget::Pinned { .. }) => {}
+            None if wanted(&pin.mac) || has_machine(store, pin.mac)? => {}
+            None => ended.push((pin, false)),
         }
     }
-    let ended = expired.iter().map(|pin| Event::VaUnpinned { mac: pin.mac, expired: true });
+    let told = ended.iter().map(|(pin, expired)| Event::VaUnpinned {
+        mac: pin.mac,
+        expired: *expired,
+    });
     let finished = cut_short.iter().map(|pin| {
         let Pin { mac, generation, ref reason, expires_at_ms, .. } = *pin;
         Event::VaPinned { mac, generation, reason: reason.clone(), expires_at_ms }
     });
-    tell(ended.chain(finished).collect())?;
-    for pin in &expired {
+    tell(told.chain(finished).collect())?;
+    for (pin, _) in &ended {
         release(store, pin)?;
     }
     for pin in &cut_short {
         store.move_va(pin.mac, &pin.target())?;
     }
     Ok(next)
+}
+
+/// Whether a VA of this address is on some host. One whose record cannot be read may be it.
+fn has_machine(store: &Store, mac: MacAddr) -> Result<bool, MachineError> {
+    let records = Machines::open(store)?.records()?;
+    Ok(records.into_iter().any(|record| record.map_or(true, |record| record.mac == mac)))
 }

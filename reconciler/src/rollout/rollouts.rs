@@ -225,7 +225,9 @@ impl Rollouts {
         }
         prune::take(&self.store, removals)?;
         let unreadable = &mut self.unreadable_pins;
-        let unpin_at_ms = pins::look_after(&self.store, now_ms, unreadable, |mut events| {
+        let (declared, adopted) = (&self.file.declared, &self.file.adopted);
+        let wanted = |mac: &MacAddr| declared.contains_key(mac) || adopted.contains_key(mac);
+        let unpin_at_ms = pins::look_after(&self.store, now_ms, unreadable, wanted, |mut events| {
             let events = records(&mut events, now_ms);
             self.audit.tell(&who, &events)?;
             stepped.events.extend(events);

@@ -119,6 +119,25 @@ fn vas_have_the_names_that_git_gives_them() {
 }
 
 #[test]
+fn a_pin_does_not_outlive_its_va() {
+    let world = World::new();
+    world.once();
+    let provision = ["va", "provision", "--template", "web", "--ring", "everyone", "w1"];
+    for command in [&provision[..], &["va", "pin", "w1", "--reason", "a look"]] {
+        let done = strata(&world, command);
+        assert_eq!(done.status.code(), Some(0), "{done:?}");
+    }
+    let pins = || std::fs::read_dir(world.store.state("pins")).expect("a directory").count();
+    assert_eq!(pins(), 1);
+    let destroyed = strata(&world, &["va", "destroy", "--yes", "w1"]);
+    assert_eq!(destroyed.status.code(), Some(0), "{destroyed:?}");
+    assert_eq!(pins(), 0);
+    assert_eq!(out(&strata(&world, &["get", "pins"])), "none\n");
+    let events = out(&strata(&world, &["events", "--kind", "va-unpinned"]));
+    assert_eq!(events.lines().count(), 1, "{events}");
+}
+
+#[test]
 fn a_short_pin_ends_in_time() {
     let world = World::new();
     world.write("appliances.toml", DECLARED);

@@ -1,18 +1,22 @@
 //! `strata va destroy`.
 
 use std::io::{IsTerminal, Write};
+use std::sync::Arc;
 
 use clap::Args;
 use strata_core::VaName;
+use strata_core::event::Event;
 
-use super::{each, provision_failure};
+use super::pin::tell;
+use super::{each, machine_failure, provision_failure};
 use crate::cli::{Failure, Outcome, StoreArgs, print_bytes};
+use crate::rollout::pins;
 
 /// Destroy stopped VAs: link, record and private layer
 #[derive(Debug, Args)]
 #[command(after_help = "Example: strata va destroy --yes web-03 web-04
 
-What a VA wrote is in its private layer and is lost with it.")]
+What a VA wrote is in its private layer and is lost with it. A pin ends with its VA.")]
 pub struct DestroyArgs {
     #[arg(required = true, value_name = "NAME")]
     names: Vec<VaName>,
@@ -27,8 +31,16 @@ pub fn run(args: &DestroyArgs) -> Result<Outcome, Failure> {
     if !args.yes && !confirmed(&args.names)? {
         return Err(Failure::new("nothing was destroyed"));
     }
+    let store = Arc::new(args.store.open()?);
     each(&args.names, &args.store, |machines, name| {
+        let mac = machines.record(name).map_err(machine_failure)?.mac;
+        // Held until the VA is gone, so that nobody finishes the pin meanwhile.
+        let pin = pins::hold(machines.store(), mac)?;
         let kept = machines.destroy(name).map_err(provision_failure)?;
+        if let Some(pin) = pin {
+            pin.forget()?;
+            tell(store.clone(), Event::VaUnpinned { mac, expired: false })?;
+        }
         print_bytes(format!("{name} destroyed\n").as_bytes())?;
         if let Some(private) = kept {
             eprintln!("note: {} was left: it is no private layer of Strata", private.display());

@@ -87,7 +87,7 @@ pub fn unpin(args: &UnpinArgs) -> Result<Outcome, Failure> {
 }
 
 /// Says in the audit log what came of the command.
-fn tell(store: Arc<Store>, event: Event) -> Result<(), Failure> {
+pub(super) fn tell(store: Arc<Store>, event: Event) -> Result<(), Failure> {
     let who = Who { operator: Some(caller()), ..Who::default() };
     Ok(AuditLog::new(store).note(&who, event)?)
 }

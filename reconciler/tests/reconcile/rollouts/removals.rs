@@ -163,7 +163,8 @@ fn pins_and_unpins_are_not_undone_by_who_looks_after_them() {
     std::thread::scope(|scope| {
         scope.spawn(|| {
             while !done.load(std::sync::atomic::Ordering::Relaxed) {
-                pins::look_after(&world.store, 1, &mut Default::default(), |_| Ok(()))
+                let unreadable = &mut Default::default();
+                pins::look_after(&world.store, 1, unreadable, |_| true, |_| Ok(()))
                     .expect("looked after");
             }
         });
@@ -236,4 +237,35 @@ fn a_pin_holds_a_va_until_it_expires() {
     assert!(matches!(events[0].event, Event::VaUnpinned { expired: true, .. }), "{events:?}");
     assert_eq!(world.store.va_target(mac(3)).expect("readable"), Some(ring));
     assert!(matches!(pins::unpin(&world.store, mac(3), None), Err(pins::PinError::NotPinned)));
+}
+
+/// A pin does not wait for whoever has the address of its VA next.
+#[test]
+fn a_pin_ends_with_its_va() {
+    use strata::rollout::pins;
+    let world = gated("");
+    let first = world.ring("web", "everyone").expect("a generation");
+    let told = || ("debugging".to_owned(), "ann".to_owned(), 0);
+    declare_sql(&world, 10..11);
+    let sql = world.ring("sql", "everyone").expect("a generation");
+    pins::pin(&world.store, mac(3), first, None, told()).expect("pinned");
+    pins::pin(&world.store, mac(10), sql, None, told()).expect("pinned");
+    let mut reconciler = world.reconciler();
+    reconciler.pass(&AtomicBool::new(false)).expect("a pass");
+    let pinned = || pins::all(&world.store).expect("listed").len();
+    assert_eq!(pinned(), 2);
+    // One is gone; of the other, which git declares, only the link is.
+    world.store.release_va(mac(3)).expect("released");
+    world.store.release_va(mac(10)).expect("released");
+    let events = step(&mut reconciler).events;
+    let [event] = &events[..] else { panic!("one pin ends: {events:?}") };
+    assert_eq!(event.event, Event::VaUnpinned { mac: mac(3), expired: false });
+    assert_eq!(pinned(), 1);
+    world.claim("web", "everyone", 3..4);
+    reconciler.pass(&AtomicBool::new(false)).expect("a pass");
+    step(&mut reconciler);
+    let ring = VaTarget::Ring { composition: name("web"), ring: name("everyone") };
+    assert_eq!(world.store.va_target(mac(3)).expect("readable"), Some(ring));
+    let link = world.store.va_target(mac(10)).expect("readable");
+    assert!(matches!(link, Some(VaTarget::Pinned { .. })), "it is pinned as before: {link:?}");
 }
