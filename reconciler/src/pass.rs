@@ -503,7 +503,7 @@ impl Keeper {
     fn note(
         &mut self,
         who: &Who,
-        passed: Result<PassReport, PassError>,
+        mut passed: Result<PassReport, PassError>,
     ) -> Result<PassReport, PassError> {
         let found = match &passed {
             Ok(report) => report.found(),
@@ -518,12 +518,18 @@ impl Keeper {
         }
         let news = next != self.state || self.rebuilt.is_some();
         if news {
+            let ended = next.ended_failure(&self.state);
+            let recovered = ended.map(|failure| passes::recovered(failure, now_ms()));
             let written = spans::step(&span!("tell"), || {
                 let ended =
                     next.is_news(&self.state, &found).then(|| passes::ended(&passed, now_ms()));
-                self.audit.tell(who, ended.as_slice())?;
+                let told: Vec<_> = recovered.iter().cloned().chain(ended).collect();
+                self.audit.tell(who, &told)?;
                 next.write(&self.store).map_err(PassError::from)
             });
+            if let Ok(report) = &mut passed {
+                report.events.extend(recovered);
+            }
             match (&passed, written) {
                 (_, Ok(())) => (self.state, self.rebuilt) = (next, None),
                 (Ok(_), Err(error)) => return Err(error),

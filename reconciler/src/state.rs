@@ -346,6 +346,11 @@ impl ReconcileState {
         }
     }
 
+    /// The failure of `before` that this state, which followed it, has no more.
+    pub fn ended_failure<'b>(&self, before: &'b Self) -> Option<&'b Failure> {
+        before.failing.as_ref().filter(|_| self.failing.is_none())
+    }
+
     /// The commit that the branch was last seen on.
     pub fn observed_commit(&self) -> Option<&str> {
         let refused = self.refused.as_ref().map(|refusal| refusal.commit.as_str());
@@ -447,6 +452,20 @@ mod tests {
         assert_eq!(moved.admit("b", 4), moved);
         let of_before = ReconcileState { admitted: None, ..a.clone() };
         assert_eq!(of_before.mark(), a.applied.as_ref());
+    }
+
+    #[test]
+    fn a_failure_ends_with_the_pass_that_works() {
+        let new = ReconcileState::new(String::new());
+        let failing = new.after(&failed(), 1);
+        let again = failing.after(&failed(), 2);
+        assert_eq!((failing.ended_failure(&new), again.ended_failure(&failing)), (None, None));
+        for found in [applied("a"), refused("a", 2)] {
+            let works = again.after(&found, 3);
+            let ended = works.ended_failure(&again).expect("it ended");
+            assert_eq!((ended.message.as_str(), ended.at_ms), ("no route", 1));
+            assert_eq!(works.after(&found, 4).ended_failure(&works), None);
+        }
     }
 
     #[test]

@@ -5,6 +5,7 @@ use strata_core::links::VaTarget;
 use strata_core::plan::Action;
 
 use crate::pass::{PassError, PassReport};
+use crate::state::Failure;
 
 /// Problems of a refused commit that are kept.
 const PROBLEMS: usize = 20;
@@ -33,6 +34,12 @@ pub fn ended(passed: &Result<PassReport, PassError>, at_ms: u64) -> EventRecord 
         }
     };
     EventRecord::new(at_ms, event)
+}
+
+/// That passes work again.
+pub fn recovered(failure: &Failure, at_ms: u64) -> EventRecord {
+    let (message, failing_ms) = (failure.message.clone(), at_ms.saturating_sub(failure.at_ms));
+    EventRecord::new(at_ms, Event::PassRecovered { message, failing_ms })
 }
 
 /// The links of VAs that are about to be made or moved.

@@ -3,7 +3,7 @@
 use minijinja::{Environment, UndefinedBehavior, Value, context};
 use strata_core::Digest;
 use strata_core::audit::Record;
-use strata_core::event::Importance;
+use strata_core::event::{Event, Importance};
 use strata_core::printable::{is_unprintable, printable, printable_lines};
 
 use crate::settings::Notify;
@@ -124,8 +124,14 @@ fn cut(text: &str, bytes: usize) -> String {
 /// What makes two records the same to a reader: all that they say but when, from where
 /// and with which numbers.
 pub fn key(record: &Record) -> Digest {
-    const PASSING: [&str; 7] = ["took_ms", "waiting", "idle", "of", "first", "unhealthy", "more"];
-    let mut event = serde_json::to_value(&record.event).unwrap_or_default();
+    key_of(&record.event)
+}
+
+/// The same of an event.
+pub fn key_of(event: &Event) -> Digest {
+    const PASSING: [&str; 8] =
+        ["took_ms", "waiting", "idle", "of", "first", "unhealthy", "more", "failing_ms"];
+    let mut event = serde_json::to_value(event).unwrap_or_default();
     if let Some(members) = event.as_object_mut() {
         PASSING.iter().for_each(|member| {
             members.remove(*member);

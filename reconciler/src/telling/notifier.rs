@@ -38,10 +38,15 @@ pub async fn run(store: Arc<Store>, notify: Notify) {
 
 /// Whether the receiver wants to be told of a record.
 pub fn wants(notify: &Notify, record: &Record) -> bool {
-    let kind = record.event.kind();
+    // Whoever is told of a beginning is told of its end.
+    let begins = record.event.begins();
+    let judged = begins.as_ref().unwrap_or(&record.event);
     let chosen = match notify.events.is_empty() {
-        true => record.event.importance() >= notify.importance,
-        false => notify.events.iter().any(|event| event == kind),
+        true => judged.importance() >= notify.importance,
+        false => {
+            let named = |kind| notify.events.iter().any(|event| event == kind);
+            named(judged.kind()) || named(record.event.kind())
+        }
     };
     let template = record.event.composition();
     chosen
@@ -84,7 +89,13 @@ async fn follow(store: &Arc<Store>, notify: &Notify, client: &Client) -> Result<
         next_place.position = reader.position();
         let (key, now_ms) = (message::key(&record), milliseconds(SystemTime::now()));
         let quiet_ms = u64::try_from(notify.quiet.as_millis()).unwrap_or(u64::MAX);
-        if place.told_since(&key, now_ms.saturating_sub(quiet_ms).max(1)) {
+        let begins = record.event.begins().map(|event| message::key_of(&event));
+        if let Some(begins) = &begins {
+            // It would be told again, as what is told now would be wrong then.
+            next_place.forget(begins);
+        }
+        let since_ms = now_ms.saturating_sub(quiet_ms).max(1);
+        if begins.is_none() && place.told_since(&key, since_ms) {
             next_place.repeated += 1;
         } else {
             let message = message::render(notify, &record, more);

@@ -82,6 +82,11 @@ impl Place {
         self.recent.iter().any(|recent| recent.key == *key && recent.at_ms >= since_ms)
     }
 
+    /// Lets what was told be told again.
+    pub fn forget(&mut self, key: &Digest) {
+        self.recent.retain(|recent| recent.key != *key);
+    }
+
     pub fn delivered(&mut self, key: Option<Digest>, at_ms: u64) {
         self.delivered += 1;
         self.delivered_at_ms = Some(at_ms);

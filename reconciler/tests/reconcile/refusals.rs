@@ -4,9 +4,11 @@ use std::net::TcpListener;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
+use strata::audit::{Position, Reader};
 use strata::pass::{Options, PassError, PassReport, PassResult, Reconciler};
 use strata::source::Source;
 use strata::state::{ReconcileState, RefusalReason};
+use strata_core::event::Event;
 
 use crate::support::{World, name};
 
@@ -237,6 +239,41 @@ fn a_missing_branch_is_told() {
         Reconciler::open(world.store.clone(), source, Options::default()).expect("a reconciler");
     let error = reconciler.pass(&AtomicBool::new(false)).expect_err("no branch");
     assert!(error.to_string().contains("production"), "{error}");
+}
+
+/// Also over a restart, and where the commit is the one of before.
+#[test]
+fn that_passes_work_again_is_told_once() {
+    let (world, _) = applied();
+    let (here, away) = (world.path("fleet.git"), world.path("away.git"));
+    let never = AtomicBool::new(false);
+    let fails = || {
+        let mut reconciler = world.reconciler();
+        for _ in 0..2 {
+            reconciler.pass(&never).expect_err("nothing is there");
+        }
+    };
+    let kinds = || {
+        let mut reader = Reader::new(world.store.clone(), Position::default());
+        let mut kinds = Vec::new();
+        while let Some(record) = reader.next().expect("readable") {
+            kinds.push(record.event.kind());
+        }
+        kinds.into_iter().filter(|kind| kind.starts_with("pass-")).collect::<Vec<_>>()
+    };
+    for round in 1..=2 {
+        std::fs::rename(&here, &away).expect("moved away");
+        fails();
+        fails();
+        std::fs::rename(&away, &here).expect("moved back");
+        let report = world.once();
+        assert!(report.news, "{report:?}");
+        let [event] = &report.events[..] else { panic!("it is told: {report:?}") };
+        let Event::PassRecovered { message, .. } = &event.event else { panic!("{event:?}") };
+        assert!(message.contains("fleet.git"), "{message}");
+        assert_eq!(world.once().events, []);
+        assert_eq!(kinds(), ["pass-failed", "pass-recovered"].repeat(round));
+    }
 }
 
 #[test]

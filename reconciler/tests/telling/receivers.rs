@@ -132,6 +132,51 @@ fn a_webhook_is_signed_told_once_and_also_what_happened_while_nobody_ran() {
 }
 
 /// As the documentation says how to check it, with other code.
+/// Who is told of a failure is told of its end, once, and of the failure after it.
+#[test]
+fn the_end_of_a_failure_is_told_to_whom_its_beginning_was() {
+    let server = Http::new();
+    let receiver = |name: &str, more: &str| {
+        let url = server.url(&format!("/{name}"));
+        format!("[[notify]]\nname = \"{name}\"\nkind = \"webhook\"\nurl = \"{url}\"\n{more}")
+    };
+    let configuration = [
+        receiver("warnings", ""),
+        receiver("named", "events = [\"pass-failed\"]\n"),
+        receiver("errors", "importance = \"error\"\n"),
+        receiver("other", "events = [\"va-silent\", \"rolled-back\"]\n"),
+    ];
+    let mut host = Host::new(&configuration.concat(), &[]);
+    host.start_at_the_end();
+    let works = |failing_ms| Event::PassRecovered { message: "no route".to_owned(), failing_ms };
+    host.happens(failed("no route"));
+    host.happens(works(180_000));
+    host.happens(failed("no route"));
+    host.happens(works(7));
+    host.happens(Event::RemovalsWait { count: 2, limit: 1, token: "last".to_owned() });
+    let told = |name: &str| {
+        let path = format!("/{name}");
+        let seen = server.seen();
+        let mine = seen.iter().filter(|request| request.path == path);
+        mine.map(|request| request.header("x-strata-event").unwrap_or_default().to_owned())
+            .collect::<Vec<_>>()
+    };
+    let flaps = ["pass-failed", "pass-recovered", "pass-failed", "pass-recovered"];
+    let last = ["removals-wait"];
+    wait_until("all are told", SOON, || {
+        told("warnings").len() > 4 && told("named").len() > 3 && !told("errors").is_empty()
+    });
+    assert_eq!(told("warnings"), [&flaps[..], &last].concat());
+    assert_eq!(told("named"), flaps);
+    assert_eq!(told("errors"), last);
+    assert_eq!(told("other"), [""; 0]);
+    let seen = server.seen();
+    let texts: Vec<_> = seen.iter().map(|request| request.json()["subject"].clone()).collect();
+    let works = "[strata] info: passes work again, after 3 min of: no route";
+    assert!(texts.iter().any(|text| *text == works), "{texts:?}");
+    host.stop();
+}
+
 fn signature(secret: &[u8], body: &[u8]) -> String {
     use sha2::{Digest, Sha256};
     let mut key = [0u8; 64];

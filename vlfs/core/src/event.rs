@@ -12,7 +12,7 @@ use crate::digest::GenerationId;
 use crate::names::{CompositionName, MacAddr, RingName, VaName};
 use crate::printable::OneLine;
 use crate::rollout::health::UnhealthyVa;
-use crate::status::SyncState;
+use crate::status::{Age, SyncState};
 
 /// The version of the JSON form.
 pub const VERSION: u32 = 1;
@@ -189,6 +189,13 @@ pub enum Event {
     PassFailed {
         message: String,
     },
+    /// The source and the store can be used again.
+    PassRecovered {
+        /// Why the last pass had failed.
+        message: String,
+        /// Since the first one that failed so.
+        failing_ms: u64,
+    },
     /// All VAs of a ring that was moved say that they serve its generation.
     RingVerified {
         composition: CompositionName,
@@ -294,7 +301,7 @@ pub enum ReconcilerChange {
 
 impl Event {
     /// The names of all kinds.
-    pub const KINDS: [&'static str; 33] = [
+    pub const KINDS: [&'static str; 34] = [
         "rollout-started",
         "ring-moved",
         "batch-moved",
@@ -317,6 +324,7 @@ impl Event {
         "commit-applied",
         "commit-refused",
         "pass-failed",
+        "pass-recovered",
         "ring-verified",
         "ring-unverified",
         "va-troubled",
@@ -329,6 +337,17 @@ impl Event {
         "revert-pushed",
         "revert-failed",
     ];
+
+    /// Of one that puts an end to something, how that was told when it began: whoever was
+    /// told of it then is told of its end.
+    pub fn begins(&self) -> Option<Event> {
+        match self {
+            Event::PassRecovered { message, .. } => {
+                Some(Event::PassFailed { message: message.clone() })
+            }
+            _ => None,
+        }
+    }
 
     /// The name of its kind, as in the JSON form.
     pub fn kind(&self) -> &'static str {
@@ -355,6 +374,7 @@ impl Event {
             Event::CommitApplied { .. } => "commit-applied",
             Event::CommitRefused { .. } => "commit-refused",
             Event::PassFailed { .. } => "pass-failed",
+            Event::PassRecovered { .. } => "pass-recovered",
             Event::RingVerified { .. } => "ring-verified",
             Event::RingUnverified { .. } => "ring-unverified",
             Event::VaTroubled { .. } => "va-troubled",
@@ -403,6 +423,7 @@ impl Event {
             | Event::RingRemoved { .. }
             | Event::VaLinked { .. }
             | Event::CommitApplied { .. }
+            | Event::PassRecovered { .. }
             | Event::RingVerified { .. }
             | Event::VaRecovered { .. }
             | Event::CommandBegun { .. }
@@ -443,6 +464,7 @@ impl Event {
             | Event::CommitApplied { .. }
             | Event::CommitRefused { .. }
             | Event::PassFailed { .. }
+            | Event::PassRecovered { .. }
             | Event::VaSilent { .. }
             | Event::CommandBegun { .. }
             | Event::CommandEnded { .. }
@@ -569,6 +591,9 @@ impl Event {
                 write!(f, "{} refused: {message}", short(commit))
             }
             Event::PassFailed { message } => write!(f, "a pass failed: {message}"),
+            Event::PassRecovered { message, failing_ms } => {
+                write!(f, "passes work again, after {} of: {message}", Age(*failing_ms))
+            }
             Event::RingVerified { composition, ring, generation, vas, took_ms } => write!(
                 f,
                 "{composition}: all {vas} VAs of {ring} serve {} after {took_ms} ms",
@@ -635,23 +660,4 @@ pub fn short(commit: &str) -> &str {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_kind_is_listed() {
-        let source = include_str!("event.rs");
-        let from = source.find("pub fn kind(&self)").expect("the function");
-        let body = &source[from..source[from..].find("\n    }\n").expect("its end") + from];
-        let named: Vec<_> =
-            body.split("=> \"").skip(1).filter_map(|rest| rest.split('"').next()).collect();
-        assert_eq!(named, Event::KINDS);
-    }
-
-    #[test]
-    fn an_event_is_one_printable_line() {
-        let reason = "x\u{1b}[31m\nforged line\u{202e}".to_owned();
-        let event = Event::Paused { composition: "web".parse().expect("valid"), reason };
-        assert_eq!(event.to_string(), "web: paused: x\\u{1b}[31m\\nforged line\\u{202e}");
-    }
-}
+mod tests;
