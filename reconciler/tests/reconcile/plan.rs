@@ -3,7 +3,10 @@
 
 use std::process::{Command, Output};
 
+use serde_json::Value;
+
 use crate::support::{World, mac, name};
+use crate::views::{faults, schema};
 use strata_store::VaTarget;
 
 fn strata(world: &World, arguments: &[&str]) -> Output {
@@ -192,4 +195,107 @@ fn a_change_that_moves_no_layer_is_shown_all_the_same() {
     let plan = json(&strata(&world, &["plan", ".", "--store", &store, "--output", "json"]));
     assert_eq!(plan["health"][0]["command"][2], "x | sh");
     assert!(plan["settings"].as_array().is_some_and(|all| !all.is_empty()), "{plan}");
+}
+
+/// A base and a head between which everything changes that a plan tells of.
+fn everything() -> World {
+    let world = fleet();
+    world.git(&["checkout", "-q", "main"]);
+    world.write(
+        "appliances.toml",
+        &format!(
+            "[[appliance]]\nname = \"stays\"\nmac = \"{}\"\nldf = \"web\"\nlabels = {{ site = \"a\" }}\n\n[[appliance]]\nname = \"goes\"\nmac = \"{}\"\nldf = \"web\"\n",
+            mac(20),
+            mac(21)
+        ),
+    );
+    world.write("templates/gone.ldf", "main/app 1\n");
+    world.write("templates/web.data", "/var/lib/old\n");
+    world.write("templates/web.health", "[[check]]\nhttp = \"http://127.0.0.1/\"\n");
+    world.push("the base");
+    world.git(&["tag", "base"]);
+    world.write(
+        "appliances.toml",
+        &format!(
+            "[[appliance]]\nname = \"stays\"\nmac = \"{}\"\nldf = \"sql\"\n\n[[appliance]]\nname = \"comes\"\nmac = \"{}\"\nldf = \"web\"\n",
+            mac(20),
+            mac(22)
+        ),
+    );
+    world.remove("templates/gone.ldf");
+    world.write("templates/new.ldf", "= main/app 1\n");
+    world.write("templates/web.ldf", "main/app 2\nmain/base 1\n");
+    world.write("templates/web/app", "it lies over the file of the layer\n");
+    world.write("templates/web.data", "/var/lib/new\n");
+    let checks = "[[check]]\ncommand = [\"true\"]\n\n[[check]]\ntcp = \"127.0.0.1:5432\"\n";
+    world.write("templates/web.health", checks);
+    world.write("templates/faulty.ldf", "main/nothing 1\n");
+    let limits = "[limits]\ntouched-vas = 100\ntouched-percent = 90\n";
+    world.write("strata.toml", &format!("[[repository]]\nname = \"main\"\n{limits}"));
+    world.push("the head");
+    world
+}
+
+#[test]
+fn what_a_plan_prints_is_what_the_schema_says() {
+    let world = everything();
+    let schema = schema("plan-1");
+    let store = store(&world);
+    let plan = |more: &[&str]| {
+        let arguments = [&["plan", ".", "--store", &store, "--output", "json"], more].concat();
+        let output = strata(&world, &arguments);
+        assert!(matches!(output.status.code(), Some(0 | 1)), "{output:?}");
+        json(&output)
+    };
+    let full = plan(&["--base", "base", "--head", "HEAD"]);
+    // Nothing of what the schema describes goes unseen.
+    for (pointer, least) in [
+        ("/diagnostics", 1),
+        ("/compositions", 3),
+        ("/unknown", 1),
+        ("/appliances", 3),
+        ("/settings", 1),
+        ("/health", 3),
+    ] {
+        let found = full.pointer(pointer).and_then(Value::as_array).map_or(0, Vec::len);
+        assert!(found >= least, "{pointer}: {full:#}");
+    }
+    let all = full["compositions"].as_array().expect("compositions");
+    for member in ["layers", "held", "data", "vas"] {
+        let is_there = |one: &Value| one[member].as_array().is_some_and(|all| !all.is_empty());
+        assert!(all.iter().any(is_there), "{member}: {full:#}");
+    }
+    for member in ["appear", "vanish", "configuration", "shadowed"] {
+        let is_there =
+            |one: &Value| one["paths"][member].as_array().is_some_and(|all| !all.is_empty());
+        assert!(all.iter().any(is_there), "{member}: {full:#}");
+    }
+    let unchanged = plan(&["--base", "HEAD", "--head", "HEAD"]);
+    let as_it_stands = plan(&[]);
+    for value in [&full, &unchanged, &as_it_stands] {
+        assert_eq!(faults(&schema, value), Vec::<String>::new(), "{value:#}");
+    }
+    // A schema that takes anything proves nothing.
+    let refused = |pointer: &str, value: Value| {
+        let mut other = full.clone();
+        let place = other.pointer_mut(pointer).and_then(Value::as_object_mut);
+        place.unwrap_or_else(|| panic!("{pointer}")).insert("surprise".to_owned(), value);
+        assert_ne!(faults(&schema, &other), Vec::<String>::new(), "{pointer}");
+    };
+    for pointer in [
+        "",
+        "/base",
+        "/diagnostics/0",
+        "/compositions/0",
+        "/compositions/0/paths",
+        "/appliances/0",
+        "/settings/0",
+        "/health/0",
+        "/blast_radius",
+    ] {
+        refused(pointer, 1.into());
+    }
+    let mut other = full.clone();
+    other["version"] = 2.into();
+    assert_ne!(faults(&schema, &other), Vec::<String>::new());
 }

@@ -1,5 +1,5 @@
 //! What `get`, `diff`, `history`, `events`, `status` and `audit` print, held against
-//! `docs/schemas/`.
+//! `docs/schemas/`. What `plan` prints is in [`crate::plan`].
 
 use std::path::Path;
 use std::process::Command;
@@ -41,13 +41,14 @@ fn json(world: &World, arguments: &[&str]) -> Value {
     serde_json::from_str(&text).expect("JSON")
 }
 
-fn schema(name: &str) -> Value {
+pub fn schema(name: &str) -> Value {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/schemas");
     let text = std::fs::read(directory.join(format!("{name}.json"))).expect("a schema");
     serde_json::from_slice(&text).expect("JSON")
 }
 
-fn faults(schema: &Value, value: &Value) -> Vec<String> {
+/// Where a value is not as its schema says.
+pub fn faults(schema: &Value, value: &Value) -> Vec<String> {
     let validator = jsonschema::validator_for(schema).expect("a schema");
     validator
         .iter_errors(value)
