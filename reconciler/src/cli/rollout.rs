@@ -15,12 +15,13 @@ use strata_core::{CompositionName, GenerationId, RingName};
 use strata_store::{Store, StoreError};
 
 use super::known;
-use super::status::ago;
+use super::status::{ago, waiting_text};
 use super::{Failure, Outcome, OutputArgs, OutputFormat, StoreArgs, print_json, print_text};
 use crate::fleet;
 use crate::pass::LOCK;
+use crate::repositories::mirrors::progress::{self, Mirroring};
 use crate::rollout::request::{self, Ask, Request};
-use crate::rollout::{RolloutFile, RolloutFileError, WaitingRemovals};
+use crate::rollout::{RolloutFile, RolloutFileError, WaitingMoves, WaitingRemovals};
 
 /// The version of the JSON form.
 const VERSION: u32 = 1;
@@ -60,7 +61,9 @@ struct ConfirmArgs {
 #[derive(Debug, Args)]
 #[command(after_help = "Example: strata rollout status web-server --output json
 
-Exit status: 0 all targets are everywhere, 1 some are not, 2 an error.")]
+It also shows VAs that wait to follow another template or ring, and repositories that layers are waited for from.
+
+Exit status: 0 all targets are everywhere and no VA waits to be moved, 1 otherwise, 2 an error.")]
 struct StatusArgs {
     /// Only this template.
     template: Option<CompositionName>,
@@ -297,6 +300,10 @@ pub(super) fn caller() -> String {
 struct Report {
     version: u32,
     rollouts: Vec<Rollout>,
+    /// Links of VAs that a commit gives to another template or ring, and that wait.
+    moves_waiting: Vec<WaitingMoves>,
+    /// Repositories that layers of a commit are waited for from.
+    mirrors: Vec<Mirroring>,
     removals_waiting: Option<WaitingRemovals>,
 }
 
@@ -318,8 +325,13 @@ fn status(args: &StatusArgs) -> Result<Outcome, Failure> {
     wanted.retain(|name, _| args.template.as_ref().is_none_or(|only| only == name));
     let rollouts = rollouts(&store, wanted)?;
     let removals_waiting = file.removals_waiting;
-    let done = rollouts.iter().all(|rollout| rollout.phase == "done") && removals_waiting.is_none();
-    let report = Report { version: VERSION, rollouts, removals_waiting };
+    let mut moves_waiting = file.moves_waiting;
+    moves_waiting.retain(|moves| args.template.as_ref().is_none_or(|t| *t == moves.composition));
+    let done = rollouts.iter().all(|rollout| rollout.phase == "done")
+        && moves_waiting.is_empty()
+        && removals_waiting.is_none();
+    let mirrors = progress::read(&store)?;
+    let report = Report { version: VERSION, rollouts, moves_waiting, mirrors, removals_waiting };
     match args.output.output {
         OutputFormat::Json => print_json(&report)?,
         OutputFormat::Text => print_text(&text(&report))?,
@@ -363,6 +375,7 @@ fn text(report: &Report) -> String {
             let _infallible = writeln!(text, "  {}", printable(removal));
         }
     }
+    text.push_str(&waiting_text(&report.moves_waiting, &report.mirrors));
     for Rollout { composition, phase, state, vas } in &report.rollouts {
         let commit = strata_core::event::short(&state.commit);
         let begun = ago(state.begun_at_ms);

@@ -15,9 +15,10 @@ use super::known;
 use super::view::{FormatArgs, Table, View, WatchArgs};
 use super::{Failure, Outcome, StoreArgs};
 use crate::fleet::{self, FleetError};
-use crate::rollout::RolloutFile;
+use crate::repositories::mirrors::progress::{self, Mirroring};
 use crate::rollout::conditions::{self, Unfinished};
-use crate::state::{Condition, ReconcileState, StateError};
+use crate::rollout::{RolloutFile, WaitingMoves};
+use crate::state::{Condition, ReconcileState, StateError, milliseconds};
 use crate::telling::place::{self, Failing, Place};
 
 /// The version of the JSON form.
@@ -65,6 +66,10 @@ struct Report {
     /// VAs that were not seen for longer than the policy's `silent-days`.
     silent: Vec<SilentVa>,
     rollouts: Vec<Unfinished>,
+    /// Links of VAs that a commit gives to another template or ring, and that wait.
+    moves_waiting: Vec<WaitingMoves>,
+    /// Repositories that layers are waited for from.
+    mirrors: Vec<Mirroring>,
     /// Whom the reconciler tells, and whether it can.
     telling: Vec<Receiver>,
     vas: Vec<VaStatus>,
@@ -150,6 +155,8 @@ fn look(args: &StatusArgs, store: &Store) -> Result<(Report, Outcome), Failure> 
         damage,
         silent,
         rollouts,
+        moves_waiting: file.moves_waiting,
+        mirrors: progress::read(store)?,
         telling: receivers(store)?,
         vas,
         omitted,
@@ -177,6 +184,7 @@ fn text(report: &Report, wide: bool) -> String {
     for Unfinished { composition, phase, message } in &report.rollouts {
         let _infallible = writeln!(text, "rollout  {composition} {phase}: {}", printable(message));
     }
+    text.push_str(&waiting_text(&report.moves_waiting, &report.mirrors));
     for Receiver { receiver, dropped, dropped_why, failing, .. } in &report.telling {
         if let Some(Failing { message, since_ms, .. }) = failing {
             let since = ago(*since_ms);
@@ -250,6 +258,20 @@ pub(super) fn reconciler_text(state: Option<&ReconcileState>) -> String {
         for fault in refused.message.lines() {
             let _infallible = writeln!(text, "         {}", printable(fault));
         }
+    }
+    text
+}
+
+/// What VAs and commits wait for that no rollout shows.
+pub(super) fn waiting_text(moves: &[WaitingMoves], mirrors: &[Mirroring]) -> String {
+    let mut text = String::new();
+    for moves in moves {
+        let note = moves.note().to_string();
+        let _infallible = writeln!(text, "moves    {}", printable(&note));
+    }
+    for mirror in mirrors {
+        let line = mirror.text(milliseconds(SystemTime::now()));
+        let _infallible = writeln!(text, "mirror   {}", printable(&line));
     }
     text
 }

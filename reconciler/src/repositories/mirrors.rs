@@ -5,9 +5,13 @@
 //! the others go on. A commit that needs nothing new from it is not held up: that is a
 //! warning. One that does is refused for the time being.
 
+pub mod progress;
+
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime};
 
 use strata_core::configuration::{CONFIGURATION_FILE, Configuration, RepositoryConfiguration};
 use strata_core::desired::DesiredState;
@@ -20,6 +24,8 @@ use super::remote::storage::Storage;
 use super::remote::sync::{SyncError, sync};
 use super::remote::units::{self, FetchError, Mirrored};
 use super::remote::{Options, run};
+use crate::state::milliseconds;
+use progress::{MirroringState, Progress};
 
 /// How old a repository's state may be.
 const SYNC_INTERVAL: Duration = Duration::from_secs(5 * 60);
@@ -28,6 +34,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(60 * 60);
 /// How long a pass may fetch from one repository.
 const DEADLINE: Duration = Duration::from_secs(10 * 60);
 const CANCEL_POLL: Duration = Duration::from_millis(100);
+/// What takes longer is told, this often.
+const TELL: Duration = Duration::from_secs(2);
 
 /// Units by repository.
 pub type Wanted = BTreeMap<RepositoryName, BTreeSet<(LayerName, LayerVersion)>>;
@@ -65,6 +73,7 @@ struct Attempts {
 #[derive(Debug, Default)]
 pub struct Mirrors {
     attempts: BTreeMap<RepositoryName, Attempts>,
+    progress: Progress,
 }
 
 /// What all LDFs name, by repository.
@@ -123,6 +132,10 @@ impl Mirrors {
                 && missing(store, name, units).next().is_none();
             faults.push(if is_complete { fault.warning() } else { fault });
         }
+        let is_remote = |repository: &&RepositoryConfiguration| repository.remote.is_some();
+        let remote = || configuration.repositories.iter().filter(is_remote);
+        self.progress.retain(|name| remote().any(|repository| repository.name == *name));
+        self.progress.write(store);
         Ok(faults)
     }
 
@@ -157,9 +170,11 @@ impl Mirrors {
         if !is_due && missing.is_empty() {
             return Ok(());
         }
-        let mirrored = mirror(store, repository, remote, &missing, is_due, cancelled);
+        let progress = &mut self.progress;
+        let mirrored = mirror(store, repository, remote, &missing, is_due, cancelled, progress);
         match mirrored {
             Ok(brought) => {
+                progress.clear(name);
                 if brought > 0 {
                     tracing::info!(repository = %name, units = brought, "layers mirrored");
                 }
@@ -175,6 +190,10 @@ impl Mirrors {
                 attempts.failures += 1;
                 attempts.next = Instant::now() + pause;
                 tracing::warn!(repository = %name, %error, retry_s = pause.as_secs(), "not mirrored");
+                let (failures, message) = (attempts.failures, error.to_string());
+                let pause_ms = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX);
+                let retry_at_ms = milliseconds(SystemTime::now()).saturating_add(pause_ms);
+                progress.set(name, MirroringState::Failing { failures, message, retry_at_ms });
                 let hint = match &error {
                     MirrorError::Sync(error) => error.hint(name),
                     _ => None,
@@ -195,7 +214,8 @@ fn missing<'u>(
 }
 
 /// Brings a repository's state, where it is due, and units of it. What the database does not
-/// know is for the check of the commit to name. Returns how many units came.
+/// know is for the check of the commit to name. Returns how many units came. What takes long
+/// is told.
 fn mirror(
     store: &Store,
     repository: &RepositoryConfiguration,
@@ -203,8 +223,17 @@ fn mirror(
     wanted: &BTreeSet<(LayerName, LayerVersion)>,
     is_due: bool,
     cancelled: &AtomicBool,
+    progress: &mut Progress,
 ) -> Result<usize, MirrorError> {
-    let options = Options { deadline: DEADLINE, ..Options::default() };
+    let (came, bytes) = (Arc::new(AtomicU64::new(0)), Cell::new(None));
+    let count = came.clone();
+    let options = Options {
+        deadline: DEADLINE,
+        observer: Arc::new(move |bytes| {
+            count.fetch_add(bytes, Ordering::Relaxed);
+        }),
+        ..Options::default()
+    };
     let name = &repository.name;
     let fetch = async {
         let storage = Storage::open(remote, options.pace.clone(), options.observer.clone())
@@ -220,7 +249,9 @@ fn mirror(
         let database = store.database(name).map_err(SyncError::from)?;
         let known =
             |(layer, version): &(LayerName, LayerVersion)| database.get(layer, version).cloned();
-        let units = wanted.iter().filter_map(known).collect();
+        let units: Vec<_> = wanted.iter().filter_map(known).collect();
+        let sizes = units.iter().map(|unit| unit.content_bytes);
+        bytes.set(Some(sizes.fold(0, u64::saturating_add)));
         let Mirrored { units, failed } =
             units::fetch(store, name, units, &storage, &options).await?;
         let more = failed.len().saturating_sub(1);
@@ -232,8 +263,25 @@ fn mirror(
         }
     };
     let until_cancelled = async {
+        let mut told = Instant::now();
         while !cancelled.load(Ordering::Relaxed) {
             tokio::time::sleep(CANCEL_POLL).await;
+            if told.elapsed() < TELL {
+                continue;
+            }
+            let (units, gone) = (wanted.len(), missing(store, name, wanted).count());
+            progress.set(
+                name,
+                MirroringState::Fetching {
+                    units: units as u64,
+                    units_there: units.saturating_sub(gone) as u64,
+                    bytes: bytes.get(),
+                    bytes_came: came.load(Ordering::Relaxed),
+                    as_of_ms: milliseconds(SystemTime::now()),
+                },
+            );
+            progress.write(store);
+            told = Instant::now();
         }
     };
     let done = run(async {

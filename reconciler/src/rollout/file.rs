@@ -45,6 +45,9 @@ pub struct RolloutFile {
     /// VAs that a commit declares and that people had provisioned before.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub adopted: BTreeMap<MacAddr, VaName>,
+    /// Links of VAs that are to be moved, and are not yet.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub moves_waiting: Vec<WaitingMoves>,
     pub removals_waiting: Option<WaitingRemovals>,
     /// The removals that an operator confirmed.
     pub confirmed_removals: Option<String>,
@@ -62,6 +65,7 @@ impl Default for RolloutFile {
             policy: None,
             declared: BTreeMap::new(),
             adopted: BTreeMap::new(),
+            moves_waiting: Vec::new(),
             removals_waiting: None,
             confirmed_removals: None,
             taken_requests: BTreeSet::new(),

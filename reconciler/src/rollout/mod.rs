@@ -22,4 +22,5 @@ pub use prune::WaitingRemovals;
 pub use rollouts::{RolloutError, Rollouts, Stepped, Taken};
 pub use rollouts::{is_order, log, ring_of};
 pub use transfers::Pending;
+pub use transfers::WaitingMoves;
 pub use watcher::{Checks, Watcher};

@@ -264,10 +264,8 @@ pub fn look_after(
             None => ended.push((pin, false)),
         }
     }
-    let told = ended.iter().map(|(pin, expired)| Event::VaUnpinned {
-        mac: pin.mac,
-        expired: *expired,
-    });
+    let told =
+        ended.iter().map(|(pin, expired)| Event::VaUnpinned { mac: pin.mac, expired: *expired });
     let finished = cut_short.iter().map(|pin| {
         let Pin { mac, generation, ref reason, expires_at_ms, .. } = *pin;
         Event::VaPinned { mac, generation, reason: reason.clone(), expires_at_ms }

@@ -23,7 +23,7 @@ use super::pins;
 use super::prune;
 use super::rebuild::{self, Told};
 use super::request::{self, Ask, Request};
-use super::transfers::{self, Pending};
+use super::transfers::{self, Pending, WaitingMoves};
 use super::watcher::{Checks, Looks, RingKey, Wanted, Watcher};
 use crate::audit::{AuditError, AuditLog, passes};
 use crate::traces::spans::{self, Origin};
@@ -227,12 +227,13 @@ impl Rollouts {
         let unreadable = &mut self.unreadable_pins;
         let (declared, adopted) = (&self.file.declared, &self.file.adopted);
         let wanted = |mac: &MacAddr| declared.contains_key(mac) || adopted.contains_key(mac);
-        let unpin_at_ms = pins::look_after(&self.store, now_ms, unreadable, wanted, |mut events| {
-            let events = records(&mut events, now_ms);
-            self.audit.tell(&who, &events)?;
-            stepped.events.extend(events);
-            Ok(())
-        })?;
+        let unpin_at_ms =
+            pins::look_after(&self.store, now_ms, unreadable, wanted, |mut events| {
+                let events = records(&mut events, now_ms);
+                self.audit.tell(&who, &events)?;
+                stepped.events.extend(events);
+                Ok(())
+            })?;
         stepped.wake_at_ms = stepped.wake_at_ms.into_iter().chain(unpin_at_ms).min();
         self.want(&policy, now_ms)?;
         self.policy = policy;
@@ -318,20 +319,28 @@ impl Rollouts {
         stepped: &mut Stepped,
     ) -> Result<(), RolloutError> {
         if self.transfers.is_empty() {
-            return Ok(());
+            return self.keep_waiting(Vec::new());
         }
         let (states, watcher) = (&self.file.compositions, &self.watcher);
         let health = |key: &RingKey| watcher.health(key, now_ms);
         let decided = self.transfers.decide(&self.store, states, &taken.policy, health, now_ms);
-        let transfers::Decided { go, notes, wake_at_ms } = decided;
-        stepped.notes.extend(notes);
+        let transfers::Decided { go, waiting, wake_at_ms } = decided;
+        stepped.notes.extend(waiting.iter().map(WaitingMoves::note));
         stepped.wake_at_ms = stepped.wake_at_ms.into_iter().chain(wake_at_ms).min();
         if !go.is_empty() {
             self.audit.tell(&taken.who, &passes::links(&go, now_ms))?;
             stepped.actions.extend(self.transfers.take(&self.store, go, now_ms)?);
             self.watcher.list_again();
         }
-        Ok(())
+        self.keep_waiting(waiting)
+    }
+
+    /// Remembers, for commands, which links are to be moved and wait.
+    fn keep_waiting(&mut self, waiting: Vec<WaitingMoves>) -> Result<(), RolloutError> {
+        if waiting == self.file.moves_waiting {
+            return Ok(());
+        }
+        self.keep(RolloutFile { moves_waiting: waiting, ..self.file.clone() })
     }
 
     /// Carries out what operators asked for. Returns the requests to remove once

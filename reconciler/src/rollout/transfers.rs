@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use serde::{Deserialize, Serialize};
 use strata_core::links::VaTarget;
 use strata_core::plan::{Action, Desired, Note};
 use strata_core::rollout::policy::RolloutPolicy;
@@ -23,11 +24,30 @@ pub struct Pending {
     closed: BTreeSet<CompositionName>,
 }
 
+/// Links of VAs that go to a template, and not yet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WaitingMoves {
+    pub composition: CompositionName,
+    /// The first ring that they wait for.
+    pub ring: RingName,
+    pub vas: u64,
+    pub why: String,
+}
+
+impl WaitingMoves {
+    /// For the report of a pass, and for people.
+    pub fn note(&self) -> Note {
+        let WaitingMoves { composition, ring, vas, why } = self.clone();
+        Note::MovesWait { composition, ring, vas, why }
+    }
+}
+
 /// What a look at those who wait came to.
 #[derive(Debug, Default)]
 pub struct Decided {
     pub go: Vec<Action>,
-    pub notes: Vec<Note>,
+    pub waiting: Vec<WaitingMoves>,
     pub wake_at_ms: Option<u64>,
 }
 
@@ -145,7 +165,7 @@ impl Pending {
                 let all = moves.map(|(_, moves)| moves.len()).sum::<usize>();
                 let (vas, why) = ((all - go.len()) as u64, hold.to_string());
                 let composition = composition.clone();
-                decided.notes.push(Note::MovesWait { composition, ring, vas, why });
+                decided.waiting.push(WaitingMoves { composition, ring, vas, why });
             }
             let moves = self.moves.iter().filter(|((name, _), _)| name == composition);
             let actions = moves.flat_map(|(_, moves)| moves.iter());

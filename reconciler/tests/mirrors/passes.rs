@@ -1,7 +1,11 @@
 //! What a pass of the reconciler does about layers that are somewhere else.
 
 use std::fs;
-use std::process::{Command, Output};
+use std::net::TcpListener;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
 
 use crate::support::{Bench, text};
 
@@ -104,6 +108,88 @@ fn a_mirror_out_of_reach_leaves_what_is_and_is_a_condition() {
     assert_eq!(report["result"], "applied", "{output:?}");
     assert_ne!(ring(&bench), before);
     assert!(bench.unit("app", "2").exists());
+}
+
+/// Ends with the test.
+struct Daemon(Child);
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ended = self.0.kill();
+        let _status = self.0.wait();
+    }
+}
+
+/// Why a rollout does not begin: bytes are waited for.
+#[test]
+fn what_is_mirrored_and_what_fails_is_shown() {
+    let bench = Bench::new();
+    let silent = TcpListener::bind("127.0.0.1:0").expect("loopback");
+    let address = silent.local_addr().expect("bound");
+    bench.configure(&format!("http://{address}/main"), "");
+    commit(&bench);
+    let log = fs::File::create(bench.path("daemon.log")).expect("a log");
+    let mut command = bench.command(&bench.reader, &["reconcile", "--source", &bench.gitops()]);
+    let child = command.stdout(Stdio::null()).stderr(log).spawn().expect("starts");
+    let _daemon = Daemon(child);
+    let mirrors = |command: &[&str]| {
+        let output =
+            bench.strata(&bench.reader, &[command, &["status", "--output", "json"]].concat());
+        let status: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        status["mirrors"].as_array().expect("mirrors").clone()
+    };
+    let wait = |what: &str, condition: &dyn Fn(&[Value]) -> bool| {
+        let end = Instant::now() + Duration::from_secs(60);
+        while !condition(&mirrors(&["rollout"])) {
+            let log = fs::read_to_string(bench.path("daemon.log")).unwrap_or_default();
+            assert!(Instant::now() < end, "{what}: {:?}\n{log}", mirrors(&["rollout"]));
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        mirrors(&[])
+    };
+    let text = |command: &[&str]| {
+        let output = bench.strata(&bench.reader, &[command, &["status"]].concat());
+        String::from_utf8(output.stdout).expect("UTF-8")
+    };
+    let is = |kind: &'static str| {
+        move |all: &[Value]| all.first().is_some_and(|one| one["state"]["kind"] == kind)
+    };
+    let shown = wait("it is asked", &is("fetching"));
+    assert_eq!(shown[0]["repository"], "main", "{shown:?}");
+    assert_eq!(
+        (&shown[0]["state"]["units"], &shown[0]["state"]["units_there"]),
+        (&2.into(), &0.into())
+    );
+    for command in [&["rollout"][..], &[]] {
+        let text = text(command);
+        assert!(
+            text.contains("mirror   main: 0 of 2 missing layers are there, 0.0 MB came"),
+            "{text}"
+        );
+    }
+    drop(silent);
+    let shown = wait("it fails", &is("failing"));
+    assert!(shown[0]["state"]["failures"].as_u64() >= Some(1), "{shown:?}");
+    assert!(text(&[]).contains("mirror   main: failed "), "{}", text(&[]));
+    let (_server, url) = bench.serve();
+    let configuration = bench.path("gitops/strata.toml");
+    let before = fs::read_to_string(&configuration).expect("read");
+    let after = before.replace(&format!("http://{address}/main"), &url);
+    fs::write(&configuration, after).expect("written");
+    commit(&bench);
+    assert_eq!(wait("it is back", &|all| all.is_empty()), Vec::<Value>::new());
+    wait_for(&bench, "it is rolled out", || ring(&bench).is_some());
+    assert!(!bench.path("reader/state/mirroring.json").exists(), "it leaves no trace");
+}
+
+fn wait_for(bench: &Bench, what: &str, condition: impl Fn() -> bool) {
+    let end = Instant::now() + Duration::from_secs(60);
+    while !condition() {
+        let log = fs::read_to_string(bench.path("daemon.log")).unwrap_or_default();
+        assert!(Instant::now() < end, "{what}\n{log}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
 }
 
 #[test]

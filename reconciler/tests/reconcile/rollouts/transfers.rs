@@ -49,6 +49,23 @@ fn vas_that_a_commit_gives_to_another_template_keep_to_freezes_and_rings() {
     assert_eq!(targets(&world), before);
     let notes: Vec<_> = report.notes.iter().map(ToString::to_string).collect();
     assert_eq!(notes, ["6 VAs wait to follow sql; canary: frozen: the year's end"]);
+    // Commands show it as well, without a reconciler.
+    let shown = |command: &[&str]| {
+        let mut strata = std::process::Command::new(env!("CARGO_BIN_EXE_strata"));
+        let output = strata.args(command).env("STRATA_STORE", world.store.root()).output();
+        let output = output.expect("runs");
+        (output.status.code(), String::from_utf8(output.stdout).expect("UTF-8"))
+    };
+    for command in [&["rollout", "status"][..], &["rollout", "status", "sql"], &["status"]] {
+        let (status, text) = shown(command);
+        assert_eq!(status, Some(1), "{command:?}: {text}");
+        assert!(text.contains(&format!("moves    {}\n", notes[0])), "{command:?}: {text}");
+    }
+    let (_, text) = shown(&["rollout", "status", "web"]);
+    assert!(!text.contains("moves"), "{text}");
+    let snapshot = world.snapshot();
+    world.once();
+    world.assert_unchanged(&snapshot);
     world.write("strata.toml", GATED);
     world.push("the year has begun");
     let mut reconciler = world.reconciler();
@@ -73,6 +90,8 @@ fn vas_that_a_commit_gives_to_another_template_keep_to_freezes_and_rings() {
     let report = reconciler.pass(&never).expect("a pass");
     assert!(report.notes.is_empty() && report.actions.is_empty(), "{report:?}");
     world.assert_unchanged(&snapshot);
+    let file = strata::rollout::RolloutFile::read(&world.store).expect("readable");
+    assert_eq!(file.moves_waiting, []);
 }
 
 /// The VA serves what its link names.
