@@ -21,6 +21,7 @@ mod bring_in;
 mod error;
 mod judgement;
 mod lock;
+mod put_back;
 mod recovery;
 mod report;
 
@@ -52,6 +53,7 @@ use report::lap;
 pub use error::{PassError, Policy};
 pub use judgement::Accepted;
 pub use lock::LOCK;
+pub(crate) use put_back::tampered;
 pub use report::{PassReport, PassResult, RolloutWaits, Timings};
 
 /// How a pass works.
@@ -122,6 +124,7 @@ pub struct Keeper {
     checks: Prober,
     audit: Arc<AuditLog>,
     programs: Option<Programs>,
+    hand_made: put_back::HandMade,
     state: ReconcileState,
     /// What there is to tell of a state that was gone. It is not on disk yet.
     rebuilt: Option<Event>,
@@ -198,6 +201,7 @@ impl Reconciler {
             checks: Prober::new(store.clone(), options.programs.clone()),
             audit,
             programs: options.programs.clone(),
+            hand_made: put_back::HandMade::default(),
             state,
             rebuilt,
             _lock: lock,

@@ -31,7 +31,8 @@ impl Keeper {
         let taken = &accepted.taken;
         let span = span!("plan", actions = Empty);
         let Plan { actions, notes } = spans::step(&span, || {
-            let observed = observe(&self.store, &taken.desired)?;
+            let mut observed = observe(&self.store, &taken.desired)?;
+            self.put_back(accepted, &mut observed, report)?;
             Ok::<_, PassError>(plan::plan(&taken.desired, &observed))
         })?;
         span.record("actions", actions.len());

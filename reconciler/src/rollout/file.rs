@@ -12,6 +12,7 @@ use strata_core::{CompositionName, MacAddr, VaName};
 use strata_store::{Store, StoreError};
 
 use super::prune::WaitingRemovals;
+use super::transfers::WaitingMoves;
 
 const FILE: &str = "rollout.json";
 /// The file's path in the store.

@@ -169,7 +169,8 @@ fn release(store: &Store, pin: &Pin) -> Result<(), StoreError> {
 }
 
 impl Pin {
-    fn target(&self) -> VaTarget {
+    /// Where its VA's link leads.
+    pub fn target(&self) -> VaTarget {
         VaTarget::Pinned { composition: self.composition.clone(), generation: self.generation }
     }
 }

@@ -14,7 +14,7 @@ use strata_core::rollout::{
 };
 use strata_core::{CompositionName, GenerationId, MacAddr, RingName};
 use strata_machine::MachineError;
-use strata_store::{Store, StoreError};
+use strata_store::{RingLinks, Store, StoreError};
 use tracing::Span;
 
 use super::file::{self, RolloutFile, RolloutFileError};
@@ -26,6 +26,7 @@ use super::request::{self, Ask, Request};
 use super::transfers::{self, Pending, WaitingMoves};
 use super::watcher::{Checks, Looks, RingKey, Wanted, Watcher};
 use crate::audit::{AuditError, AuditLog, passes};
+use crate::pass::tampered;
 use crate::traces::spans::{self, Origin};
 
 /// While a ring is waited for, its VAs are looked at this often.
@@ -155,7 +156,9 @@ impl Rollouts {
             (false, false) => Looks::Some,
         };
         self.watcher.tick(looks, checks, now_ms)?;
-        let rings = self.store.rings()?;
+        let RingLinks { rings, foreign } = self.store.ring_links()?;
+        let who = taken.map(|taken| taken.who.clone()).unwrap_or_default();
+        let told = self.set_aside(foreign, &file, (&who, now_ms))?;
         let mut moves = Vec::new();
         if let Some(taken) = taken {
             file.drift = Some(taken.policy.drift.clone());
@@ -199,7 +202,6 @@ impl Rollouts {
             None => prune::Decided::default(),
         };
         events.extend(removals.events());
-        let who = taken.map(|taken| taken.who.clone()).unwrap_or_default();
         stepped.events.extend(records(&mut events, now_ms));
         let span = match moves.len() {
             0 => Span::none(),
@@ -214,6 +216,7 @@ impl Rollouts {
         let _moves = span.entered();
         // What is decided is told before it is done: a crash may tell it twice.
         self.audit.tell(&who, &stepped.events)?;
+        stepped.events.extend(told);
         self.keep(file)?;
         self.lost = None;
         for name in &requests {
@@ -309,6 +312,40 @@ impl Rollouts {
             }
         }
         self.keep(file)
+    }
+
+    /// Sets aside what somebody put in the place of rings' links; as one without a link no VA
+    /// can start, they come back in this step. Returns what was told of it.
+    fn set_aside(
+        &self,
+        foreign: Vec<(CompositionName, RingName, StoreError)>,
+        file: &RolloutFile,
+        (who, now_ms): (&Who, u64),
+    ) -> Result<Vec<EventRecord>, RolloutError> {
+        let mut told = Vec::new();
+        for (composition, ring, found) in foreign {
+            let state = file.compositions.get(&composition);
+            if !state.is_some_and(|state| state.rings.contains_key(&ring)) {
+                tracing::warn!(error = %found, "a ring's link is passed over");
+                continue;
+            }
+            let aside = match self.store.aside(&format!("ring-{composition}-{ring}"), now_ms) {
+                Ok(aside) => aside,
+                Err(error) => {
+                    tracing::error!(%error, "what stands in the place of a ring's link stays");
+                    continue;
+                }
+            };
+            let path = format!("rings/{composition}/{ring}");
+            let event = tampered(&self.store, &path, &found, Some(&aside));
+            let record = EventRecord::new(now_ms, event);
+            self.audit.tell(who, std::slice::from_ref(&record))?;
+            told.push(record);
+            if let Err(error) = self.store.set_ring_aside(&composition, &ring, &aside) {
+                tracing::error!(%error, "what stands in the place of a ring's link stays");
+            }
+        }
+        Ok(told)
     }
 
     /// Moves the VAs whose turn it is to their other template or ring.

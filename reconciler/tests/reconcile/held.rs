@@ -95,6 +95,7 @@ fn a_link_that_cannot_be_moved_holds_neither_the_mark_nor_the_others_up() {
     let stuck = world.store.root().join("rings/sql/canary");
     fs::remove_file(&stuck).expect("removed");
     fs::create_dir(&stuck).expect("in its place");
+    fs::write(world.store.state("set-aside"), "").expect("no room to set it aside");
     let second = bump(&world, 2);
     assert!(world.reconciler().pass(&NEVER).is_err());
     let moved = world.ring("web", "everyone");

@@ -10,6 +10,7 @@ mod lost_state;
 mod mirror;
 mod passes;
 mod plan;
+mod put_back;
 mod refusals;
 mod reload;
 mod resolve;

@@ -213,10 +213,12 @@ fn the_state_names_the_commit_and_the_conditions() {
 }
 
 /// Somebody's hand in one link does not stop the fleet: a ring's is made anew, a
-/// VA's is named and left.
+/// VA's is named and left where nothing is to be enforced.
 #[test]
 fn one_link_that_strata_did_not_make_stops_nobody_else() {
     let world = World::new();
+    let configuration = std::fs::read_to_string(world.path("work/strata.toml")).expect("read");
+    world.write("strata.toml", &format!("{configuration}\n[drift]\nlinks = \"warn\"\n"));
     let text = format!("[[appliance]]\nname = \"web-1\"\nmac = \"{}\"\nldf = \"web\"\n", mac(1));
     world.write("appliances.toml", &text);
     world.push("a declared VA");

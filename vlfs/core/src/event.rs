@@ -4,15 +4,14 @@
 //! An event says what was decided or found, once, by whoever decided or found it.
 //! The JSON form is versioned and specified in `docs/formats.md`, "Events".
 
-use std::fmt::{self, Write as _};
+mod text;
 
 use serde::{Deserialize, Serialize};
 
 use crate::digest::GenerationId;
 use crate::names::{CompositionName, MacAddr, RingName, VaName};
-use crate::printable::OneLine;
 use crate::rollout::health::UnhealthyVa;
-use crate::status::{Age, SyncState};
+use crate::status::SyncState;
 
 /// The version of the JSON form.
 pub const VERSION: u32 = 1;
@@ -132,6 +131,17 @@ pub enum Event {
         found: Option<GenerationId>,
         expected: GenerationId,
         restored: bool,
+    },
+    /// Something in the store is not what Strata put there.
+    StoreTampered {
+        /// Its path in the store.
+        path: String,
+        /// What is wrong with it.
+        found: String,
+        /// Whether what belongs there is put back.
+        restored: bool,
+        /// Where in the store what was found lies then.
+        set_aside: Option<String>,
     },
     /// A file of a VA's private layer changed that should not.
     PrivateDrift {
@@ -301,7 +311,7 @@ pub enum ReconcilerChange {
 
 impl Event {
     /// The names of all kinds.
-    pub const KINDS: [&'static str; 34] = [
+    pub const KINDS: [&'static str; 35] = [
         "rollout-started",
         "ring-moved",
         "batch-moved",
@@ -314,6 +324,7 @@ impl Event {
         "promoted",
         "window-overridden",
         "link-drifted",
+        "store-tampered",
         "private-drift",
         "va-pinned",
         "va-unpinned",
@@ -364,6 +375,7 @@ impl Event {
             Event::Promoted { .. } => "promoted",
             Event::WindowOverridden { .. } => "window-overridden",
             Event::LinkDrifted { .. } => "link-drifted",
+            Event::StoreTampered { .. } => "store-tampered",
             Event::PrivateDrift { .. } => "private-drift",
             Event::VaPinned { .. } => "va-pinned",
             Event::VaUnpinned { .. } => "va-unpinned",
@@ -394,9 +406,11 @@ impl Event {
             Event::RolloutHalted { .. }
             | Event::RolledBack { .. }
             | Event::RemovalsWait { .. }
+            | Event::StoreTampered { restored: false, .. }
             | Event::StateRebuilt { doubt: Some(_), .. }
             | Event::CommitRefused { .. } => Importance::Error,
             Event::LinkDrifted { .. }
+            | Event::StoreTampered { restored: true, .. }
             | Event::PrivateDrift { .. }
             | Event::WindowOverridden { .. }
             | Event::PassFailed { .. }
@@ -456,6 +470,7 @@ impl Event {
             | Event::VaTroubled { composition, .. }
             | Event::VaRecovered { composition, .. } => Some(composition),
             Event::PrivateDrift { .. }
+            | Event::StoreTampered { .. }
             | Event::VaPinned { .. }
             | Event::VaUnpinned { .. }
             | Event::RemovalsWait { .. }
@@ -507,151 +522,6 @@ impl Event {
             _ => false,
         }
     }
-}
-
-impl fmt::Display for Event {
-    /// One line, whatever the reasons, messages and names in it are.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.write(&mut OneLine(f))
-    }
-}
-
-impl Event {
-    fn write(&self, f: &mut OneLine<'_, '_>) -> fmt::Result {
-        match self {
-            Event::RolloutStarted { composition, generation, commit } => {
-                write!(f, "{composition}: {} starts, from {}", generation.short(), short(commit))
-            }
-            Event::RingMoved { composition, ring, from, to } => {
-                let from = from.map_or_else(|| "nothing".to_owned(), |from| from.short());
-                write!(f, "{composition}: {ring} moved from {from} to {}", to.short())
-            }
-            Event::BatchMoved { composition, ring, to, vas } => {
-                write!(f, "{composition}: {} VAs of {ring} moved to {}", vas.len(), to.short())
-            }
-            Event::RingPassed { composition, ring, generation } => {
-                write!(f, "{composition}: {ring} is healthy on {}", generation.short())
-            }
-            Event::RolloutDone { composition, generation, commit } => {
-                write!(
-                    f,
-                    "{composition}: {} is everywhere, from {}",
-                    generation.short(),
-                    short(commit)
-                )
-            }
-            Event::RolloutHalted { composition, ring, generation, reason, .. } => {
-                write!(f, "{composition}: {} halted in {ring}: {reason}", generation.short())
-            }
-            Event::RolledBack { composition, generation, commit, reason, .. } => write!(
-                f,
-                "{composition}: {} rolled back, {} quarantined: {reason}",
-                generation.short(),
-                short(commit)
-            ),
-            Event::Paused { composition, reason } => write!(f, "{composition}: paused: {reason}"),
-            Event::Resumed { composition, reason, .. } => {
-                write!(f, "{composition}: resumed: {reason}")
-            }
-            Event::Promoted { composition, all, reason } => {
-                let what = if *all { "all rings" } else { "the next ring" };
-                write!(f, "{composition}: {what} promoted: {reason}")
-            }
-            Event::WindowOverridden { composition, reason } => {
-                write!(f, "{composition}: windows and freezes overridden: {reason}")
-            }
-            Event::LinkDrifted { composition, ring, restored, .. } => {
-                let then = if *restored { "; it was put back" } else { "" };
-                write!(f, "{composition}: the link of {ring} was moved by hand{then}")
-            }
-            Event::PrivateDrift { name, paths, more, .. } => {
-                write!(f, "{name}: changed {}", paths.join(", "))?;
-                if *more > 0 { write!(f, " and {more} more") } else { Ok(()) }
-            }
-            Event::VaPinned { mac, generation, reason, .. } => {
-                write!(f, "{mac} pinned to {}: {reason}", generation.short())
-            }
-            Event::VaUnpinned { mac, expired: true } => write!(f, "{mac}: the pin expired"),
-            Event::VaUnpinned { mac, expired: false } => write!(f, "{mac} unpinned"),
-            Event::RemovalsWait { count, limit, token } => write!(
-                f,
-                "{count} removals wait for a confirmation (limit {limit}): strata rollout confirm {token}"
-            ),
-            Event::VaRemoved { name, .. } => {
-                write!(f, "{name} is no longer declared; its link is gone")
-            }
-            Event::RingRemoved { composition, ring } => {
-                write!(f, "{composition}: the link of {ring} is gone, as git no longer has it")
-            }
-            Event::VaLinked { name, to, .. } => write!(f, "{name} follows {to}"),
-            Event::CommitApplied { commit, took_ms } => {
-                write!(f, "{} applied in {took_ms} ms", short(commit))
-            }
-            Event::CommitRefused { commit, message, .. } => {
-                write!(f, "{} refused: {message}", short(commit))
-            }
-            Event::PassFailed { message } => write!(f, "a pass failed: {message}"),
-            Event::PassRecovered { message, failing_ms } => {
-                write!(f, "passes work again, after {} of: {message}", Age(*failing_ms))
-            }
-            Event::RingVerified { composition, ring, generation, vas, took_ms } => write!(
-                f,
-                "{composition}: all {vas} VAs of {ring} serve {} after {took_ms} ms",
-                generation.short()
-            ),
-            Event::RingUnverified { composition, ring, generation, waiting, idle, of, .. } => {
-                write!(
-                    f,
-                    "{composition}: {waiting} of {of} VAs of {ring} do not serve {} yet",
-                    generation.short()
-                )?;
-                if *idle > 0 { write!(f, ", {idle} of them do not run") } else { Ok(()) }
-            }
-            Event::VaTroubled { mac, name, state, reason, .. } => {
-                let reason = reason.as_deref().unwrap_or("no reason is known");
-                write!(f, "{} is {state}: {reason}", va(name.as_ref(), *mac))
-            }
-            Event::VaRecovered { mac, name, .. } => {
-                write!(f, "{} is in sync again", va(name.as_ref(), *mac))
-            }
-            Event::VaSilent { mac, days } => write!(f, "{mac} was not seen for {days} days"),
-            Event::CommandBegun { command } => write!(f, "runs: {command}"),
-            Event::CommandEnded { command, status, message, took_ms } => {
-                write!(f, "ran in {took_ms} ms, exit status {status}: {command}")?;
-                message.as_ref().map_or(Ok(()), |message| write!(f, ": {message}"))
-            }
-            Event::Reconciler { change, source, message } => match change {
-                ReconcilerChange::Started => write!(f, "the reconciler of {source} starts"),
-                ReconcilerChange::Ended => write!(f, "the reconciler of {source} ends"),
-                ReconcilerChange::Reloaded => {
-                    write!(f, "the reconciler of {source} took its new configuration")
-                }
-                ReconcilerChange::SettingsRefused => {
-                    write!(f, "the reconciler of {source} did not take its new configuration")?;
-                    message.as_ref().map_or(Ok(()), |message| write!(f, ": {message}"))
-                }
-            },
-            Event::StateRebuilt { file, kept, doubt } => {
-                write!(f, "{file} was gone and is made anew from the store and the audit log")?;
-                if !kept.is_empty() {
-                    write!(f, ": {}", kept.join(", "))?;
-                }
-                doubt.as_ref().map_or(Ok(()), |doubt| write!(f, "; {doubt}"))
-            }
-            Event::RevertPushed { composition, commit, branch, .. } => {
-                write!(f, "{composition}: the branch {branch} reverts {}", short(commit))
-            }
-            Event::RevertFailed { composition, commit, message, given_up, .. } => {
-                let then = if *given_up { "" } else { ", it is tried again" };
-                write!(f, "{composition}: {} is not reverted{then}: {message}", short(commit))
-            }
-        }
-    }
-}
-
-/// A VA by name where it has one.
-fn va(name: Option<&VaName>, mac: MacAddr) -> String {
-    name.map_or_else(|| mac.to_string(), VaName::to_string)
 }
 
 /// The beginning of a commit's id.

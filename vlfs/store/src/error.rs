@@ -80,6 +80,8 @@ pub enum StoreError {
     ForeignLink { path: PathBuf, target: PathBuf },
     #[error("{0} is no symbolic link, which only Strata puts there")]
     NotALink(PathBuf),
+    #[error("{} is full: look at what was set aside there, and remove it", .0.display())]
+    AsideFull(PathBuf),
     #[error("the MAC address {0} belongs to another VA already")]
     MacTaken(MacAddr),
     #[error("{path} cannot be sealed: its disk or this kernel has no fs-verity")]

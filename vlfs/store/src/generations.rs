@@ -97,8 +97,28 @@ impl Store {
         if self.has_generation(&id) {
             return Ok((id, false));
         }
+        let staged = self.stage_generation(generation, origin)?;
+        let path = self.generation_path(&id);
+        if path.exists() {
+            // Damaged by hand or by the disk: whole again in one step, since a
+            // ring may point here.
+            tracing::warn!(generation = %id, "a damaged generation is sealed anew");
+            self.disk.exchange_directory(&staged, &path)?;
+            fs::remove_dir_all(&staged).at("remove", &staged)?;
+        } else {
+            self.disk.publish_directory(&staged, &path)?;
+        }
+        Ok((id, true))
+    }
+
+    /// Writes a generation where nobody sees it.
+    pub(crate) fn stage_generation(
+        &self,
+        generation: &Generation,
+        origin: &str,
+    ) -> Result<PathBuf, StoreError> {
         let parent = self.root().join("generations");
-        let staged = parent.join(temporary::name(temporary::STAGING, id.short()));
+        let staged = parent.join(temporary::name(temporary::STAGING, generation.id().short()));
         if staged.exists() {
             fs::remove_dir_all(&staged).at("remove", &staged)?;
         }
@@ -111,17 +131,7 @@ impl Store {
         for (name, content) in files {
             self.disk.write_file(&staged.join(name), content.as_bytes(), 0o444)?;
         }
-        let path = self.generation_path(&id);
-        if path.exists() {
-            // Damaged by hand or by the disk: whole again in one step, since a
-            // ring may point here.
-            tracing::warn!(generation = %id, "a damaged generation is sealed anew");
-            self.disk.exchange_directory(&staged, &path)?;
-            fs::remove_dir_all(&staged).at("remove", &staged)?;
-        } else {
-            self.disk.publish_directory(&staged, &path)?;
-        }
-        Ok((id, true))
+        Ok(staged)
     }
 
     pub(crate) fn sweep_generations(&self) -> Result<usize, StoreError> {

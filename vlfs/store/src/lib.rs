@@ -25,6 +25,7 @@
 //! directory, so that a crash at any instant leaves the old state or the new.
 //! The crate is synchronous and reads no clock but to tell how old things are.
 
+mod aside;
 mod collect;
 mod database_file;
 pub mod durable;
@@ -41,9 +42,10 @@ mod store;
 mod temporary;
 mod verity;
 
+pub use aside::GenerationStamp;
 pub use database_file::check as check_database;
 pub use error::StoreError;
-pub use links::VaLinks;
+pub use links::{RingLinks, VaLinks};
 pub use pool::{Shared, Swept};
 pub use read::read_limited;
 pub use reports::{ObservedReport, write_report};

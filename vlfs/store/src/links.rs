@@ -19,6 +19,14 @@ pub struct VaLinks {
     pub foreign: Vec<StoreError>,
 }
 
+/// All ring links of a store.
+#[derive(Debug, Default)]
+pub struct RingLinks {
+    pub rings: BTreeMap<(CompositionName, RingName), GenerationId>,
+    /// What stands where a ring's link should, put there by somebody else.
+    pub foreign: Vec<(CompositionName, RingName, StoreError)>,
+}
+
 /// The target of a link; `None` where nothing stands.
 fn link_target(path: &Path) -> Result<Option<PathBuf>, StoreError> {
     match std::fs::read_link(path) {
@@ -30,11 +38,11 @@ fn link_target(path: &Path) -> Result<Option<PathBuf>, StoreError> {
 }
 
 impl Store {
-    fn ring_path(&self, composition: &CompositionName, ring: &RingName) -> PathBuf {
+    pub(crate) fn ring_path(&self, composition: &CompositionName, ring: &RingName) -> PathBuf {
         self.root().join("rings").join(composition).join(ring)
     }
 
-    fn va_path(&self, mac: MacAddr) -> PathBuf {
+    pub(crate) fn va_path(&self, mac: MacAddr) -> PathBuf {
         self.root().join("va").join(mac.to_string())
     }
 
@@ -78,7 +86,19 @@ impl Store {
     /// # Errors
     /// A directory cannot be listed, or a link cannot be read.
     pub fn rings(&self) -> Result<BTreeMap<(CompositionName, RingName), GenerationId>, StoreError> {
-        let mut rings = BTreeMap::new();
+        let RingLinks { rings, foreign } = self.ring_links()?;
+        for (_, _, error) in foreign {
+            tracing::warn!(%error, "a ring's link is passed over");
+        }
+        Ok(rings)
+    }
+
+    /// All ring links, and what is none.
+    ///
+    /// # Errors
+    /// See [`Store::rings`].
+    pub fn ring_links(&self) -> Result<RingLinks, StoreError> {
+        let mut links = RingLinks::default();
         for directory in self.ring_directories()? {
             let name = directory.file_name().unwrap_or_default().to_string_lossy();
             let Ok(composition) = CompositionName::new(name.as_ref()) else { continue };
@@ -86,17 +106,17 @@ impl Store {
                 let Ok(ring) = RingName::new(ring) else { continue };
                 match self.ring(&composition, &ring) {
                     Ok(Some(id)) => {
-                        rings.insert((composition.clone(), ring), id);
+                        links.rings.insert((composition.clone(), ring), id);
                     }
                     Ok(None) => {}
                     Err(error) if error.is_foreign_link() => {
-                        tracing::warn!(%error, "a ring's link is passed over");
+                        links.foreign.push((composition.clone(), ring, error));
                     }
                     Err(error) => return Err(error),
                 }
             }
         }
-        Ok(rings)
+        Ok(links)
     }
 
     /// The directories below `rings/`, one a composition.
