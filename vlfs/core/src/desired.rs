@@ -14,7 +14,7 @@ use crate::health_checks::HealthCheck;
 use crate::ldf::Ldf;
 use crate::limits;
 use crate::names::{CompositionName, TEMPLATES_REPOSITORY, VaName};
-use crate::source::{SourceContent, SourceTree};
+use crate::source::{SourceContent, SourceFile, SourceTree};
 use crate::template_tree::TemplateTree;
 
 /// Where a definition stands, which is also what it is for.
@@ -168,7 +168,7 @@ impl DesiredState {
     fn report_strays(&self, tree: &SourceTree, diagnostics: &mut Vec<Diagnostic>) {
         let mut last = String::new();
         for role in [DefinitionRole::Template, DefinitionRole::Appliance] {
-            for (path, _) in tree.below(role.directory()) {
+            for (path, SourceFile { content }) in tree.below(role.directory()) {
                 let (owner, below) = match path.split_once('/') {
                     Some((owner, _)) => (owner, true),
                     None => {
@@ -178,6 +178,10 @@ impl DesiredState {
                     }
                 };
                 let file = format!("{}/{}", role.directory(), path.split('/').next().unwrap_or(""));
+                if self.is_in_place_of_tree(role, path) {
+                    diagnostics.push(no_tree(&file, content));
+                    continue;
+                }
                 let defined = CompositionName::new(owner)
                     .is_ok_and(|name| self.definitions.get(&name).is_some_and(|d| d.role == role));
                 if defined || path.ends_with(".ldf") && !below || file == last {
@@ -208,6 +212,14 @@ impl DesiredState {
                 ));
             }
         }
+    }
+
+    /// Whether a path below the role's directory is where the configuration tree of a
+    /// definition would be: what is there is no directory, and its VAs would lose the tree.
+    fn is_in_place_of_tree(&self, role: DefinitionRole, path: &str) -> bool {
+        let name = CompositionName::new(path).ok();
+        let definition = name.and_then(|name| self.definitions.get(&name));
+        definition.is_some_and(|definition| definition.role == role)
     }
 
     /// The health checks of every composition that has any, those of its references
@@ -267,6 +279,18 @@ fn regular_file<'t>(
     None
 }
 
+/// What stands in the place of a configuration tree.
+fn no_tree(file: &str, content: &SourceContent) -> Diagnostic {
+    let what = match content {
+        SourceContent::Regular { .. } => "a file",
+        SourceContent::Symlink { .. } => "a symbolic link, which Strata never follows",
+        SourceContent::Submodule => "a submodule, which Strata never fetches",
+    };
+    let message = format!("the configuration tree is {what}; commit a directory");
+    Diagnostic::error(file, 0, "not-a-directory", message)
+        .hint("or remove it, if the template is to have no configuration of its own")
+}
+
 fn read_data(tree: &SourceTree, file: &str, diagnostics: &mut Vec<Diagnostic>) -> Declared {
     let Some(bytes) = regular_file(tree, file, diagnostics) else { return Declared::new() };
     let (declared, faults) = data_paths::parse(bytes);
@@ -308,6 +332,7 @@ fn read_ldf(file: &str, bytes: &[u8], diagnostics: &mut Vec<Diagnostic>) -> (Ldf
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::diagnostic::Severity;
 
     fn tree(files: &[(&str, &str)]) -> SourceTree {
         let mut tree = SourceTree::default();
@@ -356,6 +381,28 @@ mod tests {
         ]));
         let faults: Vec<_> = faults.iter().map(|f| (f.line, f.code, f.message.as_str())).collect();
         assert_eq!(faults, [(7, "unknown-template", "there is no LDF of wbe")]);
+    }
+
+    /// Else its configuration would be taken from all VAs without a word.
+    #[test]
+    fn what_stands_in_the_place_of_a_configuration_tree_is_a_fault() {
+        let regular = SourceContent::Regular { bytes: Vec::new(), executable: false };
+        for (content, what) in [
+            (regular, "a file"),
+            (SourceContent::Symlink { target: b"../conf".to_vec() }, "a symbolic link"),
+            (SourceContent::Submodule, "a submodule"),
+        ] {
+            let mut files = tree(&[
+                ("strata.toml", "[[repository]]\nname = \"main\"\n"),
+                ("templates/web.ldf", "main/apache2 1\n"),
+                ("conf/etc/motd", "hello\n"),
+            ]);
+            files.insert(b"templates/web", content).expect("a path");
+            let (_, faults) = DesiredState::read(&files);
+            let [fault] = faults.as_slice() else { panic!("{faults:?}") };
+            assert_eq!((fault.file.as_str(), fault.severity), ("templates/web", Severity::Error));
+            assert!(fault.message.contains(what), "{fault}");
+        }
     }
 
     #[test]

@@ -135,7 +135,10 @@ impl SourceTree {
     pub fn take_definition(&mut self, other: &SourceTree, path: &str) -> Result<(), SourceError> {
         let theirs = |file: &str| {
             let rest = file.strip_prefix(path);
-            rest.is_some_and(|rest| rest.starts_with('/') || DEFINITION_FILES.contains(&rest))
+            // What stands in the place of the directory is theirs, too: it is a fault there.
+            rest.is_some_and(|rest| {
+                rest.is_empty() || rest.starts_with('/') || DEFINITION_FILES.contains(&rest)
+            })
         };
         let length = |file: &SourceFile| match &file.content {
             SourceContent::Regular { bytes, .. } => bytes.len(),
