@@ -9,11 +9,13 @@ use super::PassError;
 /// Its name.
 pub const LOCK: &str = "reconcile";
 
-/// Takes it for as long as what is returned lives.
+/// Takes it for as long as what is returned lives. A store whose `state/` was lost gets
+/// an empty one: what was in it is made anew, and told of.
 ///
 /// # Errors
 /// Another reconciler holds it, or the store cannot be used.
 pub(super) fn take(store: &Store) -> Result<StoreLock, PassError> {
+    store.disk().create_directory(&store.state(""))?;
     match store.try_lock(LOCK) {
         Ok(lock) => Ok(lock),
         Err(StoreError::Locked(path)) => {

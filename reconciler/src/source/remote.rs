@@ -34,13 +34,19 @@ impl Remote {
         Ok(Remote { location: parse_location(text)?, credentials: Credentials::default() })
     }
 
-    /// With credentials. A URL with a password, or with a token in its place, is
-    /// refused: it would be where the URL is.
+    /// One of several that settings name, with credentials. A URL with a password, or with a
+    /// token in its place, is refused: it would be where the URL is. Whether an absolute path
+    /// is there is for the fetch to say: a share that is away must not keep the other remotes
+    /// from being asked.
     ///
     /// # Errors
     /// As of [`Remote::parse`], or the credentials are not for this kind of remote.
     pub fn with_credentials(text: &str, credentials: Credentials) -> Result<Self, SourceError> {
-        let remote = Self::parse(text)?;
+        let location = match parse_location(text) {
+            Err(error @ SourceError::Path { .. }) => away(text).ok_or(error)?,
+            location => location?,
+        };
+        let remote = Remote { location, credentials: Credentials::default() };
         if let Location::Remote(url) = &remote.location
             && user_information(url).is_some()
         {
@@ -141,6 +147,12 @@ fn local(text: &str) -> Result<Location, SourceError> {
     }
 }
 
+/// A path of this host that cannot be followed now.
+fn away(text: &str) -> Option<Location> {
+    let path = Path::new(text.strip_prefix("file://").unwrap_or(text));
+    path.is_absolute().then(|| Location::Local(path.to_owned()))
+}
+
 fn remote(text: &str, authority: &str) -> Result<Location, SourceError> {
     if text.chars().any(char::is_whitespace) {
         return Err(SourceError::Character(redacted_url(text)));
@@ -199,6 +211,21 @@ mod tests {
             ["https://host/r.git", "ssh://git@host:2222/r", "git@host:team/r.git", "/", "file:///"]
         {
             assert!(Source::parse(good, "main").is_ok(), "{good:?}");
+        }
+    }
+
+    #[test]
+    fn a_path_of_the_settings_may_be_away() {
+        for (text, path) in [
+            ("/no/such/repository", Some("/no/such/repository")),
+            ("file:///no/such/repository", Some("/no/such/repository")),
+            ("no/such/repository", None),
+            ("/no/such\nrepository", None),
+            ("", None),
+        ] {
+            let remote = Remote::with_credentials(text, Credentials::default()).ok();
+            let found = remote.as_ref().and_then(Remote::local_path);
+            assert_eq!(found, path.map(Path::new), "{text:?}");
         }
     }
 

@@ -65,6 +65,29 @@ fn errors_have_hints_and_status_2() {
     assert!(text(&output.stderr).contains(&holder), "{output:?}");
 }
 
+/// A share that is away when the reconciler starts is as one that goes away later.
+#[test]
+fn a_remote_that_is_away_at_the_start_keeps_no_other_from_being_asked() {
+    let world = World::new();
+    let here = world.path("fleet.git");
+    let text = format!(
+        "[[source.remote]]\nurl = \"{}\"\n[[source.remote]]\nurl = \"{}\"\n",
+        world.path("away.git").display(),
+        here.display()
+    );
+    let settings = world.path("reconciler.toml");
+    std::fs::write(&settings, text).expect("written");
+    let settings = settings.to_str().expect("UTF-8");
+    let output = strata(&world, &["reconcile", "--once", "--config", settings]);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert_eq!(world.applied(), Some(world.head()));
+    assert!(text_of_status(&world).contains("away.git"), "{}", text_of_status(&world));
+}
+
+fn text_of_status(world: &World) -> String {
+    text(&strata(world, &["status"]).stdout)
+}
+
 #[test]
 fn a_va_is_explained_from_the_commit_to_the_mount() {
     let world = World::new();
