@@ -5,20 +5,31 @@
 //! is finished by the reconciler, and one that has expired is taken back by it: first
 //! the link, then the record. Who changes the two, changes them under one lock: commands
 //! and the reconciler are different processes.
+//!
+//! A pin that ends swaps its VA, so it ends by the rules that hold for others: a VA that a
+//! commit gave to another template or ring meanwhile goes there as those do that a commit
+//! moves ([`super::transfers`]), and none swaps while its ring is frozen or its window is
+//! closed. The record stays until then.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
-use strata_core::event::Event;
+use strata_core::event::{Event, EventRecord};
 use strata_core::links::VaTarget;
-use strata_core::rollout::policy::base_ring;
+use strata_core::plan::{Action, Desired, Note};
+use strata_core::rollout::policy::{RolloutPolicy, base_ring};
+use strata_core::rollout::schedule::Opening;
+use strata_core::rollout::transfer::Hold;
 use strata_core::{CompositionName, GenerationId, MacAddr, RingName};
 use strata_machine::{MachineError, Machines};
 use strata_store::{Store, StoreError, StoreLock};
 
+use super::file::{RolloutFile, RolloutFileError};
 use super::rollouts::RolloutError;
+use crate::state::milliseconds;
 
 const VERSION: u32 = 1;
 const DIRECTORY: &str = "pins";
@@ -43,6 +54,35 @@ pub struct Pin {
     pub by: String,
     pub since_ms: u64,
     pub expires_at_ms: Option<u64>,
+    /// Where the last commit that was taken wants the VA, if that is elsewhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub follows: Option<Place>,
+    /// Who ended it, while the VA waits to go.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub released_by: Option<String>,
+}
+
+/// A ring of a template.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Place {
+    pub composition: CompositionName,
+    pub ring: RingName,
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.composition, self.ring)
+    }
+}
+
+/// What came of ending a pin.
+#[derive(Debug)]
+pub struct Unpinned {
+    /// Where the VA goes.
+    pub to: Place,
+    /// Whether it has gone there; else the reconciler lets it when it may.
+    pub gone: bool,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -57,6 +97,8 @@ pub enum PinError {
     NoRing { composition: CompositionName, ring: RingName },
     #[error("the VA is not pinned")]
     NotPinned,
+    #[error(transparent)]
+    Rollouts(#[from] RolloutFileError),
     #[error("{generation} is a generation of {found}, the VA runs {expected}")]
     Other { generation: String, found: CompositionName, expected: CompositionName },
 }
@@ -78,11 +120,11 @@ pub fn pin(
     (reason, by, now_ms): (String, String, u64),
 ) -> Result<Pin, PinError> {
     let _lock = store.lock_within(LOCK, PATIENCE)?;
-    let (composition, ring) = match store.va_target(mac)?.ok_or(PinError::NoLink)? {
-        VaTarget::Ring { composition, ring } => (composition, base_ring(&ring).0),
+    let (composition, ring, follows) = match store.va_target(mac)?.ok_or(PinError::NoLink)? {
+        VaTarget::Ring { composition, ring } => (composition, base_ring(&ring).0, None),
         VaTarget::Pinned { .. } => {
             let pin = read(store, mac)?.ok_or_else(|| PinError::Lost(store.state(&file(mac))))?;
-            (pin.composition, pin.ring)
+            (pin.composition, pin.ring, pin.follows)
         }
     };
     let found = store.generation(&generation)?.composition().clone();
@@ -90,31 +132,83 @@ pub fn pin(
         let (generation, expected) = (generation.short(), composition);
         return Err(PinError::Other { generation, found, expected });
     }
-    let since_ms = now_ms;
-    let version = VERSION;
-    let pin =
-        Pin { version, mac, composition, generation, ring, reason, by, since_ms, expires_at_ms };
-    store.disk().create_directory(&store.state(DIRECTORY))?;
-    let mut text = serde_json::to_vec(&pin).expect("plain fields serialise");
-    text.push(b'\n');
-    store.write_state(&file(mac), &text)?;
+    let pin = Pin {
+        version: VERSION,
+        mac,
+        composition,
+        generation,
+        ring,
+        reason,
+        by,
+        since_ms: now_ms,
+        expires_at_ms,
+        follows,
+        released_by: None,
+    };
+    write(store, &pin)?;
     store.move_va(mac, &pin.target())?;
     Ok(pin)
 }
 
-/// Lets a VA follow its ring again: `ring`, where the record that says which is gone.
+fn write(store: &Store, pin: &Pin) -> Result<(), StoreError> {
+    store.disk().create_directory(&store.state(DIRECTORY))?;
+    let mut text = serde_json::to_vec(pin).expect("plain fields serialise");
+    text.push(b'\n');
+    store.write_state(&file(pin.mac), &text)
+}
+
+/// Lets a VA follow its ring again: `ring`, where the record that says which is gone. One
+/// that may not go now is left to the reconciler.
 ///
 /// # Errors
 /// It is not pinned, nothing says which ring it belongs to, or the store cannot be
 /// written.
-pub fn unpin(store: &Store, mac: MacAddr, ring: Option<&RingName>) -> Result<Pin, PinError> {
+pub fn unpin(
+    store: &Store,
+    mac: MacAddr,
+    ring: Option<&RingName>,
+    by: &str,
+) -> Result<Unpinned, PinError> {
     let _lock = store.lock_within(LOCK, PATIENCE)?;
     let pin = match read(store, mac)? {
         Some(pin) => pin,
         None => lost_pin(store, mac, ring)?,
     };
-    release(store, &pin)?;
-    Ok(pin)
+    let (policy, now_ms) =
+        (RolloutFile::read(store)?.remembered_policy(), milliseconds(SystemTime::now()));
+    let to = pin.follows.clone().unwrap_or_else(|| pin.place());
+    let gone = pin.follows.is_none() && closed(store, &pin, &policy, now_ms)?.is_none();
+    match gone {
+        true => release(store, &pin)?,
+        false => {
+            let (expires_at_ms, released_by) = (Some(now_ms), Some(by.to_owned()));
+            write(store, &Pin { expires_at_ms, released_by, ..pin })?;
+        }
+    }
+    Ok(Unpinned { to, gone })
+}
+
+/// Why a VA may not go back to its own ring now, and when that ends. One that goes on with
+/// the same generation may always.
+fn closed(
+    store: &Store,
+    pin: &Pin,
+    policy: &RolloutPolicy,
+    now_ms: u64,
+) -> Result<Option<(Hold, Option<u64>)>, StoreError> {
+    let linked = match store.ring(&pin.composition, &pin.ring) {
+        Err(error) if error.is_foreign_link() => None,
+        linked => linked?,
+    };
+    if linked.is_none_or(|linked| linked == pin.generation) {
+        return Ok(None);
+    }
+    Ok(match policy.schedule.opening(&pin.composition, &pin.ring, now_ms) {
+        Opening::Open => None,
+        Opening::Closed { until_ms, freeze } => {
+            Some((freeze.map_or(Hold::Window, |reason| Hold::Freeze { reason }), until_ms))
+        }
+    })
 }
 
 /// The pin of a VA whose record is gone, as far as it takes to end it.
@@ -128,7 +222,20 @@ fn lost_pin(store: &Store, mac: MacAddr, ring: Option<&RingName>) -> Result<Pin,
     }
     let (reason, by) = (String::new(), String::new());
     let (version, since_ms, expires_at_ms) = (VERSION, 0, None);
-    Ok(Pin { version, mac, composition, generation, ring, reason, by, since_ms, expires_at_ms })
+    let (follows, released_by) = (None, None);
+    Ok(Pin {
+        version,
+        mac,
+        composition,
+        generation,
+        ring,
+        reason,
+        by,
+        since_ms,
+        expires_at_ms,
+        follows,
+        released_by,
+    })
 }
 
 /// The record of a VA's pin, which nobody else changes while it is held.
@@ -173,6 +280,21 @@ impl Pin {
     pub fn target(&self) -> VaTarget {
         VaTarget::Pinned { composition: self.composition.clone(), generation: self.generation }
     }
+
+    fn place(&self) -> Place {
+        Place { composition: self.composition.clone(), ring: self.ring.clone() }
+    }
+
+    fn has_ended(&self, now_ms: u64) -> bool {
+        self.expires_at_ms.is_some_and(|at_ms| at_ms <= now_ms)
+    }
+
+    /// Where a commit wants the VA, if that is not where it was pinned.
+    fn elsewhere(&self, desired: &Desired) -> Option<Place> {
+        let va = desired.appliances.get(&self.mac)?;
+        let place = Place { composition: va.composition.clone(), ring: va.ring.clone() };
+        Some(place).filter(|place| *place != self.place())
+    }
 }
 
 /// The pin of a VA; `None` where it has none, and where its record is damaged: then the
@@ -210,34 +332,56 @@ fn records(store: &Store) -> Result<Vec<(MacAddr, Option<Pin>)>, StoreError> {
     Ok(records)
 }
 
+/// What pins are looked after by.
+#[derive(Debug, Clone, Copy)]
+pub struct Rules<'r> {
+    /// What the commit wants that was taken, where one can be.
+    pub desired: Option<&'r Desired>,
+    pub policy: &'r RolloutPolicy,
+    pub now_ms: u64,
+}
+
+/// What looking after pins came to.
+#[derive(Debug, Default)]
+pub struct LookedAfter {
+    /// VAs whose pin has ended and that a commit wants elsewhere.
+    pub moves: Vec<Action>,
+    /// VAs whose pin has ended and that wait for their own ring.
+    pub notes: Vec<Note>,
+    /// When to look again.
+    pub wake_at_ms: Option<u64>,
+}
+
 /// Ends what has expired or whose VA is gone, and finishes what was cut short; `tell` hears
 /// of it before it is done. A VA is gone that has neither a link nor a machine and is not
-/// `wanted`. Records that cannot be read are told once and added to `unreadable`. Returns when
-/// to look again.
+/// `wanted`. Records that cannot be read are told once and added to `unreadable`.
 ///
 /// # Errors
 /// The store cannot be used, or `tell` fails: then nothing is done.
 pub fn look_after(
     store: &Store,
-    now_ms: u64,
+    rules: Rules<'_>,
     unreadable: &mut BTreeSet<MacAddr>,
     wanted: impl Fn(&MacAddr) -> bool,
-    tell: impl FnOnce(Vec<Event>) -> Result<(), RolloutError>,
-) -> Result<Option<u64>, RolloutError> {
+    tell: impl FnOnce(Vec<EventRecord>) -> Result<(), RolloutError>,
+) -> Result<LookedAfter, RolloutError> {
+    let mut looked = LookedAfter::default();
     if store.state_names(DIRECTORY)?.is_empty() {
-        return Ok(None);
+        return Ok(looked);
     }
+    let now_ms = rules.now_ms;
     let _lock = match store.lock_within(LOCK, SHORT_PATIENCE) {
         Err(StoreError::Locked(_)) => {
             tracing::debug!("a command changes pins");
-            return Ok(Some(now_ms.saturating_add(LOOK_AGAIN_MS)));
+            looked.wake_at_ms = Some(now_ms.saturating_add(LOOK_AGAIN_MS));
+            return Ok(looked);
         }
         lock => lock?,
     };
-    let mut next = None;
+    let mut waiting: BTreeMap<(CompositionName, RingName), (u64, String)> = BTreeMap::new();
     let (mut ended, mut cut_short) = (Vec::new(), Vec::new());
     for (mac, pin) in records(store)? {
-        let Some(pin) = pin else {
+        let Some(mut pin) = pin else {
             if unreadable.insert(mac) {
                 let path = store.state(&file(mac));
                 tracing::error!(
@@ -247,38 +391,61 @@ pub fn look_after(
             }
             continue;
         };
-        match pin.expires_at_ms {
-            Some(at_ms) if at_ms <= now_ms => {
-                ended.push((pin, true));
-                continue;
-            }
-            at_ms => next = next.into_iter().chain(at_ms).min(),
+        if let Some(follows) = rules.desired.map(|desired| pin.elsewhere(desired))
+            && pin.follows != follows
+        {
+            pin.follows = follows;
+            write(store, &pin)?;
         }
-        let target = match store.va_target(pin.mac) {
-            Err(error) if error.is_foreign_link() => continue,
-            target => target?,
+        let (target, is_foreign) = match store.va_target(mac) {
+            Err(error) if error.is_foreign_link() => (None, true),
+            target => (target?, false),
         };
-        match target {
-            Some(VaTarget::Ring { .. }) => cut_short.push(pin),
-            Some(VaTarget::Pinned { .. }) => {}
-            None if wanted(&pin.mac) || has_machine(store, pin.mac)? => {}
-            None => ended.push((pin, false)),
+        let is_pinned = matches!(target, Some(VaTarget::Pinned { .. }));
+        if !pin.has_ended(now_ms) {
+            looked.wake_at_ms = looked.wake_at_ms.into_iter().chain(pin.expires_at_ms).min();
+            match target {
+                Some(VaTarget::Ring { .. }) => cut_short.push(pin),
+                Some(VaTarget::Pinned { .. }) => {}
+                None if is_foreign || wanted(&mac) || has_machine(store, mac)? => {}
+                None => ended.push((pin, false)),
+            }
+        } else if let (true, Some(Place { composition, ring })) = (is_pinned, pin.follows.clone()) {
+            let va = rules.desired.and_then(|desired| desired.appliances.get(&mac));
+            let to = VaTarget::Ring { composition, ring };
+            let action = |name| Action::LinkVa { name, mac, from: target, to };
+            looked.moves.extend(va.map(|va| va.name.clone()).map(action));
+        } else if is_pinned
+            && let Some((hold, until_ms)) = closed(store, &pin, rules.policy, now_ms)?
+        {
+            looked.wake_at_ms = looked.wake_at_ms.into_iter().chain(until_ms).min();
+            let key = (pin.composition, pin.ring);
+            waiting.entry(key).or_insert_with(|| (0, hold.to_string())).0 += 1;
+        } else {
+            let expired = pin.released_by.is_none();
+            ended.push((pin, expired));
         }
     }
-    let told =
-        ended.iter().map(|(pin, expired)| Event::VaUnpinned { mac: pin.mac, expired: *expired });
+    let note = |((composition, ring), (vas, why))| Note::MovesWait { composition, ring, vas, why };
+    looked.notes.extend(waiting.into_iter().map(note));
+    let unpinned = ended.iter().map(|(pin, expired)| {
+        let event = Event::VaUnpinned { mac: pin.mac, expired: *expired };
+        let record = EventRecord::new(now_ms, event);
+        EventRecord { by: pin.released_by.clone(), ..record }
+    });
     let finished = cut_short.iter().map(|pin| {
         let Pin { mac, generation, ref reason, expires_at_ms, .. } = *pin;
-        Event::VaPinned { mac, generation, reason: reason.clone(), expires_at_ms }
+        let event = Event::VaPinned { mac, generation, reason: reason.clone(), expires_at_ms };
+        EventRecord::new(now_ms, event)
     });
-    tell(told.chain(finished).collect())?;
+    tell(unpinned.chain(finished).collect())?;
     for (pin, _) in &ended {
         release(store, pin)?;
     }
     for pin in &cut_short {
         store.move_va(pin.mac, &pin.target())?;
     }
-    Ok(next)
+    Ok(looked)
 }
 
 /// Whether a VA of this address is on some host. One whose record cannot be read may be it.

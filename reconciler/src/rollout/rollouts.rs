@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use strata_core::audit::Who;
 use strata_core::event::{Event, EventRecord};
+use strata_core::links::VaTarget;
 use strata_core::plan::{Action, Desired, Note};
 use strata_core::rollout::policy::{RolloutPolicy, base_ring, staged_ring};
 use strata_core::rollout::{
@@ -223,21 +224,11 @@ impl Rollouts {
             request::remove(&self.store, name)?;
         }
         self.take(&moves, &mut stepped)?;
+        self.look_after_pins(taken, &policy, now_ms, &mut stepped)?;
         if let Some(taken) = taken {
             self.transfer(taken, now_ms, &mut stepped)?;
         }
         prune::take(&self.store, removals)?;
-        let unreadable = &mut self.unreadable_pins;
-        let (declared, adopted) = (&self.file.declared, &self.file.adopted);
-        let wanted = |mac: &MacAddr| declared.contains_key(mac) || adopted.contains_key(mac);
-        let unpin_at_ms =
-            pins::look_after(&self.store, now_ms, unreadable, wanted, |mut events| {
-                let events = records(&mut events, now_ms);
-                self.audit.tell(&who, &events)?;
-                stepped.events.extend(events);
-                Ok(())
-            })?;
-        stepped.wake_at_ms = stepped.wake_at_ms.into_iter().chain(unpin_at_ms).min();
         self.want(&policy, now_ms)?;
         self.policy = policy;
         if !self.watcher.is_idle() {
@@ -348,6 +339,31 @@ impl Rollouts {
         Ok(told)
     }
 
+    /// Ends pins that have expired, and finishes those that were cut short.
+    fn look_after_pins(
+        &mut self,
+        taken: Option<&Taken>,
+        policy: &RolloutPolicy,
+        now_ms: u64,
+        stepped: &mut Stepped,
+    ) -> Result<(), RolloutError> {
+        let who = taken.map(|taken| taken.who.clone()).unwrap_or_default();
+        let rules = pins::Rules { desired: taken.map(|taken| &taken.desired), policy, now_ms };
+        let unreadable = &mut self.unreadable_pins;
+        let (declared, adopted) = (&self.file.declared, &self.file.adopted);
+        let wanted = |mac: &MacAddr| declared.contains_key(mac) || adopted.contains_key(mac);
+        let looked = pins::look_after(&self.store, rules, unreadable, wanted, |events| {
+            self.audit.tell(&who, &events)?;
+            stepped.events.extend(events);
+            Ok(())
+        })?;
+        let pins::LookedAfter { moves, notes, wake_at_ms } = looked;
+        stepped.notes.extend(notes);
+        stepped.wake_at_ms = stepped.wake_at_ms.into_iter().chain(wake_at_ms).min();
+        self.transfers.set_unpinned(moves);
+        Ok(())
+    }
+
     /// Moves the VAs whose turn it is to their other template or ring.
     fn transfer(
         &mut self,
@@ -368,6 +384,15 @@ impl Rollouts {
             self.audit.tell(&taken.who, &passes::links(&go, now_ms))?;
             stepped.actions.extend(self.transfers.take(&self.store, go, now_ms)?);
             self.watcher.list_again();
+            let is_pin = |target: &VaTarget| matches!(target, VaTarget::Pinned { .. });
+            let was_pinned = |action: &Action| match action {
+                Action::LinkVa { from, .. } => from.as_ref().is_some_and(is_pin),
+                _ => false,
+            };
+            if stepped.actions.iter().any(was_pinned) {
+                // What is left of their pins goes with the next step.
+                stepped.wake_at_ms = Some(now_ms);
+            }
         }
         self.keep_waiting(waiting)
     }

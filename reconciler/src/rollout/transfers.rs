@@ -84,6 +84,23 @@ impl Pending {
         Ok(pending)
     }
 
+    /// Says whose pin has ended: what was said before counts no more.
+    pub fn set_unpinned(&mut self, unpinned: Vec<Action>) {
+        let is_pinned = |action: &Action| {
+            matches!(action, Action::LinkVa { from: Some(VaTarget::Pinned { .. }), .. })
+        };
+        self.moves.retain(|_, waiting| {
+            waiting.retain(|_, action| !is_pinned(action));
+            !waiting.is_empty()
+        });
+        for action in unpinned {
+            if let Action::LinkVa { mac, to: VaTarget::Ring { composition, ring }, .. } = &action {
+                let (mac, key) = (*mac, (composition.clone(), ring.clone()));
+                self.moves.entry(key).or_default().insert(mac, action);
+            }
+        }
+    }
+
     pub fn is_empty(&self) -> bool {
         self.moves.is_empty()
     }
@@ -131,7 +148,7 @@ impl Pending {
         let compositions: BTreeSet<_> = self.moves.keys().map(|(name, _)| name.clone()).collect();
         for composition in &compositions {
             let mut rings: BTreeMap<RingName, Destination> = BTreeMap::new();
-            let mut go = BTreeSet::new();
+            let (mut go, mut left) = (BTreeSet::new(), None);
             for policy in &policy.rings {
                 let key = (composition.clone(), policy.name.clone());
                 let (health, last_moved_at_ms) = (health(&key), self.last_moved.get(&key).copied());
@@ -143,7 +160,12 @@ impl Pending {
             {
                 for (mac, action) in moves {
                     match rings.get_mut(ring).filter(|_| served.swaps(action)) {
-                        Some(destination) => destination.waiting.push(*mac),
+                        Some(destination) => match paused(states, action, composition) {
+                            Some(hold) => {
+                                left.get_or_insert_with(|| (ring.clone(), hold));
+                            }
+                            None => destination.waiting.push(*mac),
+                        },
                         // Nothing in the VA changes, or the ring has no order.
                         None => {
                             go.insert(*mac);
@@ -157,10 +179,10 @@ impl Pending {
             go.extend(found.go);
             let wake = decided.wake_at_ms.into_iter().chain(found.wake_at_ms);
             decided.wake_at_ms = wake.min();
-            if let Some((ring, hold)) = found.hold {
-                if matches!(hold, Hold::Window | Hold::Freeze { .. } | Hold::Rollout { .. }) {
-                    self.closed.insert(composition.clone());
-                }
+            if found.hold.as_ref().is_some_and(|(_, hold)| hold.is_of_template()) {
+                self.closed.insert(composition.clone());
+            }
+            if let Some((ring, hold)) = found.hold.or(left) {
                 let moves = self.moves.iter().filter(|((name, _), _)| name == composition);
                 let all = moves.map(|(_, moves)| moves.len()).sum::<usize>();
                 let (vas, why) = ((all - go.len()) as u64, hold.to_string());
@@ -214,6 +236,19 @@ impl Pending {
         }
         Ok(taken)
     }
+}
+
+/// Why nobody leaves the template that an action takes a VA from: somebody paused it.
+fn paused(
+    states: &BTreeMap<CompositionName, RolloutState>,
+    action: &Action,
+    to: &CompositionName,
+) -> Option<Hold> {
+    let Action::LinkVa { from: Some(VaTarget::Ring { composition, .. }), .. } = action else {
+        return None;
+    };
+    let state = states.get(composition).filter(|_| composition != to)?;
+    Hold::of_pause(composition, state)
 }
 
 /// The generations of rings, each looked up once.

@@ -294,16 +294,28 @@ fn a_lost_pin_keeps_its_va_until_somebody_says_where_it_belongs() {
     let file = world.store.state(&format!("pins/{}.json", mac(3)));
     for damage in [Damage::Gone, Damage::Garbage] {
         do_damage(&file, damage);
-        let error = pins::unpin(&world.store, mac(3), None).expect_err("nobody knows");
+        let error = pins::unpin(&world.store, mac(3), None, "ann").expect_err("nobody knows");
         assert!(error.to_string().contains(&format!("pins/{}.json", mac(3))), "{error}");
         let nowhere = name("nowhere");
-        let error = pins::unpin(&world.store, mac(3), Some(&nowhere)).expect_err("no ring");
+        let error = pins::unpin(&world.store, mac(3), Some(&nowhere), "ann").expect_err("no ring");
         assert!(matches!(error, pins::PinError::NoRing { .. }), "{error}");
         fs::write(&file, "").expect("written");
     }
     let everyone = name("everyone");
-    pins::unpin(&world.store, mac(3), Some(&everyone)).expect("unpinned");
+    pins::unpin(&world.store, mac(3), Some(&everyone), "ann").expect("unpinned");
     assert!(!file.exists());
     assert_eq!(world.store.desired(mac(3)).expect("readable"), world.ring("web", "everyone"));
     run(&world).expect("goes on");
+}
+
+#[test]
+fn a_store_without_its_state_is_taken_up_again() {
+    let world = World::new();
+    world.once();
+    let rings = world.rings();
+    fs::remove_dir_all(world.store.state("")).expect("removed");
+    let report = world.once();
+    assert_eq!(report.refusal, None, "{report:?}");
+    assert_eq!(world.rings(), rings);
+    assert!(world.applied().is_some());
 }

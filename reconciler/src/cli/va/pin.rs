@@ -6,15 +6,16 @@ use std::time::SystemTime;
 use clap::Args;
 use strata_core::audit::Who;
 use strata_core::event::Event;
+use strata_core::links::VaTarget;
 use strata_core::rollout::policy::Span;
 use strata_core::{GenerationId, RingName, VaName};
 use strata_store::Store;
 
 use crate::audit::AuditLog;
 use crate::cli::known;
-use crate::cli::rollout::{caller, given_reason, reconciler_runs};
+use crate::cli::rollout::{caller, given_reason, reconciler_runs, submit};
 use crate::cli::{Failure, Outcome, StoreArgs, print_bytes};
-use crate::rollout::pins::{self, PinError};
+use crate::rollout::pins::{self, PinError, Unpinned};
 use crate::rollout::request::{Ask, Request};
 use crate::state::{milliseconds, time_text};
 
@@ -24,7 +25,7 @@ use crate::state::{milliseconds, time_text};
   strata va pin web-03 --generation 1f2e3d4c --reason 'debugging the cache' --expires 4h
   strata va pin web-03 --reason 'stays as it is'
 
-When the pin expires the VA follows its ring again. `strata status` shows it as pinned.")]
+When the pin expires the VA follows its ring again, as after `strata va unpin`. `strata status` shows it as pinned.")]
 pub struct PinArgs {
     name: VaName,
     /// The generation, or the beginning of its id; without it the one of the VA's link.
@@ -42,7 +43,11 @@ pub struct PinArgs {
 
 /// Let a pinned VA follow its ring again
 #[derive(Debug, Args)]
-#[command(after_help = "Example: strata va unpin web-03")]
+#[command(after_help = "Example: strata va unpin web-03
+
+A VA that git gave to another template or ring meanwhile goes there, as others do that a
+commit moves. One whose ring is frozen, or has its window closed, keeps its generation
+until then. Exit status 1: no reconciler has looked at it yet.")]
 pub struct UnpinArgs {
     name: VaName,
     /// The ring that it belongs to, where the record of the pin was lost.
@@ -80,10 +85,24 @@ pub fn pin(args: &PinArgs) -> Result<Outcome, Failure> {
 pub fn unpin(args: &UnpinArgs) -> Result<Outcome, Failure> {
     let store = args.store.open()?;
     let mac = known::va_named(&store, &args.name)?;
-    let pin = pins::unpin(&store, mac, args.ring.as_ref())?;
-    tell(Arc::new(store), Event::VaUnpinned { mac, expired: false })?;
-    print_bytes(format!("{} follows {} again\n", args.name, pin.ring).as_bytes())?;
-    Ok(Outcome::Done)
+    let Unpinned { to, gone } = pins::unpin(&store, mac, args.ring.as_ref(), &caller())?;
+    if gone {
+        tell(Arc::new(store), Event::VaUnpinned { mac, expired: false })?;
+        print_bytes(format!("{} follows {to} again\n", args.name).as_bytes())?;
+        return Ok(Outcome::Done);
+    }
+    // What the reconciler does it also tells.
+    let request = Request::new(caller(), String::new(), Ask::LookAfterPins);
+    let outcome = submit(&store, &request)?;
+    let text = match store.va_target(mac)? {
+        Some(VaTarget::Pinned { .. }) => format!(
+            "the pin of {} has ended; it follows {to} when it may: strata reconcile now says what it waits for\n",
+            args.name
+        ),
+        _ => format!("{} follows {to}\n", args.name),
+    };
+    print_bytes(text.as_bytes())?;
+    Ok(outcome)
 }
 
 /// Says in the audit log what came of the command.
@@ -120,6 +139,7 @@ impl From<PinError> for Failure {
     fn from(error: PinError) -> Self {
         let hint = match &error {
             PinError::Store(_) => None,
+            PinError::Rollouts(_) => Some("see `strata rollout status`"),
             PinError::NoLink => Some("provision it again: strata va provision"),
             PinError::Lost(_) => Some("say where it belongs: strata va unpin NAME --ring RING"),
             PinError::NoRing { .. } => Some("see `strata get rings`"),

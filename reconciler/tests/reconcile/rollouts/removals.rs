@@ -160,18 +160,20 @@ fn pins_and_unpins_are_not_undone_by_who_looks_after_them() {
     let first = world.ring("web", "everyone").expect("a generation");
     let ring = world.store.va_target(mac(3)).expect("readable");
     let done = AtomicBool::new(false);
+    let policy = strata_core::rollout::policy::RolloutPolicy::plain([]);
+    let rules = pins::Rules { desired: None, policy: &policy, now_ms: 1 };
     std::thread::scope(|scope| {
         scope.spawn(|| {
             while !done.load(std::sync::atomic::Ordering::Relaxed) {
                 let unreadable = &mut Default::default();
-                pins::look_after(&world.store, 1, unreadable, |_| true, |_| Ok(()))
+                pins::look_after(&world.store, rules, unreadable, |_| true, |_| Ok(()))
                     .expect("looked after");
             }
         });
         for round in 0..60 {
             let told = ("because".to_owned(), "ann".to_owned(), 0);
             let pinned = pins::pin(&world.store, mac(3), first, None, told);
-            let unpinned = pinned.and_then(|_| pins::unpin(&world.store, mac(3), None));
+            let unpinned = pinned.and_then(|_| pins::unpin(&world.store, mac(3), None, "ann"));
             let target = world.store.va_target(mac(3)).expect("readable");
             if unpinned.is_err() || target != ring {
                 done.store(true, std::sync::atomic::Ordering::Relaxed);
@@ -236,7 +238,10 @@ fn a_pin_holds_a_va_until_it_expires() {
     let events = step(&mut reconciler).events;
     assert!(matches!(events[0].event, Event::VaUnpinned { expired: true, .. }), "{events:?}");
     assert_eq!(world.store.va_target(mac(3)).expect("readable"), Some(ring));
-    assert!(matches!(pins::unpin(&world.store, mac(3), None), Err(pins::PinError::NotPinned)));
+    assert!(matches!(
+        pins::unpin(&world.store, mac(3), None, "ann"),
+        Err(pins::PinError::NotPinned)
+    ));
 }
 
 /// A pin does not wait for whoever has the address of its VA next.

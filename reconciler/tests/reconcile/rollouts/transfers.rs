@@ -3,10 +3,16 @@
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
+use strata::pass::PassReport;
+use strata::rollout::pins;
+use strata::rollout::request::{Ask, Request};
+use strata_core::GenerationId;
+use strata_core::event::Event;
+use strata_core::rollout::Order;
 use strata_store::VaTarget;
 
 use super::{GATED, obey, report, step};
-use crate::support::{World, mac, name, wait_until};
+use crate::support::{CONFIGURATION, World, mac, name, wait_until};
 
 /// Six declared VAs of two gated rings; they serve what they should.
 fn declared(more: &str) -> World {
@@ -138,4 +144,146 @@ fn vas_whose_generation_stays_go_at_once_and_new_ones_too() {
     let ring = VaTarget::Ring { composition: name("web"), ring: name("everyone") };
     assert!(targets(&world).iter().all(|target| *target == ring), "{report:?}");
     assert!(world.store.va_target(mac(9)).expect("readable").is_some());
+}
+
+const ALWAYS: &str = "\n[[rollout.freeze]]\nfrom = \"2020-01-01 00:00\"\nto = \"2100-01-01 00:00\"\nzone = \"UTC\"\n";
+
+/// Six declared VAs of two plain rings.
+fn plain() -> World {
+    let world = World::new();
+    give(&world, "web");
+    world.once();
+    world
+}
+
+fn configure(world: &World, text: &str) -> PassReport {
+    world.write("strata.toml", text);
+    world.push("the configuration");
+    world.once()
+}
+
+fn notes(report: &PassReport) -> String {
+    report.notes.iter().map(|note| format!("{note}\n")).collect()
+}
+
+fn order(world: &World, template: &str, order: Order) {
+    let ask = Ask::Rollout { composition: Some(name(template)), order };
+    Request::new("ann".to_owned(), "hold".to_owned(), ask).submit(&world.store).expect("submitted");
+}
+
+fn pin(world: &World, number: u32, generation: Option<GenerationId>, expires_at_ms: Option<u64>) {
+    let told = ("a look".to_owned(), "ann".to_owned(), 0);
+    let generation = generation.expect("a generation");
+    pins::pin(&world.store, mac(number), generation, expires_at_ms, told).expect("pinned");
+}
+
+fn target(world: &World, number: u32) -> VaTarget {
+    world.store.va_target(mac(number)).expect("readable").expect("a link")
+}
+
+#[test]
+fn a_paused_template_takes_nobody_in_and_lets_nobody_go() {
+    let world = plain();
+    for paused in ["sql", "web"] {
+        let before = targets(&world);
+        order(&world, paused, Order::Pause);
+        let after = give(&world, paused);
+        let report = world.once();
+        assert_eq!(targets(&world), before, "{paused}");
+        let note =
+            format!("6 VAs wait to follow {paused}; canary: {paused} is paused: hold (by ann)\n");
+        assert_eq!(notes(&report), note);
+        order(&world, paused, Order::Resume { quarantined: false });
+        world.once();
+        assert_eq!(targets(&world), after);
+    }
+    // All are of web, and nobody leaves it.
+    order(&world, "web", Order::Pause);
+    let before = targets(&world);
+    give(&world, "sql");
+    let report = world.once();
+    assert_eq!(targets(&world), before);
+    let note = "6 VAs wait to follow sql; canary: web is paused: hold (by ann)\n";
+    assert_eq!(notes(&report), note);
+}
+
+/// The record of a pin may be older than what git says.
+#[test]
+fn a_pin_that_ends_leads_where_git_wants_the_va_and_past_no_freeze() {
+    let world = plain();
+    let first = world.ring("web", "everyone");
+    for (number, expires) in [(4, None), (5, Some(1))] {
+        pin(&world, number, first, None);
+        give(&world, "sql");
+        world.write("templates/web.ldf", "main/app 2\nmain/base 1\n");
+        world.push("web goes on");
+        world.once();
+        let held = target(&world, number);
+        assert_ne!(world.ring("web", "everyone"), first);
+        configure(&world, &format!("{CONFIGURATION}{ALWAYS}"));
+        match expires {
+            Some(_) => pin(&world, number, first, expires),
+            None => {
+                let ended = pins::unpin(&world.store, mac(number), None, "ann").expect("unpinned");
+                assert_eq!((ended.to.to_string().as_str(), ended.gone), ("sql/everyone", false));
+            }
+        }
+        assert_eq!(target(&world, number), held);
+        let report = world.once();
+        assert_eq!(target(&world, number), held);
+        assert!(
+            notes(&report).contains("1 VA waits to follow sql; everyone: frozen\n"),
+            "{report:?}"
+        );
+        world.write("strata.toml", CONFIGURATION);
+        world.push("the year has begun");
+        let mut reconciler = world.reconciler();
+        let report = reconciler.pass(&AtomicBool::new(false)).expect("a pass");
+        let sql = VaTarget::Ring { composition: name("sql"), ring: name("everyone") };
+        assert_eq!(target(&world, number), sql, "{report:?}");
+        let events = step(&mut reconciler).events;
+        let ended = Event::VaUnpinned { mac: mac(number), expired: expires.is_some() };
+        let told: Vec<_> = events.iter().map(|told| (&told.event, told.by.as_deref())).collect();
+        assert_eq!(told, [(&ended, Some("ann").filter(|_| expires.is_none()))]);
+        assert_eq!(pins::read(&world.store, mac(number)).expect("readable"), None);
+        drop(reconciler);
+        // As it was, for the next.
+        world.write("templates/web.ldf", "main/app 1\nmain/base 1\n");
+        give(&world, "web");
+        world.once();
+        world.once();
+    }
+}
+
+#[test]
+fn a_pin_that_ends_swaps_its_va_past_no_freeze_of_its_own_ring() {
+    let world = plain();
+    let first = world.ring("web", "everyone");
+    let own = VaTarget::Ring { composition: name("web"), ring: name("everyone") };
+    for number in 2..5 {
+        pin(&world, number, first, None);
+    }
+    // As long as nothing swaps by it, it goes.
+    configure(&world, &format!("{CONFIGURATION}{ALWAYS}"));
+    assert!(pins::unpin(&world.store, mac(2), None, "ann").expect("unpinned").gone);
+    assert_eq!(target(&world, 2), own);
+    world.write("templates/web.ldf", "main/app 2\nmain/base 1\n");
+    configure(&world, CONFIGURATION);
+    assert_ne!(world.ring("web", "everyone"), first);
+    configure(&world, &format!("{CONFIGURATION}{ALWAYS}"));
+    let held = target(&world, 3);
+    assert!(!pins::unpin(&world.store, mac(3), None, "ann").expect("unpinned").gone);
+    pin(&world, 4, first, Some(1));
+    let report = world.once();
+    assert_eq!([target(&world, 3), target(&world, 4)], [held.clone(), held]);
+    assert!(
+        notes(&report).contains("2 VAs wait to follow web; everyone: frozen\n"),
+        "{}",
+        notes(&report)
+    );
+    let report = configure(&world, CONFIGURATION);
+    assert_eq!([target(&world, 3), target(&world, 4)], [own.clone(), own], "{report:?}");
+    let told: Vec<_> = report.events.iter().map(|told| (&told.event, told.by.as_deref())).collect();
+    assert!(told.contains(&(&Event::VaUnpinned { mac: mac(3), expired: false }, Some("ann"))));
+    assert!(told.contains(&(&Event::VaUnpinned { mac: mac(4), expired: true }, None)));
 }

@@ -147,6 +147,9 @@ impl fmt::Display for Waiting {
                 write!(f, "{ring}: the commit that wants it cannot be taken now")
             }
             Waiting::Window { ring, .. } => write!(f, "{ring}: its window is closed"),
+            Waiting::Freeze { ring, reason, .. } if reason.is_empty() => {
+                write!(f, "{ring}: frozen")
+            }
             Waiting::Freeze { ring, reason, .. } => write!(f, "{ring}: frozen: {reason}"),
         }
     }

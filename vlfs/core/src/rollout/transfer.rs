@@ -1,8 +1,8 @@
 //! VAs that a commit gives to another template or ring: they swap as those do whose ring
 //! moves, so they go as carefully.
 //!
-//! A VA goes to a ring once that ring is on the target of its template and nobody paused,
-//! halted or took back the template's rollout; while the ring's windows are open and no
+//! A VA goes to a ring once that ring is on the target of its template, nobody paused,
+//! halted or took back the template's rollout, nor paused the template that it leaves; while the ring's windows are open and no
 //! freeze is on; so many at a time as the ring lets swap at once; and to a later ring only
 //! when those of the earlier ones that run are healthy and have soaked. What waits is
 //! remembered nowhere: links that are not where a commit wants them say it.
@@ -46,6 +46,11 @@ pub enum Hold {
     Rollout {
         phase: &'static str,
     },
+    /// An operator paused the template that they go to, or the one that they leave.
+    Paused {
+        composition: CompositionName,
+        reason: String,
+    },
     Window,
     Freeze {
         reason: String,
@@ -64,11 +69,32 @@ pub enum Hold {
     },
 }
 
+impl Hold {
+    /// The pause of a template, where it is paused.
+    pub fn of_pause(composition: &CompositionName, state: &RolloutState) -> Option<Self> {
+        let reason = state.paused.as_ref()?.reason.clone();
+        Some(Hold::Paused { composition: composition.clone(), reason })
+    }
+
+    /// Whether nobody can go to the template, however its VAs do.
+    pub fn is_of_template(&self) -> bool {
+        match self {
+            Hold::Rollout { .. } | Hold::Paused { .. } | Hold::Window | Hold::Freeze { .. } => true,
+            Hold::Batch | Hold::Evidence { .. } | Hold::Health { .. } | Hold::Soak { .. } => false,
+        }
+    }
+}
+
 impl fmt::Display for Hold {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Hold::Rollout { phase } => write!(f, "its own rollout is {phase}"),
+            Hold::Paused { composition, reason } => match reason.as_str() {
+                "" => write!(f, "{composition} is paused"),
+                reason => write!(f, "{composition} is paused: {reason}"),
+            },
             Hold::Window => write!(f, "its window is closed"),
+            Hold::Freeze { reason } if reason.is_empty() => write!(f, "frozen"),
             Hold::Freeze { reason } => write!(f, "frozen: {reason}"),
             Hold::Batch => write!(f, "so many swap at once as may"),
             Hold::Evidence { ring } => write!(f, "{ring} has not told how it does"),
@@ -124,6 +150,10 @@ impl TransferInput<'_> {
     /// Lets the VAs of one ring go as far as may be. Why the others do not.
     fn enter(&self, ring: &RingPolicy, transfers: &mut Transfers) -> Option<Hold> {
         let destination = self.destination(ring)?;
+        let paused = self.state.and_then(|state| Hold::of_pause(self.composition, state));
+        if paused.is_some() {
+            return paused;
+        }
         let state = self.state.filter(|state| {
             let at_target = state.rings.get(&ring.name).map(|ring| ring.at) == Some(state.target);
             at_target && matches!(state.phase(), "rolling" | "done")
@@ -188,7 +218,7 @@ mod tests {
     use crate::rollout::health::Clock;
     use crate::rollout::state::RingState;
     use crate::rollout::tests::{id, name};
-    use crate::rollout::{Halt, RingStep, schedule::Freeze};
+    use crate::rollout::{Halt, Pause, RingStep, schedule::Freeze};
 
     struct World {
         policy: RolloutPolicy,
@@ -354,6 +384,12 @@ mod tests {
         world.state.halted = Some(halt);
         assert_eq!((world.held().as_str(), world.take()), ("canary: its own rollout is halted", 0));
         world.state.halted = None;
+        world.state.paused = Some(Pause { reason: "an incident".to_owned(), at_ms: 0 });
+        assert_eq!(
+            (world.held().as_str(), world.take()),
+            ("canary: web is paused: an incident", 0)
+        );
+        world.state.paused = None;
         world.state.rings.get_mut(&name("canary")).expect("a ring").at = id("old");
         assert_eq!((world.held().as_str(), world.take()), ("canary: its own rollout is done", 0));
     }
