@@ -18,6 +18,7 @@ mod gpgv;
 mod http_server;
 pub mod inventory;
 pub mod library;
+mod link_watch;
 mod looking;
 pub mod mirror;
 pub mod pass;

@@ -14,7 +14,7 @@
 //!
 //! The steps are below, in the order in which they are taken: `admission` says which
 //! commit it is, `judgement` what it says, `bring_in` makes the store say it, and
-//! `report` is what came of it.
+//! `report` is what came of it. `step` is what goes on between passes.
 
 mod admission;
 mod bring_in;
@@ -24,6 +24,7 @@ mod lock;
 mod put_back;
 mod recovery;
 mod report;
+mod step;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -42,7 +43,7 @@ use crate::library::Library;
 use crate::mirror::{FetchLimits, Fetched, Mirror};
 use crate::probe::Prober;
 use crate::repositories::mirrors;
-use crate::rollout::{RolloutError, Rollouts};
+use crate::rollout::Rollouts;
 use crate::source::Source;
 use crate::state::{Found, ReconcileState, StateError};
 use crate::traces::spans::{self, Origin, span};
@@ -556,38 +557,6 @@ impl Keeper {
         report.renames = self.store.writes().renames - renames;
         report.timings.total_ms = begun.elapsed().as_secs_f64() * 1000.0;
         Ok(report)
-    }
-
-    /// Goes on with the rollouts. `None` where nothing was ever rolled out. Without a
-    /// commit that can be taken, it looks after what stands: orders, pins, links, and
-    /// rings that fail.
-    ///
-    /// # Errors
-    /// The store cannot be used.
-    pub fn step(&mut self, cancelled: &AtomicBool) -> Result<Option<PassReport>, PassError> {
-        let accepted = self.accepted.clone();
-        let taken = accepted.as_ref().map(|accepted| &accepted.taken);
-        if taken.is_none() && self.state.mark().is_none() {
-            return Ok(None);
-        }
-        // As in a pass: what the rings are led to is not collected before they are there.
-        let _lease = self.store.lease()?;
-        let begun = Instant::now();
-        let before = self.store.writes();
-        let mark = self.state.mark().map(|mark| mark.commit.clone());
-        let commit = taken.map(|taken| taken.commit.clone()).or(mark).unwrap_or_default();
-        let mut report = PassReport::new(&self.source, commit);
-        let time = (now_ms(), cancelled);
-        let mut stepped = self.rollouts.step(taken, false, &mut self.checks, time)?;
-        let failed = stepped.failed.take();
-        report.add(stepped);
-        report.result = match report.actions.is_empty() {
-            true => PassResult::Unchanged,
-            false => PassResult::Applied,
-        };
-        report.renames = self.store.writes().renames - before.renames;
-        report.timings.total_ms = begun.elapsed().as_secs_f64() * 1000.0;
-        failed.map_or(Ok(Some(report)), |error| Err(RolloutError::from(error).into()))
     }
 }
 

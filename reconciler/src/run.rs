@@ -26,6 +26,7 @@ use tokio::time::Instant;
 
 use crate::audit;
 use crate::drift::DriftRound;
+use crate::link_watch::LinkWatch;
 use crate::looking::{Looked, Looking};
 use crate::pass::{Inspected, Keeper, PassError, PassReport, Policy, Reconciler};
 use crate::report_watch::ReportWatch;
@@ -51,6 +52,10 @@ const ASK_AGAIN: Duration = Duration::from_millis(500);
 const STEP_RETRY: Duration = Duration::from_secs(5);
 /// Reports that are written within this time are looked at together.
 const GATHER: Duration = Duration::from_millis(50);
+/// The links are looked at this long after one has changed, and no sooner again.
+const LINKS_PAUSE: Duration = Duration::from_millis(500);
+/// The links are looked at this often where no event told of them.
+const LINKS_FLOOR: Duration = Duration::from_secs(60);
 /// What still runs at the end is left after so long.
 const SHUTDOWN: Duration = Duration::from_secs(5);
 /// Rollouts that may wait for the verifier.
@@ -110,6 +115,8 @@ enum Wake {
     Looked(Looked),
     /// Rollouts are due, or an operator may have asked for something.
     Step,
+    /// A link of a ring or a VA has changed.
+    Links,
     /// The configuration is to be read anew.
     Reload,
     End,
@@ -165,6 +172,10 @@ struct MainLoop<T> {
     failures: u32,
     next_pass: Instant,
     next_step: Instant,
+    links: Option<LinkWatch>,
+    /// Whether a link changed since they were looked at.
+    links_changed: bool,
+    next_links: Instant,
 }
 
 impl<T: FnMut(&PassReport)> MainLoop<T> {
@@ -197,6 +208,7 @@ impl<T: FnMut(&PassReport)> MainLoop<T> {
             let (store, ears) = (keeper.store().clone(), service.ears().clone());
             Task::spawn(drift_round(store, programs.vlfs.clone(), ears))
         });
+        let links = watch_links(keeper.store(), schedule);
         let place = (&**keeper.store(), keeper.source());
         let triggers = Triggers::start(place, schedule, webhook.as_ref()).await?;
         service.ready();
@@ -216,6 +228,9 @@ impl<T: FnMut(&PassReport)> MainLoop<T> {
             failures: 0,
             next_pass: now,
             next_step: now,
+            links,
+            links_changed: false,
+            next_links: now + LINKS_FLOOR,
         };
         Ok((main_loop, keeper))
     }
@@ -226,7 +241,8 @@ impl<T: FnMut(&PassReport)> MainLoop<T> {
                 self.service.beat();
             }
             let busy = self.looking.is_under_way();
-            let next_look = self.next_step.min(Instant::now() + ASK_AGAIN);
+            let due = self.next_step.min(self.next_links);
+            let next_look = due.min(Instant::now() + ASK_AGAIN);
             let wake = tokio::select! {
                 biased;
                 wake = self.signals.next() => wake,
@@ -234,6 +250,7 @@ impl<T: FnMut(&PassReport)> MainLoop<T> {
                 () = self.triggers.next(), if !busy => Wake::Pass,
                 () = tokio::time::sleep_until(self.next_pass), if !busy => Wake::Pass,
                 () = tokio::time::sleep_until(next_look) => Wake::Step,
+                () = changed(&mut self.links), if !self.links_changed => Wake::Links,
                 ended = &mut self.verification => return ended?,
             };
             let returned = match wake {
@@ -242,7 +259,13 @@ impl<T: FnMut(&PassReport)> MainLoop<T> {
                     None
                 }
                 Wake::Reload => self.reload(keeper).await?,
-                Wake::Step if Instant::now() < self.next_step && !keeper.is_asked() => Some(keeper),
+                Wake::Links => {
+                    // Several that change together are looked at together.
+                    self.links_changed = true;
+                    self.next_links = self.next_links.min(Instant::now() + LINKS_PAUSE);
+                    Some(keeper)
+                }
+                Wake::Step if Instant::now() < due && !keeper.is_asked() => Some(keeper),
                 Wake::Step => self.step(keeper).await?,
                 Wake::Pass => {
                     self.triggers.begin_pass();
@@ -266,7 +289,15 @@ impl<T: FnMut(&PassReport)> MainLoop<T> {
 
     /// Goes on with the rollouts. Returns nothing where the end was asked for.
     async fn step(&mut self, keeper: Keeper) -> Result<Option<Keeper>, RunError> {
-        let work = |keeper: &mut Keeper, flag: &AtomicBool| keeper.step(flag);
+        let links = Instant::now() >= self.next_links;
+        if links {
+            // What changes from here on is looked at by the next look.
+            (self.links_changed, self.next_links) = (false, Instant::now() + LINKS_FLOOR);
+        }
+        let work = move |keeper: &mut Keeper, flag: &AtomicBool| match links {
+            true => keeper.step_with_links(flag),
+            false => keeper.step(flag),
+        };
         let (keeper, stepped, ended) = lend(keeper, &mut self.signals, work).await?;
         match stepped {
             Ok(report) => {
@@ -285,6 +316,9 @@ impl<T: FnMut(&PassReport)> MainLoop<T> {
             Err(error) => {
                 tracing::warn!(%error, "a step of the rollouts failed");
                 self.next_step = Instant::now() + STEP_RETRY;
+                if links {
+                    self.next_links = self.next_step;
+                }
             }
         }
         Ok(Some(keeper).filter(|_| !ended))
@@ -493,6 +527,28 @@ fn watch_reports(store: &Store, schedule: Schedule) -> Option<ReportWatch> {
             tracing::warn!(%error, "no file events of reports; VAs are verified in turn");
             None
         }
+    }
+}
+
+/// Starts to watch the links. Without events they are looked at every minute.
+fn watch_links(store: &Store, schedule: Schedule) -> Option<LinkWatch> {
+    if !schedule.events {
+        return None;
+    }
+    match LinkWatch::start(store) {
+        Ok(watch) => Some(watch),
+        Err(error) => {
+            tracing::warn!(%error, "no file events of links; they are looked at every minute");
+            None
+        }
+    }
+}
+
+/// Waits until a link has changed; for ever where nobody watches.
+async fn changed(links: &mut Option<LinkWatch>) {
+    match links {
+        Some(links) => links.hint().await,
+        None => std::future::pending().await,
     }
 }
 

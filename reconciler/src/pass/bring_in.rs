@@ -16,7 +16,7 @@ use super::report::lap;
 use super::{Keeper, PassError, PassReport, PassResult, now_ms};
 use crate::apply;
 use crate::audit::passes;
-use crate::rollout::{Pending, RolloutError};
+use crate::rollout::{Pending, RolloutError, Taken};
 use crate::traces::spans::{self, span};
 
 impl Keeper {
@@ -62,26 +62,56 @@ impl Keeper {
         // Nothing is linked before its ring has a generation.
         let is_link = |action: &Action| matches!(action, Action::LinkVa { .. });
         let (links, seals): (Vec<_>, Vec<_>) = actions.into_iter().partition(is_link);
-        // Who follows another ring already goes when the rollouts let him.
-        let is_new = |action: &Action| matches!(action, Action::LinkVa { from: None, .. });
-        let (links, moves): (Vec<_>, Vec<_>) = links.into_iter().partition(is_new);
-        let transfers = Pending::new(&self.store, moves, &taken.desired)?;
-        let store = self.store.clone();
-        let take = |span: Span, actions: &[Action]| {
-            spans::step(&span, || apply::apply(&store, actions, materials, &taken.commit))
-        };
-        take(some(&seals, || span!("seal", actions = seals.len())), &seals)?;
+        let span = some(&seals, || span!("seal", actions = seals.len()));
+        spans::step(&span, || apply::apply(&self.store, &seals, materials, &taken.commit))?;
+        drop(span);
         self.admit(accepted, report)?;
-        self.rollouts.set_transfers(transfers);
+        let links = self.hand_over_moves(accepted, links)?;
         let mut stepped =
             self.rollouts.step(Some(taken), true, &mut self.checks, (now_ms(), cancelled))?;
         let failed = stepped.failed.take();
         report.actions = seals;
         report.add(stepped);
-        self.audit.tell(&taken.who, &passes::links(&links, now_ms()))?;
-        take(some(&links, || span!("link", vas = links.len())), &links)?;
-        report.actions.extend(links);
+        self.link(accepted, links, report)?;
         failed.map_or(Ok(()), |error| Err(RolloutError::from(error).into()))
+    }
+
+    /// Finds links of VAs that are not where a commit wants them. Those that lead elsewhere
+    /// go with the rollouts; returned are those that are to be made.
+    pub(super) fn look_at_links(&mut self, accepted: &Accepted) -> Result<Vec<Action>, PassError> {
+        let Accepted { taken: Taken { desired, .. }, .. } = accepted;
+        let observed = observe_links(&self.store, desired)?;
+        let links = plan::plan_appliances(desired, &observed).actions;
+        self.hand_over_moves(accepted, links)
+    }
+
+    /// Who follows another ring already goes when the rollouts let him. Returns the links
+    /// that are to be made.
+    fn hand_over_moves(
+        &mut self,
+        accepted: &Accepted,
+        links: Vec<Action>,
+    ) -> Result<Vec<Action>, PassError> {
+        let is_new = |action: &Action| matches!(action, Action::LinkVa { from: None, .. });
+        let (links, moves): (Vec<_>, Vec<_>) = links.into_iter().partition(is_new);
+        let transfers = Pending::new(&self.store, moves, &accepted.taken.desired)?;
+        self.rollouts.set_transfers(transfers);
+        Ok(links)
+    }
+
+    /// Makes links of VAs.
+    pub(super) fn link(
+        &mut self,
+        accepted: &Accepted,
+        links: Vec<Action>,
+        report: &mut PassReport,
+    ) -> Result<(), PassError> {
+        let Accepted { taken, materials, .. } = accepted;
+        self.audit.tell(&taken.who, &passes::links(&links, now_ms()))?;
+        let span = some(&links, || span!("link", vas = links.len()));
+        spans::step(&span, || apply::apply(&self.store, &links, materials, &taken.commit))?;
+        report.actions.extend(links);
+        Ok(())
     }
 
     /// From here on links may be moved for the commit: it is the high-water mark,
@@ -119,6 +149,13 @@ fn observe(store: &Store, desired: &Desired) -> Result<Observed, PassError> {
     }
     let ids = desired.compositions.values();
     observed.generations.extend(ids.filter(|id| store.has_generation(id)));
+    let Observed { va_links, foreign_va_links, .. } = observe_links(store, desired)?;
+    Ok(Observed { va_links, foreign_va_links, ..observed })
+}
+
+/// Looks at the links of the VAs that the desired state declares.
+fn observe_links(store: &Store, desired: &Desired) -> Result<Observed, PassError> {
+    let mut observed = Observed::default();
     for mac in desired.appliances.keys() {
         match store.va_target(*mac) {
             Ok(Some(target)) => {

@@ -6,6 +6,7 @@ mod daemon;
 mod disk;
 mod held;
 mod hostile;
+mod links;
 mod lost_state;
 mod mirror;
 mod passes;

@@ -137,7 +137,9 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Plan {
     plan_layers(desired, observed, &mut plan);
     plan_generations(desired, observed, &mut plan);
     note_rings(desired, observed, &mut plan);
-    plan_appliances(desired, observed, &mut plan);
+    let Plan { actions, notes } = plan_appliances(desired, observed);
+    plan.actions.extend(actions);
+    plan.notes.extend(notes);
     plan.notes.sort();
     plan
 }
@@ -175,7 +177,9 @@ fn note_rings(desired: &Desired, observed: &Observed, plan: &mut Plan) {
     plan.notes.extend(gone);
 }
 
-fn plan_appliances(desired: &Desired, observed: &Observed, plan: &mut Plan) {
+/// The part of it that is about the links of VAs.
+pub fn plan_appliances(desired: &Desired, observed: &Observed) -> Plan {
+    let mut plan = Plan::default();
     for (mac, declared) in &desired.appliances {
         let DeclaredVa { name, composition, ring } = declared;
         let to = VaTarget::Ring { composition: composition.clone(), ring: ring.clone() };
@@ -198,6 +202,7 @@ fn plan_appliances(desired: &Desired, observed: &Observed, plan: &mut Plan) {
             }
         }
     }
+    plan
 }
 
 #[cfg(test)]
