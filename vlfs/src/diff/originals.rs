@@ -1,13 +1,13 @@
 //! The layers that a private directory is compared with.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 use strata_core::GenerationId;
-use strata_core::manifest::{Entry, Kind, Manifest};
+use strata_core::manifest::{Entry, Kind, Manifest, file_name, parent_path, path_order};
 use strata_core::names::unit_directory;
 use strata_store::Store;
 
@@ -22,6 +22,26 @@ struct Original {
     unit: String,
     files: PathBuf,
     manifest: Option<Manifest>,
+}
+
+impl Original {
+    /// What it has in a directory that is not its root.
+    fn names_in(&self, directory: &[u8]) -> Vec<Vec<u8>> {
+        let Some(manifest) = &self.manifest else {
+            let found = backing::open_root(&self.files)
+                .and_then(|root| backing::list(backing::open_directory(root, directory)?));
+            let names = found.unwrap_or_default().into_iter();
+            return names.map(|name| name.name.to_vec()).collect();
+        };
+        let entries = manifest.entries();
+        let first = entries.partition_point(|entry| path_order(&entry.path, directory).is_le());
+        let is_below = |entry: &&Entry| {
+            entry.path.strip_prefix(directory).is_some_and(|rest| rest.starts_with(b"/"))
+        };
+        let below = entries[first..].iter().take_while(is_below);
+        let own = below.filter(|entry| parent_path(&entry.path) == Some(directory));
+        own.map(|entry| file_name(&entry.path).to_vec()).collect()
+    }
 }
 
 /// The layers of one generation or mount, topmost first.
@@ -118,6 +138,27 @@ impl Originals {
             None => plain_file(&layer.files, path),
         });
         found.map(|layer| layer.unit.clone())
+    }
+
+    /// Names that layers have in a directory, each with its topmost unit, where `is_hidden`
+    /// says of every unit and path below the directory that has it that nothing shows it.
+    pub fn hidden_names(
+        &self,
+        directory: &[u8],
+        is_hidden: impl Fn(&str, &[u8]) -> bool,
+    ) -> BTreeMap<Vec<u8>, String> {
+        let (mut hidden, mut seen) = (BTreeMap::new(), BTreeSet::new());
+        for layer in &self.layers {
+            for name in layer.names_in(directory) {
+                let path = [directory, b"/", name.as_slice()].concat();
+                match is_hidden(&layer.unit, &path) {
+                    true => _ = hidden.entry(name).or_insert_with(|| layer.unit.clone()),
+                    false => _ = seen.insert(name),
+                }
+            }
+        }
+        hidden.retain(|name, _| !seen.contains(name));
+        hidden
     }
 
     /// Opens the original of a copy, if it is a regular file.

@@ -100,6 +100,7 @@ impl Walk<'_> {
                 other => other.map_err(|errno| self.error(&path, errno))?,
             };
             let reader = open_reader(&directory).map_err(|errno| self.error(&path, errno))?;
+            let mut gone = self.hidden_names(&path);
             let mut is_too_deep = false;
             for entry in reader {
                 let entry = entry.map_err(|errno| self.error(&path, errno))?;
@@ -107,6 +108,7 @@ impl Walk<'_> {
                 if name == b"." || name == b".." {
                     continue;
                 }
+                gone.remove(name);
                 let below = join(&path, name);
                 if below.len() > limits::PATH_BYTES {
                     if !std::mem::replace(&mut is_too_deep, true) {
@@ -124,8 +126,25 @@ impl Walk<'_> {
                     pending.push(below);
                 }
             }
+            for (name, unit) in gone {
+                self.add_deleted(join(&path, &name), unit);
+            }
         }
         Ok(())
+    }
+
+    /// What layers have in a private directory, or above it, that took the place of theirs:
+    /// one white-out hides it all.
+    fn hidden_names(&self, directory: &[u8]) -> BTreeMap<Vec<u8>, String> {
+        let Some(originals) = self.options.originals else { return BTreeMap::new() };
+        if !self.hidden.values().any(|tree| is_hidden_above(tree, directory)) {
+            return BTreeMap::new();
+        }
+        let trees: BTreeMap<_, _> =
+            self.hidden.iter().map(|(unit, tree)| (unit.to_string(), tree)).collect();
+        originals.hidden_names(directory, |unit, path| {
+            trees.get(unit).is_some_and(|tree| is_hidden_above(tree, path))
+        })
     }
 
     /// Every object in a data directory, as added: no layer counts there.
@@ -236,20 +255,20 @@ impl Walk<'_> {
                 if is_hidden(&self.replaced, &path) || self.found.contains_key(&path) {
                     continue;
                 }
-                let unit = unit.to_string();
-                let compared = Compared {
-                    change: Change::Deleted,
-                    origin: Some((unit.clone(), path.clone())),
-                    obscures: None,
-                };
-                let mut difference = difference(&path, &compared);
-                if self.options.content {
-                    let original = self.options.originals.zip(Some((unit.as_str(), &path[..])));
-                    difference.content = content::show(&path, original, None);
-                }
-                self.add(path, difference);
+                self.add_deleted(path, unit.to_string());
             }
         }
+    }
+
+    fn add_deleted(&mut self, path: Vec<u8>, unit: String) {
+        let origin = Some((unit.clone(), path.clone()));
+        let compared = Compared { change: Change::Deleted, origin, obscures: None };
+        let mut difference = difference(&path, &compared);
+        if self.options.content {
+            let original = self.options.originals.zip(Some((unit.as_str(), &path[..])));
+            difference.content = content::show(&path, original, None);
+        }
+        self.add(path, difference);
     }
 }
 
@@ -324,6 +343,21 @@ fn split_unit(path: &[u8]) -> Option<(UnitKey, &[u8])> {
     let mut text = || std::str::from_utf8(parts.next()?).ok();
     let unit = UnitKey::new(text()?, text()?);
     Some((unit, parts.next()?))
+}
+
+/// Whether a path, or a directory above it, is hidden.
+fn is_hidden_above(tree: &WhiteoutTree, path: &[u8]) -> bool {
+    let mut at = tree;
+    for name in path.split(|b| *b == b'/') {
+        match at.child(name) {
+            Some(child) => at = child,
+            None => return false,
+        }
+        if at.is_hidden() {
+            return true;
+        }
+    }
+    false
 }
 
 fn is_hidden(tree: &WhiteoutTree, path: &[u8]) -> bool {

@@ -104,6 +104,38 @@ fn diff_tells_every_class_and_does_not_believe_times_or_records() {
     va.mount.unmount();
 }
 
+/// One white-out hides a whole directory; what stood in it and does not stand in the one that
+/// took its place was removed.
+#[test]
+fn what_a_replaced_directory_hid_is_deleted() {
+    let va = Va::new();
+    let file = |path: &str| (path.to_owned(), b"text".to_vec(), 0o644);
+    let files = ["d/again", "d/gone", "d/sub/in", "d/sub/same", "whole/x"].map(file);
+    let below = va.unit_of("below", "1", &files);
+    let above = va.unit_of("above", "1", &[file("d/other"), file("d/gone")]);
+    va.roll_out(vec![below.clone(), above.clone()]);
+    va.mount();
+    fs::remove_dir_all(va.path("d")).expect("removed");
+    fs::remove_dir_all(va.path("whole")).expect("removed");
+    fs::create_dir_all(va.path("d/sub")).expect("made");
+    for name in ["d/again", "d/new", "d/sub/same"] {
+        fs::write(va.path(name), "mine").expect("written");
+    }
+    // A layer that came later is not hidden by what was done before it.
+    let later = va.unit_of("later", "1", &[file("d/other")]);
+    let second = va.roll_out(vec![below, above, later]);
+    wait_for("the swap", || va.report().is_some_and(|r| r.generation == Some(second)));
+    assert!(va.path("d/other").exists() && !va.path("d/gone").exists());
+    va.mount.unmount();
+    let store = va.store.root().display().to_string();
+    let found = lines(&diff(&va.mount.private(), &["--store", &store]));
+    let deleted = found.iter().filter_map(|line| line.strip_prefix("D ")?.split(' ').next());
+    let deleted: Vec<_> = deleted.collect();
+    assert_eq!(deleted, ["d/gone", "d/sub/in", "whole"], "{found:?}");
+    assert!(found.iter().any(|line| line == "A d/new"), "{found:?}");
+    assert!(found.iter().any(|line| line.starts_with("M d/sub/same")), "{found:?}");
+}
+
 #[test]
 fn contents_of_a_mount_of_plain_directories_are_shown_with_bounds() {
     let mount = Mount::new();

@@ -14,7 +14,10 @@ use strata_core::version::LayerVersion;
 use strata_store::Store;
 
 use super::LayerReference;
-use crate::cli::{Failure, Outcome, OutputArgs, OutputFormat, StoreArgs, print_json, print_text};
+use crate::cli::{
+    Failure, Outcome, OutputArgs, OutputFormat, StoreArgs, print_json, print_text, quantity,
+};
+use crate::repositories::publish::entry;
 use crate::repositories::remote::units::is_there;
 
 /// List layer units
@@ -46,7 +49,7 @@ pub struct ShowArgs {
     layer: LayerReference,
     /// Its version; the newest if left out
     version: Option<LayerVersion>,
-    /// List its files, too
+    /// List its files, too, and what it hides in the layers below it
     #[arg(long)]
     files: bool,
     #[command(flatten)]
@@ -192,6 +195,9 @@ struct Shown {
     description: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     files: Option<Vec<File>>,
+    /// What it hides in the layers below it; with the files.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hidden: Option<Vec<String>>,
 }
 
 /// One path, for programs; what is not UTF-8 in it is replaced (the manifest
@@ -291,22 +297,31 @@ impl File {
 pub fn show(args: &ShowArgs) -> Result<Outcome, Failure> {
     let store = args.store.open()?;
     let unit = find(&store, &args.layer, args.version.as_ref())?;
-    let manifest = manifest(&store, &args.layer.repository, &unit)?;
+    let repository = &args.layer.repository;
+    let manifest = manifest(&store, repository, &unit)?;
+    let whiteouts = store.whiteouts(&entry(repository, &unit))?;
+    let hidden: Vec<_> = whiteouts.iter().map(|path| format!("/{}", lossy(path))).collect();
     if args.output.output == OutputFormat::Json {
-        print_json(&shown(&args.layer.repository, &unit, &manifest, args.files))?;
+        let mut shown = shown(repository, &unit, &manifest, args.files);
+        shown.hidden = args.files.then_some(hidden);
+        print_json(&shown)?;
         return Ok(Outcome::Done);
     }
     let mut text = unit.metadata.print();
     let size = HumanBytes(unit.content_bytes);
-    text.push_str(&format!("Repository: {}\n", args.layer.repository));
+    text.push_str(&format!("Repository: {repository}\n"));
     text.push_str(&format!("Layer-Digest: {}\n", unit.digest));
     text.push_str(&format!("Content: {} entries, {size}\n", manifest.entries().len()));
+    if !hidden.is_empty() {
+        text.push_str(&format!("Hides: {}\n", quantity(hidden.len(), "path")));
+    }
     if let Some(reason) = &unit.withdrawn {
         text.push_str(&format!("Withdrawn: {reason}\n"));
     }
     if args.files {
         text.push('\n');
         text.extend(manifest.entries().iter().map(|entry| File::of(entry).line()));
+        text.extend(hidden.iter().map(|path| format!("hides {}\n", path.escape_debug())));
     }
     print_text(&text)?;
     Ok(Outcome::Done)
@@ -327,5 +342,6 @@ fn shown(repository: &RepositoryName, unit: &Unit, manifest: &Manifest, files: b
         section: metadata.section.clone(),
         description: metadata.description.clone(),
         files: files.then(|| manifest.entries().iter().map(File::of).collect()),
+        hidden: None,
     }
 }
