@@ -1,8 +1,11 @@
 //! How a command ends.
 
 use std::fmt;
+use std::path::Path;
 
+use strata_core::configuration::CONFIGURATION_FILE;
 use strata_core::printable::printable_lines;
+use strata_core::{Diagnostic, Severity};
 use strata_store::StoreError;
 
 use crate::directory::DirectoryError;
@@ -14,6 +17,29 @@ pub enum Outcome {
     Done,
     /// A difference, or a check that did not hold. Exit status 1.
     Difference,
+}
+
+/// Refuses a `strata.toml` with faults: of a filter or a pin that could not be read, nobody
+/// knows what it would have kept out.
+///
+/// # Errors
+/// The first fault.
+pub fn refuse_faulty_configuration(
+    diagnostics: &[Diagnostic],
+    directory: &Path,
+) -> Result<(), Failure> {
+    match diagnostics.iter().find(|found| is_of_configuration(found)) {
+        None => Ok(()),
+        Some(fault) => {
+            Err(Failure::new(fault)
+                .hint(format!("see them all: strata check {}", directory.display())))
+        }
+    }
+}
+
+/// Whether something is wrong with `strata.toml`.
+pub fn is_of_configuration(found: &Diagnostic) -> bool {
+    found.severity == Severity::Error && found.file == CONFIGURATION_FILE
 }
 
 /// Why a command could not do its work, and what to do about it. Exit status 2.

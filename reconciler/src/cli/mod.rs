@@ -47,7 +47,7 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::traces::Traces;
 
-pub use failure::{Failure, Outcome};
+pub use failure::{Failure, Outcome, is_of_configuration, refuse_faulty_configuration};
 pub use output::{OutputArgs, OutputFormat, print_bytes, print_json, print_text, quantity};
 
 /// Keeps a fleet of virtual appliances in line with layer definition files in git.

@@ -4,22 +4,31 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use clap::{ArgGroup, Args};
 use serde::Serialize;
+use strata_core::check::check_desired;
 use strata_core::desired::DesiredState;
+use strata_core::generation::LayerSetEntry;
+use strata_core::manifest::Manifest;
 use strata_core::names::CompositionName;
 use strata_core::resolver::edit::{self, EditError, Wanted};
 use strata_core::resolver::{Change, KeptBack, Resolution, Upgrade, resolve};
+use strata_core::shared_paths::ManifestSource;
 use strata_core::universe::Universe;
 use strata_core::{Diagnostic, LayerName, Severity};
+use strata_store::Store;
 use strata_store::durable::Disk;
 
 use super::known::defined;
 use super::resolve_question as question;
-use super::{Failure, Outcome, OutputArgs, OutputFormat, StoreArgs, print_json, print_text};
+use super::{
+    Failure, Outcome, OutputArgs, OutputFormat, StoreArgs, is_of_configuration, print_json,
+    print_text, refuse_faulty_configuration,
+};
 use crate::directory::read_directory;
-use crate::repositories::load_universe;
+use crate::repositories::{StoreManifests, load_universe};
 
 /// Choose versions and write the implicit part of every LDF of a GitOps repository.
 ///
@@ -30,7 +39,7 @@ use crate::repositories::load_universe;
     ArgGroup::new("about_one").args(["add", "remove", "why", "why_not"]).multiple(true)
 ))]
 #[command(
-    after_help = "Examples:\n  strata resolve . --store /srv/strata\n  strata resolve . --upgrade libssl3 openssl\n  strata resolve . --add vim 'main/git 1:2.39.5-0' --ldf web-server\n  strata resolve . --remove vim --ldf web-server\n  strata resolve . --why libssl3\n  strata resolve . --why-not 'libssl3 3.0.17-1'\n  strata resolve . --check\n\nExit status: 0 done (with --check: nothing to do), 1 something could not be resolved\n(with --check: or is not up to date; with --why: no LDF has it; with --why-not: something stands\nagainst it), 2 the command could not do its work."
+    after_help = "Examples:\n  strata resolve . --store /srv/strata\n  strata resolve . --upgrade libssl3 openssl\n  strata resolve . --add vim 'main/git 1:2.39.5-0' --ldf web-server\n  strata resolve . --remove vim --ldf web-server\n  strata resolve . --why libssl3\n  strata resolve . --why-not 'libssl3 3.0.17-1'\n  strata resolve . --check\n\nExit status: 0 done (with --check: nothing to do), 1 something could not be resolved\nor does not go together, or strata.toml has faults, and then nothing is written (with --check: or is\nnot up to date; with --why: no LDF has it; with --why-not: something stands against it), 2 the command could not do its work."
 )]
 pub struct ResolveArgs {
     /// The directory that holds strata.toml.
@@ -80,6 +89,10 @@ pub fn run(args: &ResolveArgs) -> Result<Outcome, Failure> {
     let store = args.store.open()?;
     let (tree, unreadable) = read_directory(&args.directory)?;
     let (mut desired, mut diagnostics) = DesiredState::read(&tree);
+    let is_faulty = diagnostics.iter().any(is_of_configuration);
+    if args.why.is_some() || args.why_not.is_some() {
+        refuse_faulty_configuration(&diagnostics, &args.directory)?;
+    }
     let (universe, faults) = load_universe(&store, &desired.configuration);
     // The process ends soon: giving a distribution's index back piece by piece
     // would take longer than resolving.
@@ -105,9 +118,14 @@ pub fn run(args: &ResolveArgs) -> Result<Outcome, Failure> {
         refuse_unknown(&desired, names)?;
     }
     let before = desired.clone();
-    edit_definition(args, &mut desired, &universe)?;
-    let mut resolution = resolve(&desired, &universe, &upgrade);
-    resolution.count_edits(&before);
+    let mut resolution = Resolution::default();
+    // Nobody knows what a filter or a pin would have kept out that could not be read.
+    if !is_faulty {
+        edit_definition(args, &mut desired, &universe)?;
+        resolution = resolve(&desired, &universe, &upgrade);
+        resolution.count_edits(&before);
+        diagnostics.extend(cannot_run(&store, desired, &universe, &resolution));
+    }
     resolution.diagnostics.extend(diagnostics);
     resolution.diagnostics.sort();
     resolution.diagnostics.dedup();
@@ -115,10 +133,42 @@ pub fn run(args: &ResolveArgs) -> Result<Outcome, Failure> {
         write(&args.directory, &resolution)?;
     }
     let changed = resolution.resolved.values().any(|resolved| resolved.rewritten);
-    print(args, &resolution)?;
+    print(args, &resolution, before.definitions.len())?;
+    if is_faulty {
+        eprintln!("note: nothing was resolved: strata.toml has faults");
+    }
     let failed = resolution.diagnostics.iter().any(|d| d.severity == Severity::Error);
     let outdated = args.check && changed;
     Ok(if failed || outdated { Outcome::Difference } else { Outcome::Done })
+}
+
+/// Faults that no choice of versions mends, of what was resolved: `strata check` would refuse it.
+fn cannot_run(
+    store: &Store,
+    mut desired: DesiredState,
+    universe: &Universe,
+    resolution: &Resolution,
+) -> Vec<Diagnostic> {
+    for (name, resolved) in &resolution.resolved {
+        if let Some(definition) = desired.definitions.get_mut(name) {
+            definition.ldf = resolved.ldf.clone();
+        }
+    }
+    let checked =
+        check_desired(desired, Vec::new(), universe, &Here(StoreManifests::new(store), store));
+    let is_told = |found: &Diagnostic| matches!(found.code, "shared-path" | "two-systems");
+    checked.diagnostics.into_iter().filter(is_told).collect()
+}
+
+/// The manifests of the units that are here; those of a mirror may not have come yet.
+struct Here<'s>(StoreManifests<'s>, &'s Store);
+
+impl ManifestSource for Here<'_> {
+    fn manifest(&self, entry: &LayerSetEntry) -> Option<Arc<Manifest>> {
+        let LayerSetEntry { repository, layer, version, .. } = entry;
+        let is_here = self.1.unit_path(repository, layer, version).is_dir();
+        if is_here { self.0.manifest(entry) } else { None }
+    }
 }
 
 /// Adds and removes what the arguments name.
@@ -206,7 +256,8 @@ fn write(directory: &Path, resolution: &Resolution) -> Result<(), Failure> {
     Ok(())
 }
 
-fn print(args: &ResolveArgs, resolution: &Resolution) -> Result<(), Failure> {
+/// `definitions` is how many LDFs there are, those with faults too.
+fn print(args: &ResolveArgs, resolution: &Resolution, definitions: usize) -> Result<(), Failure> {
     let changed = || resolution.resolved.values().filter(|resolved| resolved.rewritten);
     let kept_back = || resolution.resolved.values().filter(|r| !r.kept_back.is_empty());
     if args.output.output == OutputFormat::Json {
@@ -237,7 +288,7 @@ fn print(args: &ResolveArgs, resolution: &Resolution) -> Result<(), Failure> {
         text,
         "{} of {} LDFs {}",
         changed().count(),
-        resolution.resolved.len(),
+        definitions,
         if args.check { "would change" } else { "changed" }
     );
     print_text(&text)

@@ -89,8 +89,8 @@ fn show(name: &CompositionName, unit: &str, answer: &WhyNot) -> String {
     let _infallible = match answer {
         WhyNot::In => writeln!(text, "{unit} is in"),
         WhyNot::Impossible { fault } => {
-            let hint = fault.hint.as_deref().unwrap_or("");
-            writeln!(text, "{}\n  hint: {hint}", fault.message)
+            let hint = fault.hint.as_ref().map(|hint| format!("  hint: {hint}\n"));
+            write!(text, "{}\n{}", fault.message, hint.unwrap_or_default())
         }
         WhyNot::Faulty { faults } => {
             let first = faults.first().map(ToString::to_string).unwrap_or_default();

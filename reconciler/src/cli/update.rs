@@ -16,7 +16,10 @@ use strata_core::{Diagnostic, LayerName, Severity};
 use super::inventory::ProductionArgs;
 use super::plan::render;
 use super::resolve::show_change;
-use super::{Failure, Outcome, OutputArgs, OutputFormat, print_json, print_text, quantity};
+use super::{
+    Failure, Outcome, OutputArgs, OutputFormat, print_json, print_text, quantity,
+    refuse_faulty_configuration,
+};
 use crate::production::Production;
 use crate::revision::WorkRepository;
 
@@ -96,6 +99,7 @@ pub fn run(args: &UpdateArgs) -> Result<Outcome, Failure> {
         refuse_branch(&repository, args)?;
     }
     let (desired, mut faults) = DesiredState::read(&repository.read(base)?);
+    refuse_faulty_configuration(&faults, &args.directory)?;
     let (universe, more) = production.universe(&desired.configuration);
     faults.extend(more);
     let units = production.units();

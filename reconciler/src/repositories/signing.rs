@@ -11,7 +11,7 @@ use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use ssh_key::{HashAlg, LineEnding, PrivateKey, PublicKey};
+use ssh_key::{Algorithm, EcdsaCurve, HashAlg, LineEnding, PrivateKey, PublicKey};
 use strata_core::remote::Credentials;
 use strata_core::signed::{
     Envelope, Expiry, PublicKeyError, PublicKeyText, Role, RoleName, Root, SignedError, Snapshot,
@@ -38,6 +38,12 @@ pub enum SigningError {
     KeyFile { path: PathBuf, reason: ssh_key::Error },
     #[error("{path}: {error}")]
     PublicKey { path: PathBuf, error: PublicKeyError },
+    #[error(
+        "the key {path} is of the type {kind}; repositories are signed with Ed25519 or ECDSA P-256"
+    )]
+    KeyKind { path: PathBuf, kind: String },
+    #[error("{path} is a public key; what signs is the private one")]
+    NotPrivate { path: PathBuf },
     #[error("{path} is no private key: it has more than {KEY_FILE_BYTES} bytes")]
     KeyFileSize { path: PathBuf },
     #[error("others than its owner can read the private key {path} (mode {mode:04o})")]
@@ -89,7 +95,14 @@ impl SigningError {
             SigningError::PendingIsOld | SigningError::NothingPending(_) => {
                 Some("begin with `strata repo sign` or `strata repo key set`".to_owned())
             }
-            SigningError::KeyFile { .. } | SigningError::PublicKey { .. } => {
+            SigningError::NotPrivate { path } => {
+                let private = path.with_extension("");
+                Some(format!("name the private key, as in --key {}", private.display()))
+            }
+            SigningError::PublicKey { error: PublicKeyError::Private, .. } => None,
+            SigningError::KeyFile { .. }
+            | SigningError::PublicKey { .. }
+            | SigningError::KeyKind { .. } => {
                 Some("make a key: ssh-keygen -t ed25519 -N '' -f FILE".to_owned())
             }
             _ => None,
@@ -128,13 +141,16 @@ pub fn read_private_key(
     let at = |source| SigningError::Io { path: path.to_owned(), source };
     let file = File::open(path).map_err(at)?;
     let mode = file.metadata().map_err(at)?.mode() & 0o777;
-    if mode & 0o077 != 0 {
-        return Err(SigningError::KeyFileMode { path: path.to_owned(), mode });
-    }
     let mut text = zeroize::Zeroizing::new(Vec::new());
     file.take(KEY_FILE_BYTES + 1).read_to_end(&mut text).map_err(at)?;
     if text.len() as u64 > KEY_FILE_BYTES {
         return Err(SigningError::KeyFileSize { path: path.to_owned() });
+    }
+    if std::str::from_utf8(&text).is_ok_and(|text| PublicKey::from_openssh(text).is_ok()) {
+        return Err(SigningError::NotPrivate { path: path.to_owned() });
+    }
+    if mode & 0o077 != 0 {
+        return Err(SigningError::KeyFileMode { path: path.to_owned(), mode });
     }
     let key = PrivateKey::from_openssh(text.as_slice())
         .map_err(|reason| SigningError::KeyFile { path: path.to_owned(), reason })?;
@@ -151,7 +167,7 @@ pub fn read_private_key(
 /// Reads a public key, as `ssh-keygen` writes it beside the private one.
 ///
 /// # Errors
-/// It is none.
+/// It is none, or of a type that signs no repository.
 pub fn read_public_key(path: &Path) -> Result<PublicKeyText, SigningError> {
     let at = |source| SigningError::Io { path: path.to_owned(), source };
     let mut text = String::new();
@@ -161,8 +177,13 @@ pub fn read_public_key(path: &Path) -> Result<PublicKeyText, SigningError> {
         .trim_end()
         .parse()
         .map_err(|error| SigningError::PublicKey { path: path.to_owned(), error })?;
-    public_key(&key).map_err(|reason| SigningError::KeyFile { path: path.to_owned(), reason })?;
-    Ok(key)
+    let parsed = public_key(&key);
+    let parsed =
+        parsed.map_err(|reason| SigningError::KeyFile { path: path.to_owned(), reason })?;
+    match parsed.algorithm() {
+        Algorithm::Ed25519 | Algorithm::Ecdsa { curve: EcdsaCurve::NistP256 } => Ok(key),
+        other => Err(SigningError::KeyKind { path: path.to_owned(), kind: other.to_string() }),
+    }
 }
 
 /// The last root of a repository, whoever signed it; `None` where it has none.

@@ -261,6 +261,10 @@ fn look_up(
         let elsewhere: Vec<_> =
             universe.named(layer).map(|id| universe.repository(id).as_str()).collect();
         let hint = elsewhere.first().map(|found| format!("the repository {found} has {layer}"));
+        let provider = universe.providers(layer).first();
+        let hint = hint.or_else(|| {
+            Some(format!("{layer} is no layer; {} provides it", universe.show(provider?.0)))
+        });
         let message = format!("the repository {repository} has no layer {layer}");
         return fault("unknown-layer", message, hint);
     }

@@ -7,6 +7,7 @@ use crate::configuration::{CONFIGURATION_FILE, Configuration};
 use crate::desired::Definition;
 use crate::diagnostic::Diagnostic;
 use crate::names::{LayerName, RepositoryName};
+use crate::pre_depends;
 use crate::relation::{Dependency, Relation};
 use crate::universe::{Barred, UnitId, Universe};
 
@@ -193,42 +194,12 @@ fn unsatisfied(
 }
 
 /// Pre-Depends order the scripts of units (§5.2): units that wait for each other
-/// have no order. Of alternatives, one that can go first is enough.
+/// have no order.
 fn check_order(set: &Set<'_>, diagnostics: &mut Vec<Diagnostic>) {
-    let waits_for = |at: usize| {
-        let (id, _) = set.units[at];
-        let metadata = &set.universe.unit(id).metadata;
-        metadata.pre_depends.iter().map(move |dependency| {
-            let relations = dependency.alternatives.iter();
-            relations.flat_map(|relation| set.satisfying(relation, id)).collect::<Vec<_>>()
-        })
-    };
-    let mut waits: Vec<Vec<Vec<usize>>> = (0..set.units.len())
-        .map(|at| waits_for(at).filter(|on| !on.is_empty() && !on.contains(&at)).collect())
-        .collect();
-    let mut placed = vec![false; set.units.len()];
-    let mut moved = true;
-    while moved {
-        moved = false;
-        for at in 0..waits.len() {
-            waits[at].retain(|on| !on.iter().any(|on| placed[*on]));
-            moved |= !placed[at] && waits[at].is_empty();
-            placed[at] |= waits[at].is_empty();
-        }
-    }
-    let mut seen = vec![false; set.units.len()];
-    for start in (0..waits.len()).filter(|at| !placed[*at]) {
-        let mut path = Vec::new();
-        let mut at = start;
-        while !std::mem::replace(&mut seen[at], true) {
-            path.push(at);
-            at = waits[at][0][0];
-        }
-        let Some(first) = path.iter().position(|member| *member == at) else { continue };
-        let cycle: Vec<_> = path[first..].iter().chain([&at]).collect();
-        let shown: Vec<_> = cycle.iter().map(|at| set.universe.show(set.units[**at].0)).collect();
-        let message = format!("the Pre-Depends form a cycle: {}", shown.join(" → "));
-        let layers: Vec<_> = path[first..].iter().map(|at| set.units[*at].1).collect();
+    let units: Vec<_> = set.units.iter().map(|(unit, _)| *unit).collect();
+    for cycle in pre_depends::cycles(set.universe, &units) {
+        let message = pre_depends::message(set.universe, cycle.iter().map(|at| units[*at]));
+        let layers: Vec<_> = cycle.iter().map(|at| set.units[*at].1).collect();
         let (file, line) = set.place(&layers);
         let hint = "no order runs their scripts: another version of one of them must break it";
         diagnostics.push(Diagnostic::error(file, line, "pre-depends-cycle", message).hint(hint));

@@ -10,7 +10,7 @@ use std::str::FromStr;
 
 use crate::configuration::CONFIGURATION_FILE;
 use crate::database::Unit;
-use crate::relation::Relation;
+use crate::relation::{Relation, RelationError, parse_written_relations};
 use crate::toml_reader::{Placed, TableReader, TomlFile};
 use crate::version::LayerVersion;
 
@@ -29,6 +29,8 @@ pub enum FilterError {
     Pattern,
     #[error("{0:?} is no range of versions; write one or two of `>= 1.2`, with a comma between")]
     Range(String),
+    #[error(transparent)]
+    Archaic(RelationError),
 }
 
 impl FromStr for Pattern {
@@ -82,8 +84,12 @@ impl FromStr for Range {
         let error = || FilterError::Range(text.chars().take(64).collect());
         let mut relations = Vec::new();
         for bound in text.split(',') {
-            let relation = crate::relation::parse_relations(&format!("x ({})", bound.trim()));
-            match relation.map_err(|_| error())?.as_slice() {
+            let relation = parse_written_relations(&format!("x ({})", bound.trim()));
+            let relation = relation.map_err(|(_, fault)| match fault {
+                RelationError::Archaic(_) => FilterError::Archaic(fault),
+                _ => error(),
+            });
+            match relation?.as_slice() {
                 [one] if one.constraint.is_some() => relations.push(one.clone()),
                 _ => return Err(error()),
             }
@@ -276,6 +282,8 @@ mod tests {
         for (rule, code) in [
             ("reason = \"x\"", "filter"),
             ("version = \"3\"", "value"),
+            ("version = \"< 2\"", "value"),
+            ("version = \">= 1, > 0.5\"", "value"),
             ("version = \">= 1, << 2, << 3\"", "value"),
             ("colour = \"red\"\nname = \"a\"", "unknown-key"),
         ] {

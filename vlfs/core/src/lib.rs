@@ -40,6 +40,7 @@ pub mod modes;
 pub mod names;
 pub mod plan;
 pub mod position;
+mod pre_depends;
 pub mod preview;
 pub mod printable;
 

@@ -109,6 +109,8 @@ pub enum RelationError {
     Version(#[from] VersionError),
     #[error("{0:?} is no comparison; write one of << <= = >= >>")]
     Comparison(String),
+    #[error("`{0}` is Debian's old spelling of `{0}=`; write `{0}=` or `{0}{0}`")]
+    Archaic(char),
     #[error("the constraint is not closed by a parenthesis")]
     Parenthesis,
     #[error("alternatives (|) are not allowed in this field")]
@@ -208,6 +210,38 @@ pub fn parse_relations(text: &str) -> Result<Vec<Relation>, RelationFault> {
     single_relations(text).map(|relation| relation.map(Relation::from)).collect()
 }
 
+/// As [`parse_dependencies`], of what a person writes: the old spellings `<` and `>`, which
+/// packages still have and which do not mean what they say, are faults.
+///
+/// # Errors
+/// The first fault, with its byte offset in `text`.
+pub fn parse_written_dependencies(text: &str) -> Result<Vec<Dependency>, RelationFault> {
+    refuse_archaic(text)?;
+    parse_dependencies(text)
+}
+
+/// As [`parse_relations`], of what a person writes: see [`parse_written_dependencies`].
+///
+/// # Errors
+/// The first fault, with its byte offset in `text`.
+pub fn parse_written_relations(text: &str) -> Result<Vec<Relation>, RelationFault> {
+    refuse_archaic(text)?;
+    parse_relations(text)
+}
+
+/// No other part of a relation has these characters.
+fn refuse_archaic(text: &str) -> Result<(), RelationFault> {
+    let is_sign = |b: u8| matches!(b, b'<' | b'=' | b'>');
+    let mut at = 0;
+    for run in text.as_bytes().chunk_by(|a, b| is_sign(*a) == is_sign(*b)) {
+        if let [sign @ (b'<' | b'>')] = run {
+            return Err((at, RelationError::Archaic(char::from(*sign))));
+        }
+        at += run.len();
+    }
+    Ok(())
+}
+
 /// As [`relations`], where alternatives are a fault.
 pub(crate) fn single_relations(
     text: &str,
@@ -303,6 +337,19 @@ mod tests {
         assert!(!admits("a (>> 1.0)", "1.0"));
         assert!(admits("a (<< 1.0)", "1.0~rc1"));
         assert!(admits("a", "0"));
+    }
+
+    #[test]
+    fn what_people_write_has_no_archaic_spelling() {
+        for (text, at, sign) in [("a (< 1)", 3, '<'), ("b, a (> 1)", 6, '>'), ("a (<1)", 3, '<')] {
+            assert!(parse_dependencies(text).is_ok(), "packages have it: {text}");
+            let fault = (at, RelationError::Archaic(sign));
+            assert_eq!(parse_written_dependencies(text), Err(fault.clone()), "{text}");
+            assert_eq!(parse_written_relations(text), Err(fault), "{text}");
+        }
+        for text in ["a (<< 1), b (<= 1)", "a (= 1)", "a (>= 1), b (>>1)", "a", ""] {
+            assert_eq!(parse_written_dependencies(text), parse_dependencies(text), "{text}");
+        }
     }
 
     #[test]

@@ -70,10 +70,13 @@ impl fmt::Display for RoleName {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "{0:?} is no public key as OpenSSH writes them: a type such as ssh-ed25519, a space, base64"
-)]
-pub struct PublicKeyError(String);
+pub enum PublicKeyError {
+    #[error("this begins as a private key does; name the public key: the file that ends in .pub")]
+    Private,
+    /// The text itself is not told: it may be another secret.
+    #[error("no public key as OpenSSH writes them: a type such as ssh-ed25519, a space, base64")]
+    Form,
+}
 
 /// A public key as OpenSSH writes it, without its comment: `ssh-ed25519 AAAA…`. Only the
 /// form is checked here.
@@ -91,16 +94,20 @@ impl FromStr for PublicKeyText {
     type Err = PublicKeyError;
 
     fn from_str(text: &str) -> Result<Self, PublicKeyError> {
-        let refuse = || PublicKeyError(text.chars().take(64).collect());
+        if text.trim_start().starts_with("-----BEGIN") {
+            return Err(PublicKeyError::Private);
+        }
         if text.len() > limits::PUBLIC_KEY_BYTES || text.contains(['\n', '\r', '\0']) {
-            return Err(refuse());
+            return Err(PublicKeyError::Form);
         }
         let mut words = text.split(' ').filter(|word| !word.is_empty());
-        let (Some(kind), Some(key)) = (words.next(), words.next()) else { return Err(refuse()) };
+        let (Some(kind), Some(key)) = (words.next(), words.next()) else {
+            return Err(PublicKeyError::Form);
+        };
         let kind_ok = |byte: u8| byte.is_ascii_alphanumeric() || b"-@.".contains(&byte);
         let key_ok = |byte: u8| byte.is_ascii_alphanumeric() || b"+/=".contains(&byte);
         if !kind.bytes().all(kind_ok) || !key.bytes().all(key_ok) {
-            return Err(refuse());
+            return Err(PublicKeyError::Form);
         }
         Ok(PublicKeyText(format!("{kind} {key}")))
     }

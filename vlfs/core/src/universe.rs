@@ -12,7 +12,7 @@ use crate::database::{Database, Unit};
 use crate::database_text::{DatabaseText, UnitPlace};
 use crate::filter::Filter;
 use crate::generation::LayerSetEntry;
-use crate::metadata::LayerKind;
+use crate::metadata::{LayerKind, System};
 use crate::names::{LayerName, RepositoryName};
 use crate::relation::{Relation, RelationText};
 use crate::version::{self, LayerVersion};
@@ -418,8 +418,9 @@ impl Universe {
         let named = named.filter(|id| relation.admits(self.version_text(*id)));
         let provided = self.providers.get(relation.name).into_iter().flatten();
         let providers = provided
-            .filter(|(_, version)| {
+            .filter(|(id, version)| {
                 relation.admits_provided(version.as_ref().map(LayerVersion::as_str))
+                    || (version.is_none() && self.provides_all_versions(*id))
             })
             .map(|(id, _)| *id);
         for id in named.chain(providers) {
@@ -431,16 +432,24 @@ impl Universe {
 
     /// Whether a unit satisfies (or, for a conflict, is meant by) a relation
     /// that `from` declares. An unversioned Provides satisfies no versioned
-    /// relation; an architecture that is named must be the unit's own.
+    /// relation, but of an RPM package any; an architecture that is named must be the unit's
+    /// own.
     pub fn satisfies(&self, id: UnitId, relation: &Relation, from: UnitId) -> bool {
         let relation = relation.as_text();
         let named = self.layer_text(id) == relation.name && relation.admits(self.version_text(id));
         let mut provided = self.repository_of(id).database.provides(&self.slot(id).place);
         let provides = |provided: RelationText<'_>| {
+            let version = provided.constraint.map(|(_, version)| version);
             provided.name == relation.name
-                && relation.admits_provided(provided.constraint.map(|(_, version)| version))
+                && (relation.admits_provided(version)
+                    || (version.is_none() && self.provides_all_versions(id)))
         };
         (named || provided.any(provides)) && self.is_of_architecture(id, &relation, from)
+    }
+
+    /// Whether a Provides without a version stands for every version, as rpm has it.
+    fn provides_all_versions(&self, id: UnitId) -> bool {
+        self.unit(id).metadata.system == Some(System::Rpm)
     }
 
     fn is_of_architecture(&self, id: UnitId, relation: &RelationText<'_>, from: UnitId) -> bool {
@@ -561,6 +570,22 @@ pub(crate) mod tests {
             .map(|d| universe.satisfies(p, &d.alternatives[0], p))
             .collect();
         assert_eq!(satisfied, [true, false, true, false, false, true, true]);
+    }
+
+    #[test]
+    fn an_unversioned_provides_of_rpm_satisfies_any_version() {
+        let unit = |system: &str| {
+            format!(
+                "Layer: p{system}\nVersion: 1\nSystem: {system}\nProvides: v\nDepends: v (>= 3)\n"
+            )
+        };
+        let universe = universe(&[("main", 1, &format!("{}\n{}", unit("deb"), unit("rpm")))]);
+        for (system, satisfied) in [("deb", false), ("rpm", true)] {
+            let p = universe.named(&name(&format!("p{system}"))).next().expect("p");
+            let relation = &universe.unit(p).metadata.depends[0].alternatives[0];
+            assert_eq!(universe.satisfies(p, relation, p), satisfied, "{system}");
+            assert_eq!(universe.satisfiers(relation, p).contains(&p), satisfied, "{system}");
+        }
     }
 
     #[test]

@@ -97,7 +97,7 @@ impl FromStr for Dependencies {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
         let fault = |(at, error): (usize, _)| format!("at column {}: {error}", at + 1);
-        relation::parse_dependencies(text).map(Dependencies).map_err(fault)
+        relation::parse_written_dependencies(text).map(Dependencies).map_err(fault)
     }
 }
 
@@ -108,7 +108,7 @@ impl FromStr for Relations {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
         let fault = |(at, error): (usize, _)| format!("at column {}: {error}", at + 1);
-        relation::parse_relations(text).map(Relations).map_err(fault)
+        relation::parse_written_relations(text).map(Relations).map_err(fault)
     }
 }
 

@@ -18,6 +18,7 @@ use crate::cli::known::defined;
 use crate::cli::resolve::edit_failure;
 use crate::cli::{
     Failure, Outcome, OutputArgs, OutputFormat, StoreArgs, print_bytes, print_json, quantity,
+    refuse_faulty_configuration,
 };
 use crate::directory::read_directory;
 use crate::repositories::{StoreManifests, load_universe};
@@ -90,6 +91,7 @@ pub fn run(args: &CreateArgs) -> Result<Outcome, Failure> {
     let content = SourceContent::Regular { bytes: bytes.into_bytes(), executable: false };
     tree.insert(file.as_bytes(), content).map_err(Failure::new)?;
     let (mut desired, mut diagnostics) = DesiredState::read(&tree);
+    refuse_faulty_configuration(&diagnostics, &args.directory)?;
     let (universe, faults) = load_universe(&store, &desired.configuration);
     diagnostics.extend(faults);
     let Some(definition) = desired.definitions.get_mut(&args.name) else {

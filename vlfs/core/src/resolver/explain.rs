@@ -10,7 +10,7 @@ use super::solve::{Demand, Limit, Solving};
 use super::{Cause, Hold, Root, Task};
 use crate::diagnostic::Diagnostic;
 use crate::names::LayerName;
-use crate::relation::Dependency;
+use crate::relation::{Dependency, Relation};
 use crate::universe::{UnitId, Universe};
 
 /// Reasons that one explanation gives at most.
@@ -38,6 +38,10 @@ impl<'t> Blamed<'t> {
             },
             Blamed::Hold(_) => 3,
         }
+    }
+
+    fn is_base(self) -> bool {
+        matches!(self, Blamed::Root(Root { cause: Cause::Base { .. }, .. }))
     }
 
     /// The line of the LDF that is being resolved.
@@ -274,15 +278,23 @@ impl<'u> Ways<'u> {
     }
 
     fn unmet(&self, from: UnitId, dependency: &Dependency) -> String {
+        let universe = self.universe;
+        let show = |unit: UnitId, provides: String| match universe.bar(unit) {
+            Some(bar) => format!("{}{provides} ({bar})", universe.show(unit)),
+            None => format!("{}{provides}", universe.show(unit)),
+        };
         let mut known: Vec<String> = Vec::new();
-        for relation in &dependency.alternatives {
-            for unit in self.universe.named(&relation.name).take(MOST_VERSIONS) {
-                let shown = self.universe.show(unit);
-                known.push(match self.universe.bar(unit) {
-                    Some(bar) => format!("{shown} ({bar})"),
-                    None => shown,
-                });
-            }
+        for Relation { name, constraint, .. } in &dependency.alternatives {
+            let named = universe.named(name).map(|unit| show(unit, String::new()));
+            let providers = universe.providers(name).iter().map(|(unit, version)| {
+                let version = match (version, constraint) {
+                    (Some(version), _) => format!(" {version}"),
+                    (None, Some(_)) => " in no version".to_owned(),
+                    (None, None) => String::new(),
+                };
+                show(*unit, format!(", which provides {name}{version}"))
+            });
+            known.extend(named.chain(providers).take(MOST_VERSIONS));
         }
         let found = match known.as_slice() {
             [] => "no repository has it".to_owned(),
@@ -369,7 +381,10 @@ fn advice(task: &Task<'_>, solving: &mut Solving<'_>, core: &[Blamed<'_>]) -> St
         return removal;
     }
     match core.iter().filter(|blamed| blamed.line().is_some()).count() {
-        0 => "change `base` in strata.toml, or the repositories".to_owned(),
+        0 if core.iter().any(|blamed| blamed.is_base()) => {
+            "change `base` in strata.toml, or the repositories".to_owned()
+        }
+        0 => "import what is lacking, or ask for another version".to_owned(),
         1 => "remove that line, or import what it lacks".to_owned(),
         _ => "remove one of these lines; others have faults as well".to_owned(),
     }

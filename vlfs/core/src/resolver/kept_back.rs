@@ -39,6 +39,10 @@ impl Task<'_> {
             }
             explained += 1;
             let reason = match explained {
+                _ if universe.compare_versions(best, now).is_lt() => {
+                    "it is older, and nothing is downgraded; write its version to have it"
+                        .to_owned()
+                }
                 ..=MOST_EXPLAINED => self.against(best),
                 _ => format!(
                     "ask with --why-not '{} {}'",

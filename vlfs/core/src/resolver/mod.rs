@@ -13,6 +13,7 @@
 pub mod edit;
 mod explain;
 mod kept_back;
+mod order;
 mod provider;
 mod solve;
 mod why;
@@ -349,16 +350,23 @@ impl Task<'_> {
 
     /// All units of the composition, or why there are none.
     fn run(&self) -> Result<BTreeSet<UnitId>, Diagnostic> {
+        match self.within(&[]) {
+            Some(units) => self.ordered(units),
+            None => Err(explain::explain(self)),
+        }
+    }
+
+    /// All units of the composition within further limits, if that is possible.
+    fn within(&self, limits: &[Limit]) -> Option<BTreeSet<UnitId>> {
         let demands: Vec<&Demand> = self.roots.iter().map(|root| &root.demand).collect();
-        let holds: Vec<Limit> = self.holds.iter().map(|hold| hold.limit.clone()).collect();
+        let holds = self.holds.iter().map(|hold| hold.limit.clone());
+        let holds: Vec<Limit> = holds.chain(limits.iter().cloned()).collect();
         let levels = self.wishes();
         let favoured: Vec<_> =
             self.present.iter().copied().filter(|unit| !self.upgraded.contains(unit)).collect();
         let chosen = self.present.iter().copied();
         let mut solving = Solving::new(self.universe, &favoured, chosen);
-        let Some(found) = solving.best(&demands, &holds, &levels) else {
-            return Err(explain::explain(self));
-        };
+        let found = solving.best(&demands, &holds, &levels)?;
         let mut units = solving.sweep(&found, &demands);
         // What was chosen along the way may make an earlier choice superfluous;
         // settle until resolving again would change nothing.
@@ -369,11 +377,11 @@ impl Task<'_> {
                 |unit: &UnitId| Limit { name: self.universe.name_of(*unit), units: vec![*unit] };
             let limits: Vec<_> = settled.iter().map(only).collect();
             let Some(found) = solving.attempt(&demands, holds.iter().chain(&limits)) else {
-                return Ok(units);
+                return Some(units);
             };
             let again = solving.sweep(&found, &demands);
             if again.len() >= units.len() {
-                return Ok(units);
+                return Some(units);
             }
             units = again;
         }

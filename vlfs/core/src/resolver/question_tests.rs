@@ -215,6 +215,72 @@ fn a_cycle_of_pre_depends_is_named() {
 }
 
 #[test]
+fn a_cycle_of_pre_depends_is_not_chosen() {
+    let universe = main_universe("cy 1\ncy 2; Pre-Depends: cz\ncz 1; Pre-Depends: cy\n");
+    assert_eq!(resolved(&universe, "main/cy\n"), "main/cy 1\n");
+    assert_eq!(resolved_with(&universe, "main/cy 1\n", &Upgrade::Everything), "main/cy 1\n");
+    let cycle = "the Pre-Depends form a cycle: main/cy 2 → main/cz 1 → main/cy 2";
+    let WhyNot::Impossible { fault } = asked(&universe, "main/cy 1\n", "cy 2") else {
+        panic!("a cycle")
+    };
+    assert_eq!(fault.message, cycle);
+    let desired = desired(&[("templates/t.ldf", "main/cy 2\n")]);
+    let found = resolve(&desired, &universe, &Upgrade::Nothing);
+    assert_eq!(found.resolved, BTreeMap::new(), "nothing to write");
+    let [fault] = &found.diagnostics[..] else { panic!("one: {:?}", found.diagnostics) };
+    assert_eq!((fault.code, fault.line, fault.message.as_str()), ("pre-depends-cycle", 1, cycle));
+    let kept = resolve(
+        &self::desired(&[("templates/t.ldf", "main/cy 1\n")]),
+        &universe,
+        &Upgrade::Everything,
+    );
+    let kept = &kept.resolved.values().next().expect("resolved").kept_back;
+    assert_eq!((kept[0].best.as_str(), kept[0].reason.as_str()), ("main/cy 2", cycle));
+    // Two circles, each with a way out of its own.
+    let universe = main_universe(
+        "a 1\na 2; Pre-Depends: b\nb 1; Pre-Depends: a\nc 1\nc 2; Pre-Depends: d\nd 1; Pre-Depends: c\n",
+    );
+    assert_eq!(resolved(&universe, "main/a\nmain/c\n"), "main/a 1\nmain/c 1\n");
+}
+
+#[test]
+fn who_would_provide_it_is_told_with_what_bars_them() {
+    let universe = main_universe(
+        "need 1; Depends: virt\nnew 1; Depends: virt (>= 2)\npa 1; Provides: virt; Withdrawn: bad\npb 1; Provides: virt (= 1); Withdrawn: old\n",
+    );
+    let message = |ldf: &str| {
+        let found = resolve(&desired(&[("templates/t.ldf", ldf)]), &universe, &Upgrade::Nothing);
+        found.diagnostics[0].message.clone()
+    };
+    let told = message("main/need\n");
+    assert!(told.contains("main/pa 1, which provides virt (withdrawn: bad)"), "{told}");
+    assert!(told.contains("main/pb 1, which provides virt 1 (withdrawn: old)"), "{told}");
+    let virtual_line =
+        resolve(&desired(&[("templates/t.ldf", "main/virt\n")]), &universe, &Upgrade::Nothing);
+    let hint = virtual_line.diagnostics[0].hint.as_deref();
+    assert_eq!(hint, Some("virt is no layer; main/pa 1 provides it"));
+    let told = message("main/new\n");
+    assert!(told.contains("main/pa 1, which provides virt in no version (withdrawn"), "{told}");
+}
+
+#[test]
+fn what_a_pin_would_take_back_is_kept_with_the_reason() {
+    let configuration =
+        "[[repository]]\nname = \"main\"\n[[pin]]\nlayer = \"z\"\nversion = \"2*\"\n";
+    let (desired, faults) = DesiredState::read(&tree(&[
+        ("strata.toml", configuration),
+        ("templates/t.ldf", "main/z 4\n"),
+    ]));
+    assert_eq!(faults, []);
+    let mut universe = main_universe("z 2\nz 4\n");
+    universe.configure(&desired.configuration);
+    let found = resolve(&desired, &universe, &Upgrade::Everything);
+    let kept = &found.resolved.values().next().expect("resolved").kept_back[0];
+    assert_eq!((kept.at.as_str(), kept.best.as_str()), ("main/z 4", "main/z 2"));
+    assert!(kept.reason.starts_with("it is older, and nothing is downgraded"), "{kept:?}");
+}
+
+#[test]
 fn of_several_providers_the_more_important_comes_first() {
     let universe = main_universe(
         "app 1; Depends: awk\ngawk 1; Provides: awk\nmawk 1; Provides: awk; Priority: required\n",
