@@ -74,6 +74,8 @@ pub enum AptError {
     Gpgv { source: ChildError },
     #[error("{name} is not signed by a key that is trusted for it: {why}")]
     NotSigned { name: String, why: String },
+    #[error("{name} is not signed: it has neither InRelease nor Release.gpg")]
+    Unsigned { name: String },
     #[error("{name}: {reason}")]
     Release { name: String, reason: String },
     #[error("{name} was valid until {ago} ago; it may be an old state that somebody replays")]
@@ -212,7 +214,12 @@ async fn release(
     let text = match fetcher.fetch(&order("InRelease", &new)?).await {
         Ok(()) => Signed::Inline(&new),
         Err(FetchError::NotFound { .. }) => {
-            fetcher.fetch(&order("Release.gpg", &signature)?).await?;
+            fetcher.fetch(&order("Release.gpg", &signature)?).await.map_err(
+                |error| match error {
+                    FetchError::NotFound { .. } => AptError::Unsigned { name: name.clone() },
+                    error => error.into(),
+                },
+            )?;
             fetcher.fetch(&order("Release", &new)?).await?;
             Signed::Detached { text: &new, signature: &signature }
         }

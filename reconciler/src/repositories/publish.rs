@@ -4,6 +4,8 @@
 //! Archives come first, then the databases, what names them last, each by rename: whoever
 //! mirrors meanwhile sees the former state or the new one. What is there is not made again.
 
+mod place;
+
 use std::fs::{self, File};
 use std::io::{self, BufWriter};
 use std::os::unix::fs::PermissionsExt as _;
@@ -19,6 +21,7 @@ use strata_import::archive::{self, ArchiveError};
 use strata_store::durable::Disk;
 use strata_store::{SignedFile, Store, StoreError, signed_database_name};
 
+use self::place::Place;
 use super::signing::{self, SigningError};
 
 #[derive(Debug, thiserror::Error)]
@@ -37,6 +40,14 @@ pub enum PublishError {
     NoDatabase(RepositoryName),
     #[error("the database that the snapshot of {0} names is not there: sign it anew")]
     NotSigned(RepositoryName),
+    #[error("{0} is in the store itself; nothing was written")]
+    InStore(PathBuf),
+    #[error("{directory} has the repository {found:?}; nothing was written")]
+    OtherRepository { directory: PathBuf, found: String },
+    #[error(
+        "{directory} is not empty and no publication of this repository: it has {name:?}; nothing was written"
+    )]
+    NotEmpty { directory: PathBuf, name: String },
 }
 
 /// What was written.
@@ -56,7 +67,8 @@ pub struct Progress {
     pub done_bytes: AtomicU64,
 }
 
-/// Writes a repository into `directory`, which is made where it is not there.
+/// Writes a repository into `directory`, which is its alone ([`Place`]) and made where it is
+/// not there.
 ///
 /// # Errors
 /// [`PublishError`]; what was published before is whole.
@@ -83,7 +95,7 @@ pub fn publish(
     let database = store.parse_whole_database(repository, bytes.clone())?;
     let units: Vec<Unit> = database.into_units().collect();
     let disk = Disk::default();
-    disk.create_directory(directory)?;
+    let _place = Place::take(store, repository, directory)?;
     let archives = pack_all(store, repository, &units, directory, threads, progress)?;
     if let Some((snapshot, envelope)) = &snapshot {
         let write = |name: &str, bytes: &[u8]| write(&disk, &directory.join(name), bytes);

@@ -153,12 +153,17 @@ fn strangers<'u>(
         units.map(|unit| unit_directory(&unit.metadata.layer, &unit.metadata.version)).collect();
     let names = store.unit_directories(repository)?.into_iter();
     let strange = names.filter(|name| !listed.contains(name));
-    let why = match store.is_mirror(repository)? {
-        true => "its source lists it no more; `strata store gc` removes it when nothing needs it",
-        false => "it is not listed; `strata repo index` lists it",
+    let is_mirror = store.is_mirror(repository)?;
+    let directory = store.root().join("repos").join(repository);
+    let why = |unit: &str| match directory.join(unit).join("metadata").is_file() {
+        _ if is_mirror => {
+            "its source lists it no more; `strata store gc` removes it when nothing needs it"
+        }
+        true => "it is not listed; `strata repo index` lists it",
+        false => "it is no unit: move it out of the repository",
     };
-    let fault = || whole("database", why.to_owned());
-    Ok(strange.map(|unit| Difference { unit, path: None, faults: vec![fault()] }).collect())
+    let fault = |unit: &str| vec![whole("database", why(unit).to_owned())];
+    Ok(strange.map(|unit| Difference { faults: fault(&unit), unit, path: None }).collect())
 }
 
 fn whole(what: &'static str, found: String) -> Fault {

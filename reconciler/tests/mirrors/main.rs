@@ -4,6 +4,7 @@
 mod attacks;
 mod collected;
 mod interrupted;
+mod lacking;
 mod passes;
 mod serving;
 mod support;

@@ -26,7 +26,7 @@ fn verification_names_each_difference() {
         "app 1: /etc/app: missing\n",
         "app 1: /stranger: extra\n",
         "app 1: /usr/bin/app: content is ",
-        "ghost_1: database: it is not listed",
+        "ghost_1: database: it is no unit: move it out of the repository",
     ] {
         assert!(found.contains(line), "{line:?} in {found}");
     }
@@ -40,6 +40,136 @@ fn verification_names_each_difference() {
     fs::write(bench.unit("main", "lib", "1").join("manifest.new"), "").expect("not looked at");
     fs::remove_file(bench.unit("main", "lib", "1").join("manifest")).expect("removed");
     assert!(bench.differs(&["repo", "verify", "main"]).contains("lib 1: unit: "));
+}
+
+#[test]
+fn an_index_takes_no_unit_that_was_changed_unless_it_is_named() {
+    let bench = Bench::new();
+    bench.layer("main", "app", "1", &[("usr/bin/app", "one")]);
+    bench.layer("main", "lib", "1", &[("usr/lib/lib", "two")]);
+    let metadata = bench.unit("main", "app", "1").join("metadata");
+    let text = fs::read_to_string(&metadata).expect("there");
+    fs::write(&metadata, text + "Depends: zz\n").expect("changed");
+    let said = bench.bad(&["repo", "index", "main"]);
+    assert!(said.contains("others than its database says") && said.contains(": app 1\n"), "{said}");
+    assert!(said.contains("hint: ") && said.contains("--accept 'app 1'"), "{said}");
+    bench.bad(&["repo", "index", "main", "--accept", "lib 1"]);
+    assert!(bench.bad(&["repo", "index", "main", "--accept", "app"]).contains("names no version"));
+    bench.differs(&["repo", "verify", "main"]);
+    bench.good(&["repo", "index", "main", "--accept", "app 1"]);
+    bench.good(&["repo", "verify", "main"]);
+    fs::create_dir(bench.path("store/repos/main/stranger")).expect("made");
+    let said = bench.bad(&["repo", "index", "main"]);
+    assert!(said.contains("move its directory out of the repository"), "{said}");
+}
+
+#[test]
+fn what_an_index_without_a_database_loses_is_said() {
+    let bench = Bench::new();
+    bench.layer("main", "app", "1", &[("usr/bin/app", "one")]);
+    bench.good(&["layer", "withdraw", "main/app", "1", "--reason", "CVE-2026-1"]);
+    let note = |arguments: &[&str]| {
+        let output = bench.strata(arguments);
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stderr).expect("UTF-8")
+    };
+    assert_eq!(note(&["repo", "index", "main"]), "", "the marks stay");
+    fs::remove_file(bench.path("store/repos/main/database")).expect("moved away");
+    let said = note(&["repo", "index", "main"]);
+    assert!(said.starts_with("note: there was no database, and marks of withdrawal"), "{said}");
+}
+
+/// Of a rule that cannot be read nobody knows what it would have kept out.
+#[test]
+fn a_configuration_with_faults_writes_no_ldf() {
+    let bench = Bench::new();
+    bench.layer("main", "app", "2", &[("usr/bin/app", "two")]);
+    bench.layer("main", "app", "4", &[("usr/bin/app", "four")]);
+    let gitops = bench.path("gitops");
+    fs::create_dir_all(gitops.join("templates")).expect("made");
+    let directory = gitops.to_str().expect("UTF-8").to_owned();
+    let ldf = gitops.join("templates/web.ldf");
+    for fault in [
+        "[[repository.deny]]\nname = \"app\"\nversions = \">= 4\"\n",
+        "[[repository.deny]]\nname = \"app\"\nversion = \"> 2\"\n",
+        "priority = \"high\"\n",
+        "[[pin]]\nlayer = \"app\"\nversions = \"2*\"\n",
+    ] {
+        let text = format!("[[repository]]\nname = \"main\"\n{fault}");
+        fs::write(gitops.join("strata.toml"), text).expect("written");
+        fs::write(&ldf, "main/app\n").expect("written");
+        let said = bench.differs(&["resolve", &directory]);
+        assert!(said.contains("strata.toml:") && said.ends_with("0 of 1 LDFs changed\n"), "{said}");
+        assert_eq!(fs::read_to_string(&ldf).expect("there"), "main/app\n", "{fault}");
+        let said = bench.bad(&["resolve", &directory, "--why-not", "app 4"]);
+        assert!(said.contains("hint: see them all: strata check"), "{said}");
+        let create = ["template", "create", &directory, "sql", "--layer", "main/app"];
+        assert!(bench.bad(&create).contains("strata.toml:"));
+        assert!(!gitops.join("templates/sql.ldf").exists());
+    }
+}
+
+#[test]
+fn what_resolves_and_cannot_run_is_told_at_once() {
+    let bench = Bench::new();
+    bench.layer("main", "one", "1", &[("usr/bin/same", "one")]);
+    bench.layer("main", "two", "1", &[("usr/bin/same", "two")]);
+    let gitops = bench.path("gitops");
+    fs::create_dir_all(gitops.join("templates")).expect("made");
+    fs::write(gitops.join("strata.toml"), "[[repository]]\nname = \"main\"\n").expect("written");
+    fs::write(gitops.join("templates/web.ldf"), "main/one\nmain/two\n").expect("written");
+    let directory = gitops.to_str().expect("UTF-8").to_owned();
+    for _ in 0..2 {
+        let said = bench.differs(&["resolve", &directory]);
+        assert!(said.contains("share the path /usr/bin/same"), "{said}");
+    }
+}
+
+#[test]
+fn what_a_layer_hides_is_shown_with_its_files() {
+    use strata_core::manifest::{Entry, Kind, Manifest, Timestamp};
+    use strata_core::metadata::{LayerKind, Metadata};
+
+    let bench = Bench::new();
+    let repository = crate::support::name("main");
+    let staged = bench.store.stage_unit(&repository).expect("staged");
+    let hidden = strata_core::whiteouts::Whiteouts::new(vec![b"etc/old".to_vec()]);
+    fs::write(staged.scripts().join("whiteouts"), hidden.print()).expect("written");
+    let (name, version) = (crate::support::name("tuning"), crate::support::name("1"));
+    let metadata = Metadata::new(name, version, LayerKind::Configuration);
+    let root = Entry {
+        path: Vec::new(),
+        kind: Kind::Directory,
+        mode: 0o755,
+        uid: 0,
+        gid: 0,
+        mtime: Timestamp::default(),
+        link_count: 1,
+        xattrs: Default::default(),
+    };
+    let mut writer = bench.store.write_repository(&repository).expect("a writer");
+    let manifest = Manifest::new(vec![root]).expect("valid");
+    writer.publish(staged, metadata, &manifest).expect("published");
+    writer.commit().expect("written");
+    let shown = bench.good(&["layer", "show", "main/tuning", "--files"]);
+    assert!(
+        shown.contains("\nHides: 1 path\n") && shown.ends_with("\nhides /etc/old\n"),
+        "{shown}"
+    );
+    let json = bench.good(&["layer", "show", "main/tuning", "--files", "--output", "json"]);
+    let json: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+    assert_eq!(json["hidden"], serde_json::json!(["/etc/old"]));
+}
+
+#[test]
+fn old_spellings_of_relations_are_refused_where_people_write_them() {
+    let bench = Bench::new();
+    for option in ["--depends", "--pre-depends", "--conflicts", "--provides"] {
+        let build =
+            ["layer", "build", "--name", "x", "--version", "1", "--root", "/", option, "z (< 2)"];
+        let said = bench.bad(&build);
+        assert!(said.contains("`<` is Debian's old spelling of `<=`"), "{said}");
+    }
 }
 
 #[test]

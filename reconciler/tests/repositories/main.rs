@@ -4,6 +4,7 @@
 mod collection;
 mod killed;
 mod local;
+mod published;
 mod sharing;
 mod signed;
 mod support;

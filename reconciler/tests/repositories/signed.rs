@@ -233,6 +233,67 @@ fn keys_that_others_can_read_are_refused_and_encrypted_ones_opened() {
 }
 
 #[test]
+fn a_wrong_file_as_a_key_is_told_and_nothing_of_it() {
+    let signed = Signed::new();
+    let make = |kind: &[&str], name: &str| {
+        let path = signed.bench.path(name);
+        let made = Command::new("ssh-keygen")
+            .args(["-q", "-N", "", "-f", text(&path)])
+            .args(kind)
+            .status()
+            .expect("ssh-keygen runs: apt-get install openssh-client");
+        assert!(made.success());
+    };
+    make(&["-t", "ecdsa", "-m", "PEM"], "ec");
+    make(&["-t", "rsa"], "rsa");
+    make(&["-t", "ecdsa", "-b", "384"], "p384");
+    let (offline, key) = (signed.public("offline"), signed.key("offline"));
+    let set = |root: &str, database: &str| {
+        let keys = ["--root-key", root, "--database-key", database, "--key", &key];
+        signed.bench.bad(&[&["repo", "key", "set", "main"][..], &keys].concat())
+    };
+    for private in ["ec", "offline", "rsa"] {
+        let path = signed.key(private);
+        let text = fs::read_to_string(&path).expect("a key");
+        let secret = text.lines().nth(1).expect("a line");
+        for said in [set(&path, &offline), set(&offline, &path)] {
+            assert!(said.contains("begins as a private key does"), "{said}");
+            assert!(!said.contains(&secret[..8]) && !said.contains("BEGIN"), "{said}");
+        }
+    }
+    for unfit in ["rsa", "p384"] {
+        let said = set(&offline, &signed.public(unfit));
+        assert!(said.contains("signed with Ed25519 or ECDSA P-256"), "{said}");
+    }
+    let said = signed.bench.bad(&["repo", "sign", "main", "--key", &signed.public("nightly")]);
+    assert!(said.contains("is a public key") && !said.contains("chmod"), "{said}");
+    assert!(said.contains(&format!("--key {}\n", signed.key("nightly"))), "{said}");
+    let listed = signed.bench.good(&["repo", "key", "list", "main"]);
+    assert!(listed.starts_with("main: root 1, "), "nothing was changed: {listed}");
+}
+
+#[test]
+fn an_index_without_a_database_goes_by_the_one_that_was_signed() {
+    let signed = Signed::new();
+    let bench = &signed.bench;
+    bench.layer("main", "app", "2", &[("usr/bin/app", "two")]);
+    bench.good(&["layer", "withdraw", "main/app", "1", "--reason", "CVE-2026-1"]);
+    signed.sign();
+    let database = bench.path("store/repos/main/database");
+    fs::remove_file(&database).expect("moved away");
+    let output = bench.strata(&["repo", "index", "main", "--output", "json"]);
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!((&json["marks"], &json["units"]), (&"signed".into(), &2.into()), "{output:?}");
+    assert!(bench.good(&["layer", "list"]).contains("withdrawn: CVE-2026-1"));
+    // It also says what each unit was.
+    fs::remove_file(&database).expect("moved away");
+    let metadata = bench.unit("main", "app", "2").join("metadata");
+    let text = fs::read_to_string(&metadata).expect("there");
+    fs::write(&metadata, text + "Depends: zz\n").expect("changed");
+    assert!(bench.bad(&["repo", "index", "main"]).contains(": app 2\n"));
+}
+
+#[test]
 fn signing_that_is_killed_leaves_a_repository_that_can_be_read() {
     let signed = Signed::new();
     for moment in [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64] {

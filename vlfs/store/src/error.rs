@@ -62,6 +62,11 @@ pub enum StoreError {
     Report { path: PathBuf, source: ReportError },
     #[error("the layer unit in {path} is damaged: its digest is {found}, expected {expected}")]
     Damaged { path: PathBuf, expected: Digest, found: Digest },
+    #[error(
+        "units of the repository {repository} are others than its database says, and a unit never changes: {}",
+        shown(.units)
+    )]
+    UnitsChanged { repository: RepositoryName, units: Vec<String> },
     #[error("the directory {path} holds the unit {found}, which belongs elsewhere")]
     Misplaced { path: PathBuf, found: String },
     #[error(
@@ -88,6 +93,17 @@ pub enum StoreError {
     NoVerity { path: PathBuf },
     #[error("{0} is locked by another process")]
     Locked(PathBuf),
+}
+
+/// The first of them.
+fn shown(units: &[String]) -> String {
+    const MOST: usize = 20;
+    let more = match units.len().saturating_sub(MOST) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    let first: Vec<_> = units.iter().take(MOST).map(String::as_str).collect();
+    first.join(", ") + &more
 }
 
 impl StoreError {

@@ -50,7 +50,7 @@ pub use pool::{Shared, Swept};
 pub use read::read_limited;
 pub use reports::{ObservedReport, write_report};
 pub use repository::{
-    DatabaseStamp, OpenedUnit, Published, RepositoryWriter, SignedFile, StagedUnit,
+    DatabaseStamp, IndexOptions, OpenedUnit, Published, RepositoryWriter, SignedFile, StagedUnit,
     refuse_reserved, signed_database_name,
 };
 pub use seal::Sealed;

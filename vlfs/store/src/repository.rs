@@ -1,11 +1,13 @@
 //! Repositories of layer units (§5.4): staged aside, published whole.
 
+mod index;
 mod mirror;
 mod remove;
 mod signing;
 mod staging;
 mod withdrawal;
 
+pub use index::IndexOptions;
 pub(crate) use remove::{ASIDE, aside_of, discard};
 pub use signing::{SignedFile, signed_database_name};
 pub use staging::StagedUnit;
@@ -389,35 +391,6 @@ impl RepositoryWriter<'_> {
             self.database.insert(unit);
             self.changed = true;
         }
-    }
-
-    /// Builds the database anew from the units' directories; what is withdrawn
-    /// stays so. Returns the number of units.
-    ///
-    /// # Errors
-    /// A unit is damaged or stands under a wrong name; the old database stays.
-    pub fn index(&mut self) -> Result<usize, StoreError> {
-        let directory = self.store.repository_path(&self.repository);
-        let mut database = Database::default();
-        for name in names_in(&directory)? {
-            let path = directory.join(&name);
-            if !path.is_dir() {
-                continue;
-            }
-            let (unit, digest) = read_unit(path)?;
-            let OpenedUnit { path, metadata, manifest, .. } = unit;
-            if unit_directory(&metadata.layer, &metadata.version) != name {
-                let found = format!("{} {}", metadata.layer, metadata.version);
-                return Err(StoreError::Misplaced { path, found });
-            }
-            let withdrawn = self.reason_withdrawn(&metadata.layer, &metadata.version);
-            let withdrawn = withdrawn.map(str::to_owned);
-            let content_bytes = manifest.content_bytes();
-            database.insert(Unit { metadata, digest, content_bytes, withdrawn });
-        }
-        self.changed |= database != self.database;
-        self.database = database;
-        Ok(self.database.len())
     }
 
     /// Flushes, and writes what is withdrawn and the database, if anything changed. Returns

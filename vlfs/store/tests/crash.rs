@@ -194,7 +194,7 @@ fn a_unit_is_removed_whole_or_not_at_all() {
             let path = store.unit_path(&main_repository(), &key().0, &key().1);
             assert_eq!(path.exists(), listed);
             assert!(!done || !listed);
-            let units = writer.index().expect("an index brings nothing back");
+            let units = writer.index(&Default::default()).expect("an index brings nothing back");
             assert_eq!(units, if listed { 2 } else { 1 });
         },
     );
@@ -241,7 +241,7 @@ fn what_is_withdrawn_stays_so_when_it_is_removed() {
             assert!(mark(store).is_none_or(|mark| mark.as_deref() == Some("CVE-1")));
             assert!(!done || mark(store) == withdrawn);
             let mut writer = store.write_repository(&main_repository()).expect("a writer");
-            writer.index().expect("an index");
+            writer.index(&Default::default()).expect("an index");
             writer.commit().expect("written");
             assert!(mark(store).is_none_or(|mark| mark.as_deref() == Some("CVE-1")));
         },

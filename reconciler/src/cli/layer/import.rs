@@ -229,8 +229,9 @@ pub fn explain(error: ImportError) -> Failure {
         ),
         ImportError::Convert { package, .. } => {
             let rpm = package.extension().is_some_and(|extension| extension == "rpm");
-            let tool = if rpm { "rpm -qlvp" } else { "dpkg-deb -c" };
-            let hint = format!("look at it with {tool} {}, or fetch it again", package.display());
+            let tools =
+                if rpm { "rpm -qilvp" } else { "dpkg-deb -f (its fields) or -c (its files)" };
+            let hint = format!("look at it with {tools} {}, or fetch it again", package.display());
             Failure::new(error).hint(hint)
         }
         ImportError::Store { .. } | ImportError::Other { .. } | ImportError::Group { .. } => {

@@ -316,6 +316,9 @@ fn failure(error: AptError) -> Failure {
         AptError::NotSigned { .. } | AptError::NoKeys { .. } => {
             Some("name the archive's keyring with Signed-By in its source, see sources.list(5)")
         }
+        AptError::Unsigned { .. } => {
+            Some("nothing is taken from it: sign it, or name another source in sources.list(5)")
+        }
         AptError::Auth { .. } => Some("see apt_auth.conf(5)"),
         AptError::Fetch(FetchError::Status {
             status: StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN,

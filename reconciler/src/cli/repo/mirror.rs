@@ -1,6 +1,5 @@
 //! `strata repo sync` and `strata repo mirror`: what remote repositories hold.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,16 +9,17 @@ use serde::Serialize;
 use strata_core::configuration::{Configuration, LayerPath, RepositoryConfiguration};
 use strata_core::database::{Database, Unit};
 use strata_core::desired::DesiredState;
+use strata_core::ldf::LayerLine;
 use strata_core::remote::Remote;
-use strata_core::{LayerName, LayerVersion, RepositoryName, Severity};
+use strata_core::{Diagnostic, LayerName, LayerVersion, RepositoryName, Severity};
 use strata_store::Store;
 
 use super::super::{
     Failure, Outcome, OutputArgs, OutputFormat, StoreArgs, print_json, print_text, progress,
-    quantity,
+    quantity, refuse_faulty_configuration,
 };
 use crate::directory::read_directory;
-use crate::repositories::mirrors::wanted;
+use crate::repositories::mirrors::{Wanted, wanted};
 use crate::repositories::now;
 use crate::repositories::remote::storage::Storage;
 use crate::repositories::remote::sync::{SyncError, sync as sync_one};
@@ -53,8 +53,8 @@ pub struct SyncArgs {
 /// Fetch layers of remote repositories
 ///
 /// Without more, all layers that the LDFs of DIR name: the reconciler does the same by itself
-/// before it takes a commit. Layers that are there already are not fetched again; what was cut
-/// off is taken up.
+/// before it takes a commit. What the repository does not have is a failure. Layers that are
+/// there already are not fetched again; what was cut off is taken up.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Examples:\n  strata repo mirror /srv/fleet --store /srv/strata\n  strata repo mirror /srv/fleet main/apache2 main/openssl\n  strata repo mirror /srv/fleet --all main --limit-rate 5000000\n\nExit status: 0 all that is wanted is here, 1 some of it is not, 2 an error."
@@ -134,6 +134,9 @@ struct MirroredReport {
     present: usize,
     bytes_fetched: u64,
     failed: Vec<FailedLine>,
+    /// Faults of LDFs: what their lines want is not known.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    diagnostics: Vec<Diagnostic>,
 }
 
 #[derive(Debug, Serialize)]
@@ -157,7 +160,7 @@ struct FailedLine {
 
 pub fn sync(args: &SyncArgs) -> Result<Outcome, Failure> {
     let store = args.store.open()?;
-    let desired = read(&args.directory)?;
+    let (desired, _) = read(&args.directory)?;
     let remotes = remotes(&desired.configuration, &args.repositories)?;
     let done = Arc::new(AtomicU64::new(0));
     let options = args.fetch.options(None, &done);
@@ -249,7 +252,7 @@ fn sync_within(
 
 pub fn mirror(args: &MirrorArgs) -> Result<Outcome, Failure> {
     let store = args.store.open()?;
-    let desired = read(&args.directory)?;
+    let (desired, faults) = read(&args.directory)?;
     let named: Vec<_> = match args.all.as_slice() {
         [] => args.layers.iter().map(|path| path.repository.clone()).collect(),
         all => all.to_vec(),
@@ -260,6 +263,10 @@ pub fn mirror(args: &MirrorArgs) -> Result<Outcome, Failure> {
     let total = AtomicU64::new(0);
     let wanted = wanted(&desired);
     let mut report = MirroredReport::default();
+    let by_ldfs = args.all.is_empty() && args.layers.is_empty();
+    if by_ldfs {
+        report.diagnostics = faults;
+    }
     // What has come is not collected before the rest is there.
     let _lease = store.lease()?;
     progress::with_bytes(&total, &done, || {
@@ -284,6 +291,10 @@ pub fn mirror(args: &MirrorArgs) -> Result<Outcome, Failure> {
                     continue;
                 }
             };
+            report.failed.extend(lacking(args, name, &database, &wanted));
+            if by_ldfs {
+                report.failed.extend(without_version(name, &desired));
+            }
             let units = chosen(args, name, database, &wanted);
             let (present, missing): (Vec<_>, Vec<_>) =
                 units.into_iter().partition(|unit| units::is_there(&store, name, unit));
@@ -298,7 +309,8 @@ pub fn mirror(args: &MirrorArgs) -> Result<Outcome, Failure> {
         }
     });
     report.bytes_fetched = done.load(Ordering::Relaxed);
-    let outcome = if report.failed.is_empty() { Outcome::Done } else { Outcome::Difference };
+    let is_whole = report.failed.is_empty() && report.diagnostics.is_empty();
+    let outcome = if is_whole { Outcome::Done } else { Outcome::Difference };
     if args.output.output == OutputFormat::Json {
         print_json(&report)?;
         return Ok(outcome);
@@ -310,12 +322,16 @@ pub fn mirror(args: &MirrorArgs) -> Result<Outcome, Failure> {
     for FailedLine { repository, layer, version, error, hint } in &report.failed {
         let unit = match (layer, version) {
             (Some(layer), Some(version)) => format!("{repository}/{layer} {version}"),
-            _ => repository.to_string(),
+            (Some(layer), None) => format!("{repository}/{layer}"),
+            (None, _) => repository.to_string(),
         };
         text.push_str(&format!("failed {unit}: {error}\n"));
         if let Some(hint) = hint {
             text.push_str(&format!("  hint: {hint}\n"));
         }
+    }
+    for fault in &report.diagnostics {
+        text.push_str(&format!("{fault}\n"));
     }
     text.push_str(&format!(
         "{} mirrored ({} fetched), {} there already, {} failed\n",
@@ -367,7 +383,7 @@ fn chosen(
     args: &MirrorArgs,
     repository: &RepositoryName,
     database: Database,
-    wanted: &BTreeMap<RepositoryName, std::collections::BTreeSet<(LayerName, LayerVersion)>>,
+    wanted: &Wanted,
 ) -> Vec<Unit> {
     let is_chosen = |unit: &Unit| {
         let layer = &unit.metadata.layer;
@@ -384,20 +400,78 @@ fn chosen(
     database.into_units().filter(is_chosen).collect()
 }
 
-fn read(directory: &std::path::Path) -> Result<DesiredState, Failure> {
-    let (tree, _unreadable) = read_directory(directory)?;
-    let (desired, diagnostics) = DesiredState::read(&tree);
-    let is_of_configuration = |found: &&strata_core::Diagnostic| {
-        found.severity == Severity::Error
-            && found.file == strata_core::configuration::CONFIGURATION_FILE
+/// What was asked for and the repository does not have, or no longer lets anybody use.
+fn lacking(
+    args: &MirrorArgs,
+    repository: &RepositoryName,
+    database: &Database,
+    wanted: &Wanted,
+) -> Vec<FailedLine> {
+    let mut lacking = Vec::new();
+    let mut fail = |layer: &LayerName, version: Option<&LayerVersion>, error: &str| {
+        let of_layer = database.units().filter(|unit| unit.metadata.layer == *layer);
+        let has: Vec<_> =
+            of_layer.rev().take(5).map(|unit| unit.metadata.version.to_string()).collect();
+        let hint = match has.as_slice() {
+            [] => format!("`strata layer list --repo {repository}` prints what it has"),
+            has => format!("it has {}", has.join(", ")),
+        };
+        lacking.push(FailedLine {
+            repository: repository.clone(),
+            layer: Some(layer.clone()),
+            version: version.cloned(),
+            error: error.to_owned(),
+            hint: Some(hint),
+        });
     };
-    match diagnostics.iter().find(is_of_configuration) {
-        None => Ok(desired),
-        Some(fault) => {
-            let failure = Failure::new(fault);
-            Err(failure.hint(format!("see them all: strata check {}", directory.display())))
+    for path in args.layers.iter().filter(|path| path.repository == *repository) {
+        let mut units =
+            database.units().filter(|unit| unit.metadata.layer == path.layer).peekable();
+        if units.peek().is_none() {
+            fail(&path.layer, None, "the repository has no such layer");
+        } else if units.all(|unit| unit.withdrawn.is_some()) {
+            fail(&path.layer, None, "all its versions are withdrawn");
         }
     }
+    if args.all.is_empty() && args.layers.is_empty() {
+        for (layer, version) in wanted.get(repository).into_iter().flatten() {
+            if database.get(layer, version).is_none() {
+                fail(layer, Some(version), "an LDF names it, and the repository does not have it");
+            }
+        }
+    }
+    lacking
+}
+
+/// The lines of LDFs that want something of a repository and do not say which version.
+fn without_version(repository: &RepositoryName, desired: &DesiredState) -> Vec<FailedLine> {
+    let mut found = Vec::new();
+    for definition in desired.definitions.values() {
+        let lines = definition.ldf.explicit().chain(definition.ldf.implicit());
+        let open = |line: &LayerLine| line.repository == *repository && line.version.is_none();
+        for (number, line) in lines.filter(|(_, line)| open(line)) {
+            found.push(FailedLine {
+                repository: repository.clone(),
+                layer: Some(line.layer.clone()),
+                version: None,
+                error: format!("{}:{number} names no version", definition.file),
+                hint: Some(
+                    "run `strata resolve`, or name the layer to have all versions".to_owned(),
+                ),
+            });
+        }
+    }
+    found
+}
+
+/// The desired state, and what is wrong with the LDFs.
+fn read(directory: &std::path::Path) -> Result<(DesiredState, Vec<Diagnostic>), Failure> {
+    let (tree, unreadable) = read_directory(directory)?;
+    let (desired, mut diagnostics) = DesiredState::read(&tree);
+    refuse_faulty_configuration(&diagnostics, directory)?;
+    diagnostics.extend(unreadable);
+    diagnostics.retain(|found| found.severity == Severity::Error);
+    Ok((desired, diagnostics))
 }
 
 /// The remote repositories, all or those that are named.

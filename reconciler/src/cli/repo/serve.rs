@@ -21,7 +21,7 @@ use crate::repositories::serve::{self, Options};
 
 /// Write a repository as plain files, for a web or FTP server or a bucket
 ///
-/// The directory can be mirrored while it is written; run it again after each change, and
+/// The directory is the repository's alone, and can be mirrored while it is written; run it again after each change, and
 /// copy it wherever it should be served: archives first, snapshot.toml last.
 #[derive(Debug, clap::Args)]
 #[command(
@@ -97,6 +97,15 @@ pub fn publish(args: &PublishArgs) -> Result<Outcome, Failure> {
                 PublishError::NotSigned(name) => {
                     failure.hint(format!("strata repo sign {name} --key FILE"))
                 }
+                PublishError::InStore(_) | PublishError::OtherRepository { .. } => failure.hint(
+                    "each repository has a directory of its own, outside of the store: name another one",
+                ),
+                PublishError::NotEmpty { directory, .. } => failure.hint(format!(
+                    "name an empty directory; if a former version published {} there: echo {} > {}/repository",
+                    args.repository,
+                    args.repository,
+                    directory.display()
+                )),
                 PublishError::Archive { .. } => failure
                     .hint(format!("find what is damaged: strata repo verify {}", args.repository)),
                 _ => failure,
@@ -143,7 +152,10 @@ pub fn serve(args: &ServeArgs) -> Result<Outcome, Failure> {
         connection_age: Duration::from_secs(args.connection_time),
     };
     let served = run(async {
-        let at = |error| Failure::new(format!("listen on {}: {error}", args.listen));
+        let at = |error| {
+            Failure::new(format!("listen on {}: {error}", args.listen))
+                .hint("name a free address of this host: --listen ADDRESS:PORT")
+        };
         let listener = TcpListener::bind(args.listen).await.map_err(at)?;
         let address = listener.local_addr().map_err(at)?;
         let serving = Serving { address, repositories };
