@@ -216,11 +216,12 @@ fn a_cycle_of_pre_depends_is_named() {
 
 #[test]
 fn a_cycle_of_pre_depends_is_not_chosen() {
-    let universe = main_universe("cy 1\ncy 2; Pre-Depends: cz\ncz 1; Pre-Depends: cy\n");
+    let universe =
+        main_universe("app 1; Depends: cy\ncy 1\ncy 2; Pre-Depends: cz\ncz 1; Pre-Depends: cy\n");
     assert_eq!(resolved(&universe, "main/cy\n"), "main/cy 1\n");
     assert_eq!(resolved_with(&universe, "main/cy 1\n", &Upgrade::Everything), "main/cy 1\n");
     let cycle = "the Pre-Depends form a cycle: main/cy 2 → main/cz 1 → main/cy 2";
-    let WhyNot::Impossible { fault } = asked(&universe, "main/cy 1\n", "cy 2") else {
+    let WhyNot::Impossible { fault } = asked(&universe, "main/app 1\n\nmain/cy 1\n", "cy 2") else {
         panic!("a cycle")
     };
     assert_eq!(fault.message, cycle);
