@@ -28,6 +28,7 @@ pub mod copy_up;
 pub mod disk;
 mod hidden;
 pub mod journal;
+mod kept;
 pub mod markers;
 pub mod origin;
 
