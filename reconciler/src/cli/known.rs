@@ -16,7 +16,7 @@ use crate::rollout::RolloutFile;
 /// Names that a hint lists.
 const NAMED: usize = 20;
 /// How alike two names are, from 0 to 1, of which one may be meant for the other.
-const ALIKE: f64 = 0.8;
+const ALIKE: f64 = 0.6;
 
 /// Fails where neither a commit nor a link brought a template of this name.
 ///
@@ -67,7 +67,7 @@ pub fn ring_if_named(store: &Store, name: Option<&RingName>) -> Result<(), Failu
 
 /// The name that one which is not there was meant for, as far as one can tell.
 fn nearest<'n>(wanted: &str, known: impl Iterator<Item = &'n str>) -> Option<&'n str> {
-    let likeness = |name: &&str| strsim::jaro_winkler(wanted, name);
+    let likeness = |name: &&str| strsim::normalized_damerau_levenshtein(wanted, name);
     let near = known.max_by(|a, b| likeness(a).total_cmp(&likeness(b)))?;
     (likeness(&near) > ALIKE).then_some(near)
 }
