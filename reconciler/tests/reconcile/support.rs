@@ -234,9 +234,14 @@ impl World {
     /// A reconciler. A child that another test is just starting may hold this
     /// store's lock for the moment between fork and exec.
     pub fn reconciler(&self) -> Reconciler {
+        self.opened(Options::default)
+    }
+
+    /// As [`World::reconciler`], with options.
+    pub fn opened(&self, options: impl Fn() -> Options) -> Reconciler {
         let mut opened = None;
         wait_until("the lock is free", Duration::from_secs(10), || {
-            opened = self.reconciler_with(Options::default()).ok();
+            opened = self.reconciler_with(options()).ok();
             opened.is_some()
         });
         opened.expect("just opened")

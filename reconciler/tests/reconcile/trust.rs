@@ -119,9 +119,9 @@ fn files(ssh: Option<&Path>, openpgp: Option<&Path>) -> SignerLists {
 
 fn pass(world: &World, lists: &SignerLists, anchor: Option<&str>) -> Result<PassReport, PassError> {
     let anchor = anchor.map(|id| Oid::from_str(id).expect("an id"));
-    let trust = Trust { lists: lists.clone(), anchor };
-    let options = Options { trust: Some(trust), ..Options::default() };
-    let mut reconciler = world.reconciler_with(options).expect("a reconciler");
+    let trust = || Trust { lists: lists.clone(), anchor };
+    let options = || Options { trust: Some(trust()), ..Options::default() };
+    let mut reconciler = world.opened(options);
     reconciler.pass(&AtomicBool::new(false))
 }
 
