@@ -31,9 +31,9 @@ use crate::private::origin::Origin;
 use crate::tree::PRIVATE_TAG;
 use crate::verify::first_open::FirstOpen;
 
-/// Files of the layers below this size in bytes go through the daemon. (Locks, logs,
-/// settings, scripts: what is changed while others have it open. Most of the bytes that
-/// the VAs of a host share are in larger ones.)
+/// Files of the layers below this size in bytes go through the daemon: locks, logs,
+/// settings, scripts, what is changed while others have it open. The VAs of a host share
+/// the pages of larger ones alone.
 const THROUGH_KERNEL_FROM: u64 = 64 << 10;
 
 /// An open file below the union.
