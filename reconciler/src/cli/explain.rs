@@ -9,14 +9,14 @@ use strata_core::generation::LayerSetEntry;
 use strata_core::scripts::outcome::printable;
 use strata_core::status::{Age, ReportView, VaStatus, va_status};
 use strata_core::{GenerationId, VaName};
-use strata_machine::{Machines, VaRecord};
+use strata_machine::Machines;
 use strata_store::{Store, VaTarget};
 
 use super::status::reconciler_text;
 use super::{
-    Failure, Outcome, OutputArgs, OutputFormat, StoreArgs, print_json, print_text, quantity,
+    Failure, Outcome, OutputArgs, OutputFormat, StoreArgs, known, print_json, print_text, quantity,
 };
-use crate::fleet::{MachineView, Observer, report_view};
+use crate::fleet::{self, Observer, report_view};
 use crate::state::ReconcileState;
 
 /// Lines that are shown of what a failed script printed.
@@ -28,7 +28,9 @@ const OUTPUT_LINES: usize = 10;
 
 Exit status: 0 the VA is in sync and no script failed, 1 otherwise, 2 an error.")]
 pub struct ExplainArgs {
-    name: VaName,
+    /// Its name, whichever host it runs on, or its MAC address.
+    #[arg(value_name = "NAME")]
+    va: String,
     #[command(flatten)]
     store: StoreArgs,
     #[command(flatten)]
@@ -72,7 +74,7 @@ enum Answer {
 /// There is no such VA, or the store cannot be read.
 pub fn run(args: &ExplainArgs) -> Result<Outcome, Failure> {
     let store = args.store.open()?;
-    let explanation = explain(&store, &args.name)?;
+    let explanation = explain(&store, &args.va)?;
     match args.output.output {
         OutputFormat::Json => print_json(&explanation)?,
         OutputFormat::Text => print_text(&text(&explanation))?,
@@ -82,20 +84,24 @@ pub fn run(args: &ExplainArgs) -> Result<Outcome, Failure> {
     Ok(if in_sync && status.conditions.is_empty() { Outcome::Done } else { Outcome::Difference })
 }
 
-fn explain(store: &Store, name: &VaName) -> Result<Explanation, Failure> {
+fn explain(store: &Store, va: &str) -> Result<Explanation, Failure> {
+    let (_, mac) = known::va(store, va)?;
     let machines = Machines::open(store).map_err(Failure::new)?;
-    let record = machines
-        .record(name)
-        .map_err(|error| Failure::new(error).hint("strata status lists all VAs"))?;
-    let target = store.va_target(record.mac)?.ok_or_else(|| {
-        Failure::new(format!("{name} has no link in the store")).hint(format!(
-            "provisioning was interrupted; run it again: strata va provision --template {} {name}",
-            record.composition
-        ))
+    let machine = fleet::machines(store).map_err(Failure::new)?.remove(&mac);
+    let name = machine.as_ref().map(|machine| &machine.name);
+    let declared = fleet::declared(store);
+    let name = name.or_else(|| declared.get(&mac)).cloned();
+    let target = store.va_target(mac)?.ok_or_else(|| {
+        let failure = Failure::new(format!("{va} has no link in the store"));
+        match &name {
+            Some(name) => failure.hint(format!(
+                "strata reconcile makes the links of declared VAs; where provisioning was interrupted: strata va provision --template TEMPLATE {name}"
+            )),
+            None => failure.hint("strata status lists all VAs"),
+        }
     })?;
-    let run_state = Some(machines.run_state(&record).map_err(Failure::new)?);
-    let machine = MachineView { name: name.clone(), run_state };
-    let observed = Observer::new(store).observe(record.mac, target.clone(), Some(&machine))?;
+    let mut observed = Observer::new(store).observe(mac, target.clone(), machine.as_ref())?;
+    observed.name = observed.name.or(name);
     let generation = match observed.desired {
         None => None,
         Some(id) => Some(SealedGeneration {
@@ -104,7 +110,7 @@ fn explain(store: &Store, name: &VaName) -> Result<Explanation, Failure> {
             layers: store.generation(&id)?.layers().to_vec(),
         }),
     };
-    let report_error = match report_view(store, record.mac, SystemTime::now()) {
+    let report_error = match report_view(store, mac, SystemTime::now()) {
         ReportView::Read { report, .. } => report.error,
         ReportView::Missing | ReportView::Unreadable(_) => None,
     };
@@ -118,29 +124,31 @@ fn explain(store: &Store, name: &VaName) -> Result<Explanation, Failure> {
         },
         ring_age_ms: observed.ring_age_ms,
         generation,
-        asked: match ask(&machines, &record) {
-            Ok(generation) => Answer::Serves(generation),
-            Err(why) => Answer::NotAsked(why),
+        asked: match machine.map(|machine| ask(&machines, &machine.name)) {
+            Some(Ok(generation)) => Answer::Serves(generation),
+            Some(Err(why)) => Answer::NotAsked(why),
+            None => Answer::NotAsked("it is no machine of this host".to_owned()),
         },
         report_error,
     })
 }
 
 /// Asks the mounted file system itself.
-fn ask(machines: &Machines<'_>, record: &VaRecord) -> Result<String, String> {
-    let observed = machines.observe(record).map_err(|error| error.to_string())?;
+fn ask(machines: &Machines<'_>, name: &VaName) -> Result<String, String> {
+    let record = machines.record(name).map_err(|error| error.to_string())?;
+    let observed = machines.observe(&record).map_err(|error| error.to_string())?;
     super::va::active(&observed)
 }
 
 fn text(explanation: &Explanation) -> String {
     let Explanation { status, va_link, generation, .. } = explanation;
-    let name = status.name.as_ref().map(ToString::to_string).unwrap_or_default();
+    let name = status.name.as_ref().map_or_else(String::new, |name| format!("{name} "));
     let mut text = String::new();
     let mut line = |label: &str, value: String| {
         let _infallible = writeln!(text, "{label:<11} {value}");
     };
     let why = status.reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
-    line("VA", format!("{name} ({}) is {}{why}", status.mac, status.state));
+    line("VA", format!("{name}({}) is {}{why}", status.mac, status.state));
     if let Some(generation) = generation {
         line("commit", format!("{} first produced the generation", generation.commit));
         let layers = quantity(generation.layers.len(), "layer");

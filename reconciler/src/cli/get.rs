@@ -8,7 +8,7 @@ use strata_core::{CompositionName, RingName};
 
 use super::known;
 use super::view::{FormatArgs, Table, View, WatchArgs};
-use super::{Failure, Outcome, StoreArgs};
+use super::{Failure, Outcome, StoreArgs, known};
 
 /// The version of the JSON form.
 const VERSION: u32 = 1;
@@ -116,7 +116,7 @@ impl<I: Item> View for Report<I> {
 }
 
 /// # Errors
-/// The store cannot be read.
+/// The store cannot be read, or knows no such template or ring.
 pub fn run(args: &GetArgs) -> Result<Outcome, Failure> {
     match args.kind {
         Kind::Templates => show(args, kinds::templates),
@@ -139,6 +139,8 @@ fn show<I: Item>(
     known::ring_if_named(&store, ring)?;
     let wanted = Wanted { names: &args.names, template, ring };
     args.format.show(&args.watch, || {
+        known::template_if_named(&store, template)?;
+        known::ring_if_named(&store, ring)?;
         let items = list(&store, &wanted)?;
         // A name that was asked for and is not there is no good answer.
         let missing = items.is_empty() && !args.names.is_empty();

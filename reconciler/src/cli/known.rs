@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use strata_core::rollout::policy::base_ring;
 use strata_core::{CompositionName, MacAddr, RingName, VaName};
 use strata_machine::{MachineError, Machines};
-use strata_store::Store;
+use strata_store::{Store, VaTarget};
 
 use super::Failure;
 use crate::rollout::RolloutFile;
@@ -84,9 +84,29 @@ pub fn templates(store: &Store) -> Result<BTreeSet<CompositionName>, Failure> {
     Ok(known)
 }
 
+/// Fails where no ring of any template has this name.
+///
+/// # Errors
+/// There is none, or the store cannot be read.
+pub fn ring_if_named(store: &Store, name: Option<&RingName>) -> Result<(), Failure> {
+    let Some(name) = name else { return Ok(()) };
+    let rollouts = RolloutFile::read(store)?.compositions.into_values();
+    let mut known: BTreeSet<_> = rollouts.flat_map(|state| state.rings.into_keys()).collect();
+    known.extend(store.rings()?.into_keys().map(|(_, ring)| base_ring(&ring).0));
+    for target in store.va_links()?.targets.into_values() {
+        if let VaTarget::Ring { ring, .. } = target {
+            known.insert(base_ring(&ring).0);
+        }
+    }
+    if known.contains(name) {
+        return Ok(());
+    }
+    Err(Failure::new(format!("no commit brought a ring {name}")).hint(listed(&known)))
+}
+
 /// What there is, for a hint.
-pub fn listed(known: &BTreeSet<CompositionName>) -> String {
-    let names: Vec<_> = known.iter().take(NAMED).map(CompositionName::as_str).collect();
+pub fn listed<T: ToString>(known: &BTreeSet<T>) -> String {
+    let names: Vec<_> = known.iter().take(NAMED).map(ToString::to_string).collect();
     match known.len().saturating_sub(names.len()) {
         _ if names.is_empty() => "no commit was applied yet: see strata status".to_owned(),
         0 => format!("there are: {}", names.join(", ")),

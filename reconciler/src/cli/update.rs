@@ -102,6 +102,10 @@ pub fn run(args: &UpdateArgs) -> Result<Outcome, Failure> {
     refuse_faulty_configuration(&faults, &args.directory)?;
     let (universe, more) = production.universe(&desired.configuration);
     faults.extend(more);
+    if let Some(layer) = args.layer.iter().find(|layer| universe.named(layer).next().is_none()) {
+        return Err(Failure::new(format!("the repositories have no layer {layer}"))
+            .hint("see: strata get layers"));
+    }
     let units = production.units();
     let vas = production.va_groups()?;
     let look = Look { production: &production, universe: &universe, units: &*units };

@@ -64,6 +64,47 @@ fn a_template_that_is_not_there_is_an_error() {
     assert!(said(&kind).contains("rolled-back"), "the one that is meant: {kind:?}");
 }
 
+/// A pipeline that waits for what is misspelt must not find all well.
+#[test]
+fn rings_and_layers_that_are_not_there_are_errors() {
+    let world = World::new();
+    world.once();
+    for command in [&["status", "--ring"][..], &["diff", "--ring"], &["get", "vas", "--ring"]] {
+        let unknown = strata(&world, &[command, &["evryone"]].concat());
+        assert_eq!(unknown.status.code(), Some(2), "{command:?}: {unknown:?}");
+        let error = said(&unknown);
+        assert!(error.contains("no commit brought a ring evryone"), "{error}");
+        assert!(error.contains("hint: there are: canary, everyone"), "{error}");
+        let known = strata(&world, &[command, &["everyone"]].concat());
+        assert_ne!(known.status.code(), Some(2), "{command:?}: {known:?}");
+    }
+    let tree = world.path("work");
+    let tree = tree.to_str().expect("UTF-8");
+    let update = |layer| strata(&world, &["update", tree, "--dry-run", "--layer", layer]);
+    let unknown = update("ap");
+    assert_eq!(unknown.status.code(), Some(2), "{unknown:?}");
+    assert!(said(&unknown).contains("no layer ap\n"), "{unknown:?}");
+    assert_eq!(update("app").status.code(), Some(0));
+}
+
+/// Whichever host it runs on.
+#[test]
+fn a_declared_va_is_explained_by_its_name_and_its_address() {
+    let world = World::new();
+    world.write("appliances.toml", DECLARED);
+    world.push("a VA");
+    world.once();
+    for va in ["web-1", "02:00:00:00:00:01"] {
+        let explained = strata(&world, &["va", "explain", va]);
+        assert_eq!(explained.status.code(), Some(1), "it has not told: {explained:?}");
+        let text = out(&explained);
+        assert!(text.contains("web-1 (02:00:00:00:00:01) is "), "{text}");
+        assert!(text.contains("rings/web/everyone →"), "{text}");
+    }
+    let unknown = strata(&world, &["va", "explain", "web-2"]);
+    assert_eq!(unknown.status.code(), Some(2), "{unknown:?}");
+}
+
 #[test]
 fn an_order_says_whom_it_is_for_and_what_came_of_it() {
     let world = World::new();
