@@ -119,11 +119,13 @@ pub enum Subject {
 pub struct History {
     subject: Subject,
     entries: Vec<Entry>,
+    /// Where the VA's ring went last, whether the VA followed it or not.
+    ring_at: Option<GenerationId>,
 }
 
 impl History {
     pub fn new(subject: Subject) -> Self {
-        History { subject, entries: Vec::new() }
+        History { subject, entries: Vec::new(), ring_at: None }
     }
 
     /// Oldest first.
@@ -176,6 +178,9 @@ impl History {
             .entries
             .last()
             .is_some_and(|last| last.way == Way::Pin && last.outcome != Outcome::Superseded);
+        if let (true, Event::RingMoved { to, .. }) = (is_own, &record.event) {
+            self.ring_at = Some(*to);
+        }
         match &record.event {
             Event::RingMoved { to, .. } if is_own && !pinned => {
                 self.begin(Entry::new(record, *to, Way::Ring));
@@ -187,8 +192,12 @@ impl History {
                 self.begin(Entry::new(record, *generation, Way::Pin));
             }
             Event::VaUnpinned { mac: found, .. } if *found == mac => {
-                if let Some(last) = self.entries.last_mut().filter(|last| last.way == Way::Pin) {
-                    last.end(record, Outcome::Superseded, None);
+                let last = self.entries.last_mut().filter(|last| last.way == Way::Pin);
+                let Some(last) = last else { return };
+                last.end(record, Outcome::Superseded, None);
+                let was = last.generation;
+                if let Some(now) = self.ring_at.filter(|now| *now != was) {
+                    self.begin(Entry::new(record, now, Way::Ring));
                 }
             }
             Event::RingVerified { generation, .. } if is_own => {
@@ -400,6 +409,7 @@ mod tests {
                 (id("a"), Way::Ring, Outcome::Done),
                 (id("b"), Way::Batch, Outcome::Done),
                 (id("b"), Way::Pin, Outcome::Superseded),
+                (id("c"), Way::Ring, Outcome::Superseded),
                 (id("d"), Way::Ring, Outcome::Failed),
             ]
         );
