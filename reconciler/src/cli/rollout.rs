@@ -237,9 +237,8 @@ fn addressed(
         Some(error) if addressed.is_empty() => {
             Err(Failure::new(error).hint("see: strata rollout status"))
         }
-        None if addressed.is_empty() => {
-            Err(Failure::new("there are no rollouts").hint(known::listed(&BTreeSet::new())))
-        }
+        None if addressed.is_empty() => Err(Failure::new("there are no rollouts")
+            .hint(known::listed::<CompositionName>(&BTreeSet::new()))),
         Some(_) | None => Ok(addressed),
     }
 }
@@ -415,6 +414,8 @@ fn remarks(state: &RolloutState) -> Vec<String> {
     }
     if let Some(halt) = &state.halted {
         lines.push(format!("halted {} ago: {}", ago(halt.at_ms), halt.reason));
+        // A commit that mends the check makes no other generation.
+        lines.push("another generation lets it go on, or: strata rollout resume".to_owned());
     }
     if let Some(pause) = &state.paused {
         lines.push(format!("paused {} ago: {}", ago(pause.at_ms), pause.reason));

@@ -510,7 +510,8 @@ impl Step<'_, '_> {
             self.wake_for_the_late(health);
             let since_ms = ring.short_since_ms.unwrap_or(ring.since_ms);
             let deadline_ms = since_ms.saturating_add(gate.deadline_ms);
-            return Some(Waiting::Health { ring: name, deadline_ms });
+            let unhealthy = health.unhealthy + health.late;
+            return Some(Waiting::Health { ring: name, deadline_ms, unhealthy });
         }
         let since = *ring.healthy_since_ms.get_or_insert(now_ms);
         let until_ms = since.saturating_add(gate.soak_ms);

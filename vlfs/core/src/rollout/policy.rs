@@ -204,6 +204,17 @@ impl Default for Gate {
     }
 }
 
+impl Gate {
+    /// Whether, for a ring of any size, as many may be unhealthy as keep it from passing.
+    fn may_wait_for_ever(&self) -> bool {
+        match self.unhealthy {
+            None => false,
+            Some(Share::Number(number)) => number > 0 && self.success.0 == 100,
+            Some(Share::Percent(Percent(percent))) => percent + self.success.0 > 100,
+        }
+    }
+}
+
 /// One ring.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RingPolicy {
@@ -394,7 +405,15 @@ fn read_ring(
     if let Some(success) = reader.parsed::<Percent>(file, "success") {
         gate.success = success.value;
     }
-    gate.unhealthy = reader.parsed::<Share>(file, "unhealthy").map(|share| share.value);
+    if let Some(unhealthy) = reader.parsed::<Share>(file, "unhealthy") {
+        gate.unhealthy = Some(unhealthy.value);
+        if gate.may_wait_for_ever() {
+            let message = "`unhealthy` allows what `success` does not: with so many the ring neither fails nor passes";
+            let hint = "lower `unhealthy` or `success`; without `unhealthy` a ring fails once `success` is impossible";
+            let fault = Diagnostic::error(CONFIGURATION_FILE, unhealthy.line, "unhealthy", message);
+            file.diagnostics.push(fault.hint(hint).warning());
+        }
+    }
     if let Some(soak) = reader.parsed::<Span>(file, "soak") {
         gate.soak_ms = soak.value.ms;
     }
@@ -478,6 +497,7 @@ impl fmt::Display for DriftMode {
 mod tests {
     use super::*;
     use crate::configuration::{Configuration, read_appliances};
+    use crate::diagnostic::Severity;
 
     const GOOD: &str = "[[rollout.ring]]\nname = \"canary\"\nsize = \"10%\"\nsuccess = \"90%\"\nunhealthy = \"2\"\nsoak = \"10m\"\ndeadline = \"1h\"\nswapping = 5\n\n[[rollout.ring]]\nname = \"vienna\"\nlabels = { site = \"vienna\" }\n\n[[rollout.ring]]\nname = \"everyone\"\n\n[rollout]\non-failure = \"auto-rollback\"\nsilent-days = 30\n\n[prune]\nlimit = 3\n\n[drift]\nlinks = \"warn\"\nprivate = \"warn\"\nwatch = [\"etc/**\", \"setuid\"]\nignore = [\"etc/mtab\"]\n";
 
@@ -555,6 +575,20 @@ mod tests {
         let second = rings(&(text + more));
         let moved = first.iter().filter(|(name, ring)| second[*name] != **ring).count();
         assert!(moved <= 1, "one more VA moves {moved}");
+    }
+
+    #[test]
+    fn what_would_wait_for_ever_is_a_warning() {
+        for (keys, warned) in
+            [("100 1", true), ("100 0", false), ("90 10%", false), ("90 11%", true)]
+        {
+            let (success, bad) = keys.split_once(' ').expect("two");
+            let ring = format!("name = \"a\"\nsuccess = \"{success}%\"\nunhealthy = \"{bad}\"\n");
+            let text = format!("[[repository]]\nname = \"main\"\n[[rollout.ring]]\n{ring}");
+            let (_, faults) = Configuration::read(text.as_bytes());
+            let found: Vec<_> = faults.iter().map(|f| (f.line, f.severity)).collect();
+            assert_eq!(found, [(6, Severity::Warning)][..usize::from(warned)], "{text}");
+        }
     }
 
     #[test]

@@ -95,6 +95,9 @@ pub enum Waiting {
     Health {
         ring: RingName,
         deadline_ms: u64,
+        /// VAs that are unhealthy or late, which the ring allows.
+        #[serde(default, skip_serializing_if = "is_zero")]
+        unhealthy: u32,
     },
     Soak {
         ring: RingName,
@@ -116,6 +119,10 @@ pub enum Waiting {
         until_ms: Option<u64>,
         reason: String,
     },
+}
+
+fn is_zero(count: &u32) -> bool {
+    *count == 0
 }
 
 impl Waiting {
@@ -140,7 +147,12 @@ impl fmt::Display for Waiting {
             Waiting::Idle { ring } => {
                 write!(f, "{ring}: none of its VAs runs; start one, or: strata rollout promote")
             }
-            Waiting::Health { ring, .. } => write!(f, "{ring}: waits for healthy VAs"),
+            Waiting::Health { ring, unhealthy: 0, .. } => {
+                write!(f, "{ring}: waits for healthy VAs")
+            }
+            Waiting::Health { ring, unhealthy, .. } => {
+                write!(f, "{ring}: waits for healthy VAs, {unhealthy} unhealthy")
+            }
             Waiting::Soak { ring, .. } => write!(f, "{ring}: healthy, soaks"),
             Waiting::Batch { ring } => write!(f, "{ring}: moves in batches"),
             Waiting::Commit { ring } => {
