@@ -1,5 +1,6 @@
 //! Writing the audit log.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -9,7 +10,7 @@ use strata_core::event::{Event, EventRecord};
 use strata_store::{Store, StoreError, StoreLock};
 
 use super::read::{self, Tail};
-use super::{DIRECTORY, SEGMENT_BYTES, segment_name, segment_number};
+use super::{DIRECTORY, Mark, SEGMENT_BYTES, segment_name, segment_number};
 use crate::secret::without_credentials;
 use crate::state::milliseconds;
 
@@ -45,6 +46,8 @@ pub struct AuditLog {
     segment_bytes: u64,
     /// Where this writer left the log.
     end: Mutex<Option<End>>,
+    /// The number of a record that must be in the log; 0 where none is known.
+    expected: AtomicU64,
 }
 
 /// The end of the log.
@@ -60,7 +63,8 @@ struct End {
 impl AuditLog {
     pub fn new(store: Arc<Store>) -> Self {
         let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
-        AuditLog { store, host, segment_bytes: SEGMENT_BYTES, end: Mutex::new(None) }
+        let (end, expected) = (Mutex::new(None), AtomicU64::new(0));
+        AuditLog { store, host, segment_bytes: SEGMENT_BYTES, end, expected }
     }
 
     /// The same with smaller segments, for tests.
@@ -68,6 +72,19 @@ impl AuditLog {
     pub fn with_segment_bytes(mut self, bytes: u64) -> Self {
         self.segment_bytes = bytes;
         self
+    }
+
+    /// Says which record must be in the log: where it is not, what is written next begins
+    /// with that.
+    pub fn expect(&self, mark: Option<Mark>) {
+        self.expected.store(mark.map_or(0, |mark| mark.seq), Ordering::Relaxed);
+    }
+
+    /// The last record that this writer wrote.
+    pub fn mark(&self) -> Option<Mark> {
+        let end = self.end.lock().unwrap_or_else(PoisonError::into_inner);
+        let end = end.as_ref().filter(|end| end.next > 1)?;
+        Some(Mark { seq: end.next - 1, hash: end.hash })
     }
 
     /// Writes events on somebody's account. Returns once they are on disk; does nothing
@@ -99,9 +116,13 @@ impl AuditLog {
         }
         let mut kept = self.end.lock().unwrap_or_else(PoisonError::into_inner);
         let _lock: StoreLock = self.store.lock_within(LOCK, PATIENCE)?;
-        let mut end = self.end(kept.take())?;
+        let known = kept.take();
+        let written = known.as_ref().map_or(0, |end| end.next - 1);
+        let expected = self.expected.load(Ordering::Relaxed).max(written);
+        let mut end = self.end(known)?;
+        let lost = (end.next <= expected).then(|| lost(expected));
         let mut text = Vec::new();
-        for Entry { mut who, event } in entries {
+        for Entry { mut who, event } in lost.into_iter().chain(entries) {
             if end.bytes + text.len() as u64 >= self.segment_bytes {
                 self.flush(&mut end, &mut text)?;
                 self.begin(&mut end, Beginning::Full)?;
@@ -115,6 +136,8 @@ impl AuditLog {
             (end.next, end.hash) = (end.next + 1, hash);
         }
         self.flush(&mut end, &mut text)?;
+        // Told once.
+        self.expected.store(0, Ordering::Relaxed);
         *kept = Some(end);
         Ok(())
     }
@@ -170,6 +193,16 @@ impl AuditLog {
         *end = End { segment, bytes: line.len() as u64, next: first, hash };
         Ok(())
     }
+}
+
+/// Says that the log was removed, or its end cut off.
+fn lost(expected: u64) -> Entry {
+    let doubt = format!("record {expected} was in it and is not: what it told is not known");
+    let (file, kept) = (audit::PATH.to_owned(), Vec::new());
+    let event = Event::StateRebuilt { file, kept, doubt: Some(doubt) };
+    tracing::error!(record = expected, "the audit log was removed or cut off");
+    let event = EventRecord::new(milliseconds(SystemTime::now()), event);
+    Entry { who: Who::default(), event }
 }
 
 /// The line of a record. Whoever made the event, no credentials of a URL get into the log.

@@ -15,12 +15,24 @@ mod verify;
 
 pub use log::{AuditError, AuditLog, Entry};
 pub use read::{Position, Reader};
-pub use verify::{Broken, Verified, replay, verify};
+pub use verify::{Broken, Verified, replay, verify, verify_knowing};
 
+use serde::{Deserialize, Serialize};
+use strata_core::Digest;
 use strata_core::event::Event as Told;
 use strata_core::status::SyncState;
 
 use crate::verify::Event as Found;
+
+/// A record that is known to be in the log, as somebody remembers who is not the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Mark {
+    /// The number of the last record.
+    pub seq: u64,
+    /// The hash of the last line.
+    pub hash: Digest,
+}
 
 /// The directory below the store's `state/`.
 const DIRECTORY: &str = "audit";

@@ -8,7 +8,7 @@ use strata_core::audit::{self, Beginning, Header, LINE_BYTES, LineError, Record}
 use strata_store::{Store, StoreError};
 
 use super::read::{failed, open, segments};
-use super::{DIRECTORY, segment_name};
+use super::{DIRECTORY, Mark, segment_name};
 
 /// The first line that does not fit.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -40,6 +40,9 @@ pub struct Verified {
     pub torn_end: bool,
     /// Whether the hash that was asked for is among the lines in order.
     pub contains: Option<bool>,
+    /// The number of a record that was in the log, as is known from elsewhere, and is not:
+    /// the log was removed, cut off or written anew.
+    pub missing: Option<u64>,
     pub broken: Option<Broken>,
 }
 
@@ -51,6 +54,8 @@ struct Walk<'v> {
     torn: Vec<u8>,
     verified: Verified,
     wanted: Option<Digest>,
+    /// What must be in the log and was not found yet.
+    mark: Option<Mark>,
 }
 
 /// Checks the whole log. `wanted` is the hash of a line that should be in it.
@@ -58,7 +63,19 @@ struct Walk<'v> {
 /// # Errors
 /// It cannot be read.
 pub fn verify(store: &Store, wanted: Option<Digest>) -> Result<Verified, StoreError> {
-    walk(store, wanted, &mut |_| {})
+    walk(store, (wanted, None), &mut |_| {})
+}
+
+/// The same, with what somebody else remembers of the log.
+///
+/// # Errors
+/// It cannot be read.
+pub fn verify_knowing(
+    store: &Store,
+    wanted: Option<Digest>,
+    mark: Option<Mark>,
+) -> Result<Verified, StoreError> {
+    walk(store, (wanted, mark), &mut |_| {})
 }
 
 /// Reads all records in their order, and checks each before it is given: what follows the
@@ -67,17 +84,17 @@ pub fn verify(store: &Store, wanted: Option<Digest>) -> Result<Verified, StoreEr
 /// # Errors
 /// The log cannot be read.
 pub fn replay(store: &Store, visit: &mut dyn FnMut(&Record)) -> Result<Verified, StoreError> {
-    walk(store, None, visit)
+    walk(store, (None, None), visit)
 }
 
 fn walk(
     store: &Store,
-    wanted: Option<Digest>,
+    (wanted, mark): (Option<Digest>, Option<Mark>),
     visit: &mut dyn FnMut(&Record),
 ) -> Result<Verified, StoreError> {
     let verified = Verified { contains: wanted.map(|_| false), ..Verified::default() };
     let (hash, torn) = (audit::origin(), Vec::new());
-    let mut walk = Walk { visit, hash, next: 1, torn, verified, wanted };
+    let mut walk = Walk { visit, hash, next: 1, torn, verified, wanted, mark };
     let mut expected = None;
     for number in segments(store)? {
         let name = segment_name(number);
@@ -94,6 +111,9 @@ fn walk(
         walk.verified.segments += 1;
     }
     walk.verified.torn_end = !walk.torn.is_empty();
+    // In segments that were moved away it is no longer to be seen.
+    let moved_away = |seq: &u64| walk.verified.first.is_some_and(|first| first > *seq);
+    walk.verified.missing = walk.mark.map(|mark| mark.seq).filter(|seq| !moved_away(seq));
     Ok(walk.verified)
 }
 
@@ -183,6 +203,7 @@ impl Walk<'_> {
     fn stand(&mut self, hash: Digest) {
         self.hash = hash;
         self.verified.head = Some(hash);
+        self.mark = self.mark.filter(|mark| mark.hash != hash);
         if self.wanted == Some(hash) {
             self.verified.contains = Some(true);
         }

@@ -13,6 +13,7 @@ use super::{
     Failure, Outcome, OutputArgs, OutputFormat, StoreArgs, print_bytes, print_json, print_text,
 };
 use crate::audit::{self, Reader, Verified};
+use crate::rollout::{FILE_PATH, RolloutFile};
 
 /// The version of the JSON forms.
 const VERSION: u32 = 1;
@@ -59,8 +60,9 @@ struct ListArgs {
   strata audit verify
   strata audit verify --contains 1f2e…   # a hash that an earlier verify printed
 
-The chain shows every change, removal and insertion, but not that its end was cut off or that all of it
-was written anew: keep the printed hash elsewhere and ask for it later.
+The chain shows every change, removal and insertion. That its end was cut off or all of it was written anew
+shows as far as state/rollout.json knows of it, which who can write the log can write, too: keep the printed
+hash elsewhere and ask for it later.
 Exit status: 0 whole, 1 broken or the hash is not there, 2 an error.")]
 struct VerifyArgs {
     /// The hash of a line that must be in the log, as `verify` printed it.
@@ -132,8 +134,10 @@ fn list(args: &ListArgs) -> Result<Outcome, Failure> {
 
 fn verify(args: &VerifyArgs) -> Result<Outcome, Failure> {
     let store = args.store.open()?;
-    let verified = audit::verify(&store, args.contains)?;
-    let good = verified.broken.is_none() && verified.contains != Some(false);
+    let mark = RolloutFile::read(&store)?.audited;
+    let verified = audit::verify_knowing(&store, args.contains, mark)?;
+    let whole = verified.broken.is_none() && verified.missing.is_none();
+    let good = whole && verified.contains != Some(false);
     match args.output.output {
         OutputFormat::Json => print_json(&Report { version: VERSION, verified })?,
         OutputFormat::Text => print_text(&text(&verified))?,
@@ -151,9 +155,16 @@ fn text(verified: &Verified) -> String {
             broken.seq, broken.file, broken.line, broken.reason
         ),
         None => {
-            writeln!(text, "whole: {count} in {}", super::quantity(verified.segments, "segment"))
+            let whole = if verified.missing.is_some() { "not whole" } else { "whole" };
+            writeln!(text, "{whole}: {count} in {}", super::quantity(verified.segments, "segment"))
         }
     };
+    if let Some(missing) = verified.missing {
+        let _infallible = writeln!(
+            text,
+            "{FILE_PATH} knows of record {missing}, which is not in it: the log was removed, cut off or written anew"
+        );
+    }
     if let Some(first @ 2..) = verified.first {
         let _infallible =
             writeln!(text, "it begins at record {first}: older segments are not here");

@@ -13,6 +13,7 @@ use strata_store::{Store, StoreError};
 
 use super::prune::WaitingRemovals;
 use super::transfers::WaitingMoves;
+use crate::audit::Mark;
 
 const FILE: &str = "rollout.json";
 /// The file's path in the store.
@@ -54,6 +55,9 @@ pub struct RolloutFile {
     pub confirmed_removals: Option<String>,
     /// Requests that were carried out and whose files may still be there.
     pub taken_requests: BTreeSet<String>,
+    /// The end of the audit log when this was written: that log is not to be lost in silence.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub audited: Option<Mark>,
 }
 
 impl Default for RolloutFile {
@@ -70,6 +74,7 @@ impl Default for RolloutFile {
             removals_waiting: None,
             confirmed_removals: None,
             taken_requests: BTreeSet::new(),
+            audited: None,
         }
     }
 }

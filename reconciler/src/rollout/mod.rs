@@ -16,7 +16,7 @@ mod rollouts;
 mod transfers;
 mod watcher;
 
-pub use file::{RolloutFile, RolloutFileError};
+pub use file::{PATH as FILE_PATH, RolloutFile, RolloutFileError};
 pub use moves::MoveError;
 pub use prune::WaitingRemovals;
 pub use rollouts::{RolloutError, Rollouts, Stepped, Taken};

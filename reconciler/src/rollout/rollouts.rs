@@ -108,6 +108,7 @@ impl Rollouts {
             false => None,
         };
         let (file, unreadable_pins) = (found.unwrap_or_default(), BTreeSet::new());
+        audit.expect(file.audited);
         let watcher = Watcher::new(store.clone());
         let (transfers, policy) = (Pending::default(), Arc::new(file.remembered_policy()));
         Ok(Rollouts { store, file, watcher, transfers, audit, lost, unreadable_pins, once, policy })
@@ -275,8 +276,9 @@ impl Rollouts {
     }
 
     /// Makes a state durable, where it is another one.
-    fn keep(&mut self, file: RolloutFile) -> Result<(), RolloutError> {
+    fn keep(&mut self, mut file: RolloutFile) -> Result<(), RolloutError> {
         if file != self.file {
+            file.audited = self.audit.mark().or(file.audited);
             file.write(&self.store)?;
             self.file = file;
         }

@@ -7,7 +7,7 @@ use std::process::Command;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use strata::audit::{Position, Reader};
+use strata::audit::{Position, Reader, verify_knowing};
 use strata::pass::{Options, PassError, Reconciler};
 use strata::rollout::request::{Ask, Request};
 use strata::rollout::{RolloutFile, pins};
@@ -318,4 +318,32 @@ fn a_store_without_its_state_is_taken_up_again() {
     assert_eq!(report.refusal, None, "{report:?}");
     assert_eq!(world.rings(), rings);
     assert!(world.applied().is_some());
+}
+
+/// An accident must not look like a log that has just begun.
+#[test]
+fn an_audit_log_that_vanishes_is_told() {
+    let world = World::new();
+    world.once();
+    let missing = || {
+        let mark = RolloutFile::read(&world.store).expect("readable").audited;
+        let verified = verify_knowing(&world.store, None, mark).expect("readable");
+        assert_eq!(verified.broken, None);
+        (mark.map(|mark| mark.seq), verified.missing)
+    };
+    let (known, found) = missing();
+    assert!(known.is_some() && found.is_none(), "{known:?} {found:?}");
+    fs::remove_dir_all(world.store.state("audit")).expect("removed");
+    assert_eq!(missing(), (known, known));
+    world.write("templates/web.ldf", "main/app 2\nmain/base 1\n");
+    world.push("app 2");
+    world.once();
+    let mut reader = Reader::new(world.store.clone(), Position::default());
+    let first = reader.next_with(|_| true).expect("readable").expect("a record");
+    let Event::StateRebuilt { file, doubt: Some(doubt), .. } = &first.event else {
+        panic!("{first:?}")
+    };
+    assert_eq!((first.seq, file.as_str()), (1, "state/audit"));
+    assert!(doubt.contains(&format!("record {} was in it", known.expect("just seen"))), "{doubt}");
+    assert_eq!(missing().1, None, "what follows is whole again");
 }

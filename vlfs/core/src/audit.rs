@@ -13,6 +13,9 @@ use serde::{Deserialize, Serialize};
 use crate::digest::Digest;
 use crate::event::Event;
 
+/// The log's path in a store.
+pub const PATH: &str = "state/audit";
+
 /// The version of the format.
 pub const VERSION: u32 = 1;
 /// Bytes of one line.

@@ -139,6 +139,10 @@ impl Event {
                     message.as_ref().map_or(Ok(()), |message| write!(f, ": {message}"))
                 }
             },
+            Event::StateRebuilt { file, doubt, .. } if file == crate::audit::PATH => {
+                let doubt = doubt.as_deref().unwrap_or_default();
+                write!(f, "{file} was removed or cut off, and goes on without: {doubt}")
+            }
             Event::StateRebuilt { file, kept, doubt } => {
                 write!(f, "{file} was gone and is made anew from the store and the audit log")?;
                 if !kept.is_empty() {
