@@ -8,13 +8,14 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use git2::Oid;
-use strata_core::Severity;
 use strata_core::check::{CheckResult, check_desired};
 use strata_core::configuration::{CONFIGURATION_FILE, Configuration};
 use strata_core::desired::DesiredState;
 use strata_core::diagnostic::Diagnostic;
+use strata_core::health_checks::{self, HealthCheck};
 use strata_core::plan::{DeclaredVa, Desired};
 use strata_core::source::{SourceContent, SourceTree};
+use strata_core::{CompositionName, Severity};
 
 use super::{Inspector, Known, PassError};
 use crate::apply::Materials;
@@ -194,7 +195,18 @@ impl Inspector {
             let checks = Arc::new(check_list(&result.desired));
             let who = self.who(commit)?;
             let (commit, origin) = (commit.to_string(), self.origin.clone());
-            let taken = Taken { commit, who, origin, desired, policy, policy_text };
+            let digest = |(name, checks): (&CompositionName, &Vec<HealthCheck>)| {
+                (name.clone(), health_checks::digest(checks))
+            };
+            let taken = Taken {
+                commit,
+                who,
+                origin,
+                desired,
+                checks: checks.checks.iter().map(digest).collect(),
+                policy,
+                policy_text,
+            };
             Verdict::Taken(Arc::new(Accepted { taken, materials, checks }))
         } else if let Some(message) = not_mirrored {
             Verdict::Refused { reason: RefusalReason::Mirror, message }

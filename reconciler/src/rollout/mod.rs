@@ -13,14 +13,16 @@ mod prune;
 pub(crate) mod rebuild;
 pub mod request;
 mod rollouts;
+mod taken;
 mod transfers;
 mod watcher;
 
 pub use file::{PATH as FILE_PATH, RolloutFile, RolloutFileError};
 pub use moves::MoveError;
 pub use prune::WaitingRemovals;
-pub use rollouts::{RolloutError, Rollouts, Stepped, Taken};
+pub use rollouts::{RolloutError, Rollouts, Stepped};
 pub use rollouts::{is_order, log, ring_of};
+pub use taken::Taken;
 pub use transfers::Pending;
 pub use transfers::WaitingMoves;
 pub use watcher::{Checks, Watcher};

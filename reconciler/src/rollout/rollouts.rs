@@ -8,7 +8,7 @@ use std::time::Duration;
 use strata_core::audit::Who;
 use strata_core::event::{Event, EventRecord};
 use strata_core::links::VaTarget;
-use strata_core::plan::{Action, Desired, Note};
+use strata_core::plan::{Action, Note};
 use strata_core::rollout::policy::{RolloutPolicy, base_ring, staged_ring};
 use strata_core::rollout::{
     Advance, Command, Input, RingView, RolloutState, Waiting, advance, apply_command,
@@ -24,6 +24,7 @@ use super::pins;
 use super::prune;
 use super::rebuild::{self, Told};
 use super::request::{self, Ask, Request};
+use super::taken::{Taken, Wish, wishes};
 use super::transfers::{self, Pending, WaitingMoves};
 use super::watcher::{Checks, Looks, RingKey, Wanted, Watcher};
 use crate::audit::{AuditError, AuditLog, passes};
@@ -45,20 +46,6 @@ pub enum RolloutError {
     Machine(#[from] MachineError),
     #[error(transparent)]
     Audit(#[from] AuditError),
-}
-
-/// What a commit that was accepted wants of rollouts.
-#[derive(Debug)]
-pub struct Taken {
-    pub commit: String,
-    /// On whose account all that follows from it happens.
-    pub who: Who,
-    /// The pass that took it.
-    pub origin: Origin,
-    pub desired: Desired,
-    pub policy: RolloutPolicy,
-    /// The text that the policy was read from.
-    pub policy_text: String,
 }
 
 /// What a step did.
@@ -170,7 +157,7 @@ impl Rollouts {
             }
             file.compositions.retain(|name, _| taken.desired.compositions.contains_key(name));
         }
-        for (composition, target, commit) in targets(taken, &file) {
+        for Wish { composition, target, commit, checks } in wishes(taken, &file) {
             let composition = &composition;
             let views = self.views(composition, &rings, &policy, now_ms)?;
             let input = Input {
@@ -178,6 +165,7 @@ impl Rollouts {
                 policy: &policy,
                 target,
                 commit: &commit,
+                checks,
                 forward: taken.is_some(),
                 rings: &views,
                 now_ms,
@@ -257,6 +245,7 @@ impl Rollouts {
                 policy: &taken.policy,
                 target: *target,
                 commit: &taken.commit,
+                checks: Some(taken.checks_of(composition)),
                 forward: true,
                 rings: &views,
                 now_ms,
@@ -493,25 +482,6 @@ impl Rollouts {
     /// The state of a composition's rollout.
     pub fn state(&self, composition: &CompositionName) -> Option<&RolloutState> {
         self.file.compositions.get(composition)
-    }
-}
-
-/// What every composition is to be, and the commit that wants it.
-fn targets(
-    taken: Option<&Taken>,
-    file: &RolloutFile,
-) -> Vec<(CompositionName, GenerationId, String)> {
-    match taken {
-        Some(Taken { desired, commit, .. }) => {
-            let wanted = desired.compositions.iter();
-            wanted.map(|(name, target)| (name.clone(), *target, commit.clone())).collect()
-        }
-        None => {
-            let remembered = file.compositions.iter();
-            remembered
-                .map(|(name, state)| (name.clone(), state.target, state.commit.clone()))
-                .collect()
-        }
     }
 }
 

@@ -15,6 +15,7 @@ use strata_store::VaTarget;
 
 use crate::support::{World, mac, name, wait_until};
 
+mod halts;
 mod removals;
 mod transfers;
 

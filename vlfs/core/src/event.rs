@@ -80,6 +80,17 @@ pub enum Event {
         ring: RingName,
         generation: GenerationId,
     },
+    /// A ring's deadline has passed, and as many VAs are unhealthy as keep it from passing:
+    /// the ring allows them, so it does not fail either.
+    RingStuck {
+        composition: CompositionName,
+        ring: RingName,
+        generation: GenerationId,
+        /// VAs that run.
+        of: u32,
+        /// The first unhealthy ones.
+        unhealthy: Vec<UnhealthyVa>,
+    },
     RolloutDone {
         composition: CompositionName,
         generation: GenerationId,
@@ -311,11 +322,12 @@ pub enum ReconcilerChange {
 
 impl Event {
     /// The names of all kinds.
-    pub const KINDS: [&'static str; 35] = [
+    pub const KINDS: [&'static str; 36] = [
         "rollout-started",
         "ring-moved",
         "batch-moved",
         "ring-passed",
+        "ring-stuck",
         "rollout-done",
         "rollout-halted",
         "rolled-back",
@@ -367,6 +379,7 @@ impl Event {
             Event::RingMoved { .. } => "ring-moved",
             Event::BatchMoved { .. } => "batch-moved",
             Event::RingPassed { .. } => "ring-passed",
+            Event::RingStuck { .. } => "ring-stuck",
             Event::RolloutDone { .. } => "rollout-done",
             Event::RolloutHalted { .. } => "rollout-halted",
             Event::RolledBack { .. } => "rolled-back",
@@ -413,6 +426,7 @@ impl Event {
             | Event::StoreTampered { restored: true, .. }
             | Event::PrivateDrift { .. }
             | Event::WindowOverridden { .. }
+            | Event::RingStuck { .. }
             | Event::PassFailed { .. }
             | Event::RingUnverified { .. }
             | Event::VaTroubled { .. }
@@ -454,6 +468,7 @@ impl Event {
             | Event::RingMoved { composition, .. }
             | Event::BatchMoved { composition, .. }
             | Event::RingPassed { composition, .. }
+            | Event::RingStuck { composition, .. }
             | Event::RolloutDone { composition, .. }
             | Event::RolloutHalted { composition, .. }
             | Event::RolledBack { composition, .. }
@@ -494,6 +509,7 @@ impl Event {
             Event::RingMoved { ring, .. }
             | Event::BatchMoved { ring, .. }
             | Event::RingPassed { ring, .. }
+            | Event::RingStuck { ring, .. }
             | Event::RolloutHalted { ring, .. }
             | Event::LinkDrifted { ring, .. }
             | Event::RingRemoved { ring, .. }
@@ -507,9 +523,9 @@ impl Event {
     pub fn names_va(&self, wanted: MacAddr) -> bool {
         match self {
             Event::BatchMoved { vas, .. } => vas.contains(&wanted),
-            Event::RolloutHalted { unhealthy, .. } | Event::RolledBack { unhealthy, .. } => {
-                unhealthy.iter().any(|va| va.mac == wanted)
-            }
+            Event::RolloutHalted { unhealthy, .. }
+            | Event::RingStuck { unhealthy, .. }
+            | Event::RolledBack { unhealthy, .. } => unhealthy.iter().any(|va| va.mac == wanted),
             Event::RingUnverified { first, .. } => first.contains(&wanted),
             Event::PrivateDrift { mac, .. }
             | Event::VaPinned { mac, .. }

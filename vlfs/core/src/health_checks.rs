@@ -4,7 +4,10 @@
 use std::fmt;
 use std::str::FromStr;
 
+use serde::Serialize;
+
 use crate::diagnostic::Diagnostic;
+use crate::digest::Digest;
 use crate::limits;
 use crate::rollout::policy::Span;
 use crate::toml_reader::{TableReader, TomlFile};
@@ -15,8 +18,16 @@ pub const DEFAULT_DEADLINE_MS: u64 = 10_000;
 pub const DEFAULT_RETRIES: u32 = 3;
 const LONGEST_DEADLINE_MS: u64 = 600_000;
 
+/// What checks amount to: equal ones have the same digest, others another one. A member that is
+/// added later is to be left out where it says nothing new, so that an update of Strata changes
+/// no digest.
+pub fn digest(checks: &[HealthCheck]) -> Digest {
+    Digest::of(&serde_json::to_vec(checks).expect("plain fields serialise"))
+}
+
 /// How a VA is asked.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Probe {
     /// A command in the VA that must end with status 0.
     Command(Vec<String>),
@@ -26,7 +37,7 @@ pub enum Probe {
     Tcp(String),
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct HealthCheck {
     pub probe: Probe,
     /// For one try.

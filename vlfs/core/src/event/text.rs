@@ -5,6 +5,7 @@ use std::fmt::{self, Write as _};
 use super::{Event, ReconcilerChange, short};
 use crate::names::{MacAddr, VaName};
 use crate::printable::OneLine;
+use crate::rollout::health::UnhealthyVa;
 use crate::status::Age;
 
 impl fmt::Display for Event {
@@ -29,6 +30,19 @@ impl Event {
             }
             Event::RingPassed { composition, ring, generation } => {
                 write!(f, "{composition}: {ring} is healthy on {}", generation.short())
+            }
+            Event::RingStuck { composition, ring, generation, of, unhealthy } => {
+                write!(
+                    f,
+                    "{composition}: {ring} neither passes nor fails on {}: of {of} VAs it allows these to be unhealthy and does not pass with them",
+                    generation.short()
+                )?;
+                let mut separator = ": ";
+                for UnhealthyVa { mac, reason } in unhealthy {
+                    write!(f, "{separator}{mac} ({reason})")?;
+                    separator = ", ";
+                }
+                Ok(())
             }
             Event::RolloutDone { composition, generation, commit } => {
                 write!(

@@ -9,7 +9,7 @@ use super::health::{RingHealth, UnhealthyVa};
 use super::policy::{DriftMode, Gate, OnFailure, RingPolicy, RolloutPolicy};
 use super::schedule::Opening;
 use super::state::{Halt, Quarantine, RingState, RingStep, RolloutState, Waiting};
-use crate::digest::GenerationId;
+use crate::digest::{Digest, GenerationId};
 use crate::event::Event;
 use crate::names::{CompositionName, MacAddr, RingName};
 
@@ -33,6 +33,8 @@ pub struct Input<'a> {
     /// What the commit wants the composition to be.
     pub target: GenerationId,
     pub commit: &'a str,
+    /// By which health checks the commit has it judged; `None` where that is not known.
+    pub checks: Option<Digest>,
     /// Whether rings may move to the target: not while its commit cannot be judged.
     pub forward: bool,
     pub rings: &'a BTreeMap<RingName, RingView>,
@@ -66,8 +68,9 @@ pub struct Advance {
 pub fn advance(input: &Input<'_>, state: Option<&RolloutState>) -> Advance {
     let mut step = Step { input, moves: Vec::new(), events: Vec::new(), wake_at_ms: None };
     let mut state = match state {
-        Some(state) if state.target == input.target => {
-            RolloutState { commit: input.commit.to_owned(), ..state.clone() }
+        Some(state) if state.target == input.target && !is_judged_anew(input, state) => {
+            let checks = input.checks.or(state.checks);
+            RolloutState { commit: input.commit.to_owned(), checks, ..state.clone() }
         }
         Some(state) => step.supersede(state),
         None => step.adopt(),
@@ -85,6 +88,13 @@ pub fn advance(input: &Input<'_>, state: Option<&RolloutState>) -> Advance {
     }
     let Step { moves, events, wake_at_ms, .. } = step;
     Advance { state, moves, events, wake_at_ms }
+}
+
+/// Whether what halted by its health checks is now to be judged by others: then it is as good
+/// as another target. What was taken back is not tried again by that.
+fn is_judged_anew(input: &Input<'_>, state: &RolloutState) -> bool {
+    let differ = matches!((state.checks, input.checks), (Some(then), Some(now)) if then != now);
+    differ && state.halted.is_some() && state.quarantined.is_none()
 }
 
 struct Step<'i, 'a> {
@@ -108,6 +118,7 @@ impl Step<'_, '_> {
         let mut state = RolloutState {
             target: self.input.target,
             commit: self.input.commit.to_owned(),
+            checks: self.input.checks,
             begun_at_ms: self.input.now_ms,
             done_at_ms: None,
             rings: BTreeMap::new(),
@@ -135,6 +146,7 @@ impl Step<'_, '_> {
         let mut state = RolloutState {
             target: self.input.target,
             commit: self.input.commit.to_owned(),
+            checks: self.input.checks,
             begun_at_ms: self.input.now_ms,
             done_at_ms: None,
             halted: None,
@@ -146,7 +158,7 @@ impl Step<'_, '_> {
         };
         for ring in state.rings.values_mut() {
             (ring.step, ring.healthy_since_ms) = (RingStep::Waiting, None);
-            (ring.short_since_ms, ring.promoted) = (None, false);
+            (ring.short_since_ms, ring.promoted, ring.stuck) = (None, false, false);
             ring.since_ms = self.input.now_ms;
         }
         state
@@ -213,6 +225,7 @@ impl Step<'_, '_> {
             healthy_since_ms: None,
             short_since_ms: Some(since_ms).filter(|_| step == RingStep::Moved),
             promoted: false,
+            stuck: false,
             moving,
             drifted: None,
         };
@@ -318,7 +331,8 @@ impl Step<'_, '_> {
             reason: reason.clone(),
             unhealthy: unhealthy.clone(),
         });
-        state.halted = Some(Halt { ring: ring.clone(), reason, unhealthy, at_ms });
+        let (ring, commit) = (ring.clone(), state.commit.clone());
+        state.halted = Some(Halt { ring, commit, reason, unhealthy, at_ms });
     }
 
     /// Where it would go on.
@@ -464,6 +478,7 @@ impl Step<'_, '_> {
         (ring.at, ring.moving, ring.drifted) = (target, true, None);
         (ring.step, ring.since_ms) = (RingStep::Moved, self.input.now_ms);
         (ring.healthy_since_ms, ring.short_since_ms) = (None, Some(self.input.now_ms));
+        ring.stuck = false;
         let from = view.linked;
         // The move supersedes one that puts the link back.
         self.moves.retain(|m| !matches!(m, RingMove::Ring { ring, .. } if *ring == name));
@@ -480,6 +495,27 @@ impl Step<'_, '_> {
         if let Some(late_in_ms) = health.late_in_ms {
             self.wake(self.input.now_ms.saturating_add(late_in_ms).saturating_add(1));
         }
+    }
+
+    /// Tells, once its deadline has passed, of a ring that neither passes nor fails.
+    fn stuck(
+        &mut self,
+        ring: &mut RingState,
+        name: &RingName,
+        health: &RingHealth,
+        deadline_ms: u64,
+    ) {
+        if self.input.now_ms < deadline_ms {
+            return self.wake(deadline_ms);
+        }
+        ring.stuck = true;
+        self.events.push(Event::RingStuck {
+            composition: self.input.composition.clone(),
+            ring: name.clone(),
+            generation: health.generation,
+            of: health.active(),
+            unhealthy: health.first_unhealthy.clone(),
+        });
     }
 
     /// What a moved ring still owes. `None` once it passes.
@@ -510,8 +546,12 @@ impl Step<'_, '_> {
             self.wake_for_the_late(health);
             let since_ms = ring.short_since_ms.unwrap_or(ring.since_ms);
             let deadline_ms = since_ms.saturating_add(gate.deadline_ms);
+            if health.is_stuck() && !ring.stuck {
+                self.stuck(ring, &name, health, deadline_ms);
+            }
             let unhealthy = health.unhealthy + health.late;
-            return Some(Waiting::Health { ring: name, deadline_ms, unhealthy });
+            let first = health.first_unhealthy.iter().map(|va| va.mac).collect();
+            return Some(Waiting::Health { ring: name, deadline_ms, unhealthy, first });
         }
         let since = *ring.healthy_since_ms.get_or_insert(now_ms);
         let until_ms = since.saturating_add(gate.soak_ms);

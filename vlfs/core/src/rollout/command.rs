@@ -71,7 +71,7 @@ pub fn apply_command(
             let quarantined = *quarantined && next.quarantined.take().is_some();
             for ring in next.rings.values_mut() {
                 (ring.since_ms, ring.healthy_since_ms) = (now_ms, None);
-                (ring.short_since_ms, ring.promoted) = (None, false);
+                (ring.short_since_ms, ring.promoted, ring.stuck) = (None, false, false);
             }
             events.push(Event::Resumed { composition, reason, quarantined });
         }
@@ -143,7 +143,7 @@ impl RolloutState {
                 (ring.at, ring.moving) = (good, true);
             }
             (ring.step, ring.healthy_since_ms) = (RingStep::Waiting, None);
-            (ring.short_since_ms, ring.promoted) = (None, false);
+            (ring.short_since_ms, ring.promoted, ring.stuck) = (None, false, false);
             ring.since_ms = quarantine.at_ms;
         }
         self.quarantined = Some(quarantine);

@@ -271,6 +271,12 @@ impl RingHealth {
         self.waiting == 0 && u64::from(self.healthy) * 100 >= wanted
     }
 
+    /// Whether time alone changes nothing: all that run have the generation, and each is
+    /// healthy, unhealthy or late.
+    pub(super) fn is_stuck(&self) -> bool {
+        self.waiting == 0 && self.healthy + self.unhealthy + self.late == self.active()
+    }
+
     /// How many VAs are unhealthy or late, where those are too many.
     pub(super) fn too_many(&self, gate: &Gate) -> Option<u32> {
         let bad = self.unhealthy + self.late;

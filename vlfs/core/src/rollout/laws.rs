@@ -67,6 +67,7 @@ fn step(world: &mut World, target: &str, moves: Option<usize>) -> Advance {
         policy: &world.policy,
         target: id(target),
         commit: "commit",
+        checks: None,
         forward: world.judged,
         rings: &world.rings,
         now_ms: world.now_ms,

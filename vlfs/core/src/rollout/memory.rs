@@ -99,7 +99,9 @@ impl Remembered {
                 if self.is_target(generation) =>
             {
                 let (ring, reason, unhealthy) = (ring.clone(), reason.clone(), unhealthy.clone());
-                self.halted = Some(Halt { ring, reason, unhealthy, at_ms });
+                let commit = self.target.as_ref().map(|(_, commit, _)| commit.clone());
+                let commit = commit.unwrap_or_default();
+                self.halted = Some(Halt { ring, commit, reason, unhealthy, at_ms });
             }
             Event::RolledBack { generation, commit, reason, unhealthy, .. } => {
                 if !self.is_target(generation) {
@@ -156,6 +158,7 @@ impl Remembered {
         let mut state = RolloutState {
             target,
             commit,
+            checks: None,
             begun_at_ms,
             done_at_ms: self.done_at_ms,
             rings: BTreeMap::new(),
@@ -190,6 +193,7 @@ impl Remembered {
                 healthy_since_ms: None,
                 short_since_ms: None,
                 promoted: self.waived.contains(&policy.name),
+                stuck: false,
                 moving: false,
                 drifted: None,
             };
@@ -277,6 +281,7 @@ mod tests {
                 policy: &self.world.policy,
                 target: id(target),
                 commit: "commit",
+                checks: None,
                 forward: true,
                 rings: &self.world.rings,
                 now_ms: self.world.now_ms,
@@ -403,6 +408,7 @@ mod tests {
             policy: &broken.world.policy,
             target: id("two"),
             commit: "commit",
+            checks: None,
             forward: true,
             rings: &broken.world.rings,
             now_ms: 1,

@@ -34,6 +34,8 @@ pub use state::{
 };
 
 #[cfg(test)]
+mod halt_tests;
+#[cfg(test)]
 mod laws;
 #[cfg(test)]
 mod tests;

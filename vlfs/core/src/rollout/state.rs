@@ -6,8 +6,8 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::health::UnhealthyVa;
-use crate::digest::GenerationId;
-use crate::names::RingName;
+use crate::digest::{Digest, GenerationId};
+use crate::names::{MacAddr, RingName};
 
 /// The version of the format.
 pub const STATE_VERSION: u32 = 1;
@@ -44,6 +44,9 @@ pub struct RingState {
     /// An operator let it pass, whatever its VAs say.
     #[serde(default)]
     pub promoted: bool,
+    /// It was told that time alone lets it neither pass nor fail.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub stuck: bool,
     /// Its link is about to be moved.
     pub moving: bool,
     /// Another generation that its link was found on and left.
@@ -55,6 +58,9 @@ pub struct RingState {
 #[serde(deny_unknown_fields)]
 pub struct Halt {
     pub ring: RingName,
+    /// The commit that was rolled out when it failed; empty where that is not known.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub commit: String,
     pub reason: String,
     pub unhealthy: Vec<UnhealthyVa>,
     pub at_ms: u64,
@@ -95,9 +101,11 @@ pub enum Waiting {
     Health {
         ring: RingName,
         deadline_ms: u64,
-        /// VAs that are unhealthy or late, which the ring allows.
+        /// VAs that are unhealthy or late, which the ring allows; and the first of them.
         #[serde(default, skip_serializing_if = "is_zero")]
         unhealthy: u32,
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        first: Vec<MacAddr>,
     },
     Soak {
         ring: RingName,
@@ -125,6 +133,10 @@ fn is_zero(count: &u32) -> bool {
     *count == 0
 }
 
+fn is_false(flag: &bool) -> bool {
+    !flag
+}
+
 impl Waiting {
     pub fn ring(&self) -> &RingName {
         match self {
@@ -150,8 +162,14 @@ impl fmt::Display for Waiting {
             Waiting::Health { ring, unhealthy: 0, .. } => {
                 write!(f, "{ring}: waits for healthy VAs")
             }
-            Waiting::Health { ring, unhealthy, .. } => {
-                write!(f, "{ring}: waits for healthy VAs, {unhealthy} unhealthy")
+            Waiting::Health { ring, unhealthy, first, .. } => {
+                write!(f, "{ring}: waits for healthy VAs, {unhealthy} unhealthy")?;
+                let mut separator = ": ";
+                for mac in first {
+                    write!(f, "{separator}{mac}")?;
+                    separator = ", ";
+                }
+                Ok(())
             }
             Waiting::Soak { ring, .. } => write!(f, "{ring}: healthy, soaks"),
             Waiting::Batch { ring } => write!(f, "{ring}: moves in batches"),
@@ -174,6 +192,10 @@ pub struct RolloutState {
     pub target: GenerationId,
     /// The last commit that wanted it.
     pub commit: String,
+    /// By which health checks the target is judged, as
+    /// [`digest`](crate::health_checks::digest) has it; `None` where that is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checks: Option<Digest>,
     pub begun_at_ms: u64,
     /// When the last ring passed.
     pub done_at_ms: Option<u64>,

@@ -56,6 +56,8 @@ pub(super) struct World {
     pub once: bool,
     /// Whether the commit can be judged.
     pub judged: bool,
+    /// The template's health checks.
+    pub checks: &'static str,
 }
 
 impl World {
@@ -75,6 +77,7 @@ impl World {
             members: BTreeMap::new(),
             once: false,
             judged: true,
+            checks: "",
         };
         let first = world.step("one");
         assert_eq!(first.moves.len(), 2, "a new composition is everywhere at once");
@@ -89,6 +92,7 @@ impl World {
             policy: &self.policy,
             target: id(target),
             commit: &format!("commit {}", self.commit),
+            checks: self.judged.then(|| id(self.checks)),
             forward: self.judged,
             rings: &self.rings,
             now_ms: self.now_ms,

@@ -254,12 +254,14 @@ mod tests {
                 healthy_since_ms: None,
                 short_since_ms: None,
                 promoted: false,
+                stuck: false,
                 moving: false,
                 drifted: None,
             };
             let state = RolloutState {
                 target: at,
                 commit: "c".to_owned(),
+                checks: None,
                 begun_at_ms: 0,
                 done_at_ms: Some(0),
                 rings: [(name("canary"), ring.clone()), (name("everyone"), ring)].into(),
@@ -379,9 +381,13 @@ mod tests {
         assert_eq!(world.ask().wake_at_ms, Some(20_000));
         world.state.window_override = Some("urgent".to_owned());
         assert_eq!(world.ask().go.len(), 2);
-        let halt =
-            Halt { ring: name("canary"), reason: String::new(), unhealthy: vec![], at_ms: 0 };
-        world.state.halted = Some(halt);
+        world.state.halted = Some(Halt {
+            ring: name("canary"),
+            commit: String::new(),
+            reason: String::new(),
+            unhealthy: vec![],
+            at_ms: 0,
+        });
         assert_eq!((world.held().as_str(), world.take()), ("canary: its own rollout is halted", 0));
         world.state.halted = None;
         world.state.paused = Some(Pause { reason: "an incident".to_owned(), at_ms: 0 });
