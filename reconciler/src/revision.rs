@@ -173,6 +173,11 @@ impl WorkRepository {
         self.repository.find_branch(name, BranchType::Local).is_ok()
     }
 
+    /// Whether git takes a branch of this name.
+    pub fn is_branch_name(name: &str) -> bool {
+        git2::Branch::name_is_valid(name).unwrap_or(false)
+    }
+
     /// Whether the branch is the one that is checked out.
     pub fn is_checked_out(&self, name: &str) -> bool {
         let head = self.repository.find_reference("HEAD");

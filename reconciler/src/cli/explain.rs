@@ -7,24 +7,29 @@ use clap::Args;
 use serde::Serialize;
 use strata_core::generation::LayerSetEntry;
 use strata_core::scripts::outcome::printable;
-use strata_core::status::{Age, ReportView, VaStatus, va_status};
+use strata_core::status::{Age, ReportView, SyncState, VaStatus, va_status};
 use strata_core::{GenerationId, VaName};
 use strata_machine::Machines;
 use strata_store::{Store, VaTarget};
 
 use super::status::reconciler_text;
-use super::{
-    Failure, Outcome, OutputArgs, OutputFormat, StoreArgs, known, print_json, print_text, quantity,
-};
+use super::view::{FormatArgs, View, WatchArgs};
+use super::{Failure, Outcome, StoreArgs, known, quantity};
 use crate::fleet::{self, Observer, report_view};
 use crate::state::ReconcileState;
 
+/// The version of the JSON form.
+const VERSION: u32 = 1;
 /// Lines that are shown of what a failed script printed.
 const OUTPUT_LINES: usize = 10;
 
 /// Explain why a VA is on its layer set, as a chain from the commit to the mount
 #[derive(Debug, Args)]
-#[command(after_help = "Example: strata va explain web-03
+#[command(after_help = "Examples:
+  strata va explain web-03
+  strata va explain 52:54:00:12:34:56 --output yaml
+
+Wide, it also has the layers' digests.
 
 Exit status: 0 the VA is in sync and no script failed, 1 otherwise, 2 an error.")]
 pub struct ExplainArgs {
@@ -32,14 +37,17 @@ pub struct ExplainArgs {
     #[arg(value_name = "NAME")]
     va: String,
     #[command(flatten)]
+    watch: WatchArgs,
+    #[command(flatten)]
     store: StoreArgs,
     #[command(flatten)]
-    output: OutputArgs,
+    format: FormatArgs,
 }
 
 /// Specified in `docs/formats.md`, "Explanation".
 #[derive(Serialize)]
 struct Explanation {
+    version: u32,
     status: VaStatus,
     reconciler: Option<ReconcileState>,
     /// Text of the VA's link.
@@ -74,14 +82,12 @@ enum Answer {
 /// There is no such VA, or the store cannot be read.
 pub fn run(args: &ExplainArgs) -> Result<Outcome, Failure> {
     let store = args.store.open()?;
-    let explanation = explain(&store, &args.va)?;
-    match args.output.output {
-        OutputFormat::Json => print_json(&explanation)?,
-        OutputFormat::Text => print_text(&text(&explanation))?,
-    }
-    let status = &explanation.status;
-    let in_sync = status.state == strata_core::status::SyncState::InSync;
-    Ok(if in_sync && status.conditions.is_empty() { Outcome::Done } else { Outcome::Difference })
+    args.format.show(&args.watch, || {
+        let explanation = explain(&store, &args.va)?;
+        let status = &explanation.status;
+        let good = status.state == SyncState::InSync && status.conditions.is_empty();
+        Ok((explanation, if good { Outcome::Done } else { Outcome::Difference }))
+    })
 }
 
 fn explain(store: &Store, va: &str) -> Result<Explanation, Failure> {
@@ -115,6 +121,7 @@ fn explain(store: &Store, va: &str) -> Result<Explanation, Failure> {
         ReportView::Missing | ReportView::Unreadable(_) => None,
     };
     Ok(Explanation {
+        version: VERSION,
         status: va_status(&observed),
         reconciler: ReconcileState::read(store)?,
         va_link: target.to_path().display().to_string(),
@@ -127,7 +134,7 @@ fn explain(store: &Store, va: &str) -> Result<Explanation, Failure> {
         asked: match machine.map(|machine| ask(&machines, &machine.name)) {
             Some(Ok(generation)) => Answer::Serves(generation),
             Some(Err(why)) => Answer::NotAsked(why),
-            None => Answer::NotAsked("it is no machine of this host".to_owned()),
+            None => Answer::NotAsked("it has no machine in this store".to_owned()),
         },
         report_error,
     })
@@ -140,7 +147,13 @@ fn ask(machines: &Machines<'_>, name: &VaName) -> Result<String, String> {
     super::va::active(&observed)
 }
 
-fn text(explanation: &Explanation) -> String {
+impl View for Explanation {
+    fn page(&self, wide: bool) -> String {
+        text(self, wide)
+    }
+}
+
+fn text(explanation: &Explanation, wide: bool) -> String {
     let Explanation { status, va_link, generation, .. } = explanation;
     let name = status.name.as_ref().map_or_else(String::new, |name| format!("{name} "));
     let mut text = String::new();
@@ -154,7 +167,8 @@ fn text(explanation: &Explanation) -> String {
         let layers = quantity(generation.layers.len(), "layer");
         line("LDF", format!("{}.ldf, {layers}", status.composition));
         for layer in &generation.layers {
-            line("", format!("{:<13} {layer}", layer.kind.to_string()));
+            let digest = if wide { format!("  {}", layer.digest) } else { String::new() };
+            line("", format!("{:<13} {layer}{digest}", layer.kind.to_string()));
         }
         line("generation", generation.id.to_string());
     }

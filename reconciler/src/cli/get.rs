@@ -6,7 +6,6 @@ use clap::{Args, ValueEnum};
 use serde::Serialize;
 use strata_core::{CompositionName, RingName};
 
-use super::known;
 use super::view::{FormatArgs, Table, View, WatchArgs};
 use super::{Failure, Outcome, StoreArgs, known};
 
@@ -139,8 +138,6 @@ fn show<I: Item>(
     known::ring_if_named(&store, ring)?;
     let wanted = Wanted { names: &args.names, template, ring };
     args.format.show(&args.watch, || {
-        known::template_if_named(&store, template)?;
-        known::ring_if_named(&store, ring)?;
         let items = list(&store, &wanted)?;
         // A name that was asked for and is not there is no good answer.
         let missing = items.is_empty() && !args.names.is_empty();

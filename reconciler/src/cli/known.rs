@@ -13,6 +13,8 @@ use strata_store::{Store, VaTarget};
 use super::Failure;
 use crate::rollout::RolloutFile;
 
+/// The hint where there is nothing to name.
+pub const NO_COMMIT: &str = "no commit was applied yet: see strata status";
 /// Names that a hint lists.
 const NAMED: usize = 20;
 /// How alike two names are, from 0 to 1, of which one may be meant for the other.
@@ -23,15 +25,18 @@ const ALIKE: f64 = 0.6;
 /// # Errors
 /// There is none, or the store cannot be read.
 pub fn template(store: &Store, name: &CompositionName) -> Result<(), Failure> {
-    let known = templates(store)?;
+    among(name, &templates(store)?)
+}
+
+/// Fails where a template is not among those that are known.
+///
+/// # Errors
+/// It is not.
+pub fn among(name: &CompositionName, known: &BTreeSet<CompositionName>) -> Result<(), Failure> {
     if known.contains(name) {
         return Ok(());
     }
-    let hint = match nearest(name.as_str(), known.iter().map(CompositionName::as_str)) {
-        Some(near) => format!("{}; did you mean {near}?", listed(&known)),
-        None => listed(&known),
-    };
-    Err(Failure::new(format!("no commit brought a template {name}")).hint(hint))
+    Err(Failure::new(format!("no commit brought a template {name}")).hint(meant(name, known)))
 }
 
 /// As [`template`], where one is named.
@@ -51,22 +56,28 @@ pub fn ring_if_named(store: &Store, name: Option<&RingName>) -> Result<(), Failu
     let states = RolloutFile::read(store)?.compositions.into_values();
     let mut known: BTreeSet<_> = states.flat_map(|state| state.rings.into_keys()).collect();
     known.extend(store.rings()?.into_keys().map(|(_, ring)| base_ring(&ring).0));
+    let followed = store.va_links()?.targets.into_values().filter_map(|target| match target {
+        VaTarget::Ring { ring, .. } => Some(base_ring(&ring).0),
+        VaTarget::Pinned { .. } => None,
+    });
+    known.extend(followed);
     if known.contains(&base_ring(name).0) {
         return Ok(());
     }
-    let failure = Failure::new(format!("no template has a ring {name}"));
-    let names: Vec<_> = known.iter().take(NAMED).map(RingName::as_str).collect();
-    Err(match (nearest(name.as_str(), names.iter().copied()), names.as_slice()) {
-        (_, []) => failure.hint("no commit was applied yet: see strata status"),
-        (Some(near), names) => {
-            failure.hint(format!("there are: {}; did you mean {near}?", names.join(", ")))
-        }
-        (None, names) => failure.hint(format!("there are: {}", names.join(", "))),
-    })
+    Err(Failure::new(format!("no template has a ring {name}")).hint(meant(name, &known)))
+}
+
+/// What there is, for a hint, and which of it a name that is not there may be meant for.
+fn meant<T: ToString>(name: &T, known: &BTreeSet<T>) -> String {
+    let names: Vec<_> = known.iter().map(ToString::to_string).collect();
+    match nearest(&name.to_string(), names.iter().map(String::as_str)) {
+        Some(near) => format!("{}; did you mean {near}?", listed(known)),
+        None => listed(known),
+    }
 }
 
 /// The name that one which is not there was meant for, as far as one can tell.
-fn nearest<'n>(wanted: &str, known: impl Iterator<Item = &'n str>) -> Option<&'n str> {
+pub fn nearest<'n>(wanted: &str, known: impl Iterator<Item = &'n str>) -> Option<&'n str> {
     let likeness = |name: &&str| strsim::normalized_damerau_levenshtein(wanted, name);
     let near = known.max_by(|a, b| likeness(a).total_cmp(&likeness(b)))?;
     (likeness(&near) > ALIKE).then_some(near)
@@ -84,31 +95,11 @@ pub fn templates(store: &Store) -> Result<BTreeSet<CompositionName>, Failure> {
     Ok(known)
 }
 
-/// Fails where no ring of any template has this name.
-///
-/// # Errors
-/// There is none, or the store cannot be read.
-pub fn ring_if_named(store: &Store, name: Option<&RingName>) -> Result<(), Failure> {
-    let Some(name) = name else { return Ok(()) };
-    let rollouts = RolloutFile::read(store)?.compositions.into_values();
-    let mut known: BTreeSet<_> = rollouts.flat_map(|state| state.rings.into_keys()).collect();
-    known.extend(store.rings()?.into_keys().map(|(_, ring)| base_ring(&ring).0));
-    for target in store.va_links()?.targets.into_values() {
-        if let VaTarget::Ring { ring, .. } = target {
-            known.insert(base_ring(&ring).0);
-        }
-    }
-    if known.contains(name) {
-        return Ok(());
-    }
-    Err(Failure::new(format!("no commit brought a ring {name}")).hint(listed(&known)))
-}
-
 /// What there is, for a hint.
 pub fn listed<T: ToString>(known: &BTreeSet<T>) -> String {
     let names: Vec<_> = known.iter().take(NAMED).map(ToString::to_string).collect();
     match known.len().saturating_sub(names.len()) {
-        _ if names.is_empty() => "no commit was applied yet: see strata status".to_owned(),
+        _ if names.is_empty() => NO_COMMIT.to_owned(),
         0 => format!("there are: {}", names.join(", ")),
         more => format!("there are: {} and {more} more", names.join(", ")),
     }

@@ -1,30 +1,23 @@
 //! `strata rollout`: how far rollouts are, and what operators say to them.
 
+mod status;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
 use clap::{Args, Subcommand};
-use serde::Serialize;
+use strata_core::CompositionName;
 use strata_core::event::Event;
 use strata_core::printable::{is_unprintable, printable};
-use strata_core::rollout::policy::base_ring;
-use strata_core::rollout::{Command, Order, RolloutState, Waiting, apply_command};
-use strata_core::status::{Summary, SyncState};
-use strata_core::{CompositionName, GenerationId, RingName};
+use strata_core::rollout::{Command, Order, Waiting, apply_command};
 use strata_store::{Store, StoreError};
 
-use super::known;
-use super::status::{ago, waiting_text};
-use super::{Failure, Outcome, OutputArgs, OutputFormat, StoreArgs, print_json, print_text};
-use crate::fleet;
+use super::{Failure, Outcome, StoreArgs, known, print_text};
 use crate::pass::LOCK;
-use crate::repositories::mirrors::progress::{self, Mirroring};
 use crate::rollout::request::{self, Ask, Request};
-use crate::rollout::{RolloutFile, RolloutFileError, WaitingMoves, WaitingRemovals};
+use crate::rollout::{RolloutFile, RolloutFileError};
 
-/// The version of the JSON form.
-const VERSION: u32 = 1;
 /// How long a command waits for a running reconciler to take its request.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -37,7 +30,7 @@ pub struct RolloutArgs {
 
 #[derive(Debug, Subcommand)]
 enum RolloutCommand {
-    Status(StatusArgs),
+    Status(status::StatusArgs),
     Pause(PauseArgs),
     Resume(ResumeArgs),
     Abort(AbortArgs),
@@ -55,22 +48,6 @@ struct ConfirmArgs {
     token: String,
     #[command(flatten)]
     store: StoreArgs,
-}
-
-/// Show how far every rollout is, ring by ring, and what it waits for
-#[derive(Debug, Args)]
-#[command(after_help = "Example: strata rollout status web-server --output json
-
-It also shows VAs that wait to follow another template or ring, and repositories that layers are waited for from.
-
-Exit status: 0 all targets are everywhere and no VA waits to be moved, 1 otherwise, 2 an error.")]
-struct StatusArgs {
-    /// Only this template.
-    template: Option<CompositionName>,
-    #[command(flatten)]
-    store: StoreArgs,
-    #[command(flatten)]
-    output: OutputArgs,
 }
 
 /// Which rollout an order is for, and why.
@@ -157,7 +134,7 @@ struct PromoteArgs {
 /// The store cannot be used, or the order makes no sense now.
 pub fn run(args: &RolloutArgs) -> Result<Outcome, Failure> {
     match &args.command {
-        RolloutCommand::Status(args) => status(args),
+        RolloutCommand::Status(args) => status::run(args),
         RolloutCommand::Pause(args) => order(&args.order, Order::Pause),
         RolloutCommand::Resume(args) => {
             order(&args.order, Order::Resume { quarantined: args.quarantined })
@@ -212,10 +189,9 @@ fn addressed(
 ) -> Result<BTreeMap<CompositionName, Vec<Event>>, Failure> {
     let all: BTreeSet<_> = file.compositions.keys().cloned().collect();
     let wanted = match (&args.template, args.all_templates) {
-        (Some(template), _) if all.contains(template) => BTreeSet::from([template.clone()]),
         (Some(template), _) => {
-            return Err(Failure::new(format!("no commit brought a template {template}"))
-                .hint(known::listed(&all)));
+            known::among(template, &all)?;
+            BTreeSet::from([template.clone()])
         }
         (None, true) => all,
         (None, false) => {
@@ -237,8 +213,9 @@ fn addressed(
         Some(error) if addressed.is_empty() => {
             Err(Failure::new(error).hint("see: strata rollout status"))
         }
-        None if addressed.is_empty() => Err(Failure::new("there are no rollouts")
-            .hint(known::listed::<CompositionName>(&BTreeSet::new()))),
+        None if addressed.is_empty() => {
+            Err(Failure::new("there are no rollouts").hint(known::NO_COMMIT))
+        }
         Some(_) | None => Ok(addressed),
     }
 }
@@ -292,144 +269,6 @@ pub(super) fn caller() -> String {
         ["SUDO_USER", "USER", "LOGNAME"].into_iter().find_map(|key| std::env::var(key).ok());
     let name = named.unwrap_or_else(|| format!("uid {}", rustix::process::getuid().as_raw()));
     name.chars().filter(|c| !is_unprintable(*c)).take(64).collect()
-}
-
-/// Specified in `docs/formats.md`, "Rollout status".
-#[derive(Serialize)]
-struct Report {
-    version: u32,
-    rollouts: Vec<Rollout>,
-    /// Links of VAs that a commit gives to another template or ring, and that wait.
-    moves_waiting: Vec<WaitingMoves>,
-    /// Repositories that layers of a commit are waited for from.
-    mirrors: Vec<Mirroring>,
-    removals_waiting: Option<WaitingRemovals>,
-}
-
-#[derive(Serialize)]
-struct Rollout {
-    composition: CompositionName,
-    phase: &'static str,
-    #[serde(flatten)]
-    state: RolloutState,
-    /// The VAs of each ring, by state.
-    vas: BTreeMap<RingName, Summary>,
-}
-
-fn status(args: &StatusArgs) -> Result<Outcome, Failure> {
-    let store = args.store.open()?;
-    known::template_if_named(&store, args.template.as_ref())?;
-    let file = RolloutFile::read(&store)?;
-    let mut wanted = file.compositions;
-    wanted.retain(|name, _| args.template.as_ref().is_none_or(|only| only == name));
-    let rollouts = rollouts(&store, wanted)?;
-    let removals_waiting = file.removals_waiting;
-    let mut moves_waiting = file.moves_waiting;
-    moves_waiting.retain(|moves| args.template.as_ref().is_none_or(|t| *t == moves.composition));
-    let done = rollouts.iter().all(|rollout| rollout.phase == "done")
-        && moves_waiting.is_empty()
-        && removals_waiting.is_none();
-    let mirrors = progress::read(&store)?;
-    let report = Report { version: VERSION, rollouts, moves_waiting, mirrors, removals_waiting };
-    match args.output.output {
-        OutputFormat::Json => print_json(&report)?,
-        OutputFormat::Text => print_text(&text(&report))?,
-    }
-    Ok(if done { Outcome::Done } else { Outcome::Difference })
-}
-
-/// Rollouts with the VAs of their rings.
-fn rollouts(
-    store: &Store,
-    states: BTreeMap<CompositionName, RolloutState>,
-) -> Result<Vec<Rollout>, Failure> {
-    let mut vas: BTreeMap<(CompositionName, RingName), Summary> = BTreeMap::new();
-    for va in fleet::fleet(store)?.vas {
-        if let Some(ring) = &va.ring {
-            let key = (va.composition.clone(), base_ring(ring).0);
-            vas.entry(key).or_default().add(va.state);
-        }
-    }
-    let rollout = |(composition, state): (CompositionName, RolloutState)| {
-        let count = |ring: &RingName| {
-            vas.get(&(composition.clone(), ring.clone())).copied().unwrap_or_default()
-        };
-        let vas = state.rings.keys().map(|ring| (ring.clone(), count(ring))).collect();
-        Rollout { phase: state.phase(), composition, state, vas }
-    };
-    Ok(states.into_iter().map(rollout).collect())
-}
-
-fn text(report: &Report) -> String {
-    let mut text = String::new();
-    if report.rollouts.is_empty() {
-        text.push_str("no rollouts yet\n");
-    }
-    if let Some(WaitingRemovals { token, count, limit, first }) = &report.removals_waiting {
-        let _infallible = writeln!(
-            text,
-            "{count} removals wait, {limit} a pass are allowed: strata rollout confirm {token}"
-        );
-        for removal in first {
-            let _infallible = writeln!(text, "  {}", printable(removal));
-        }
-    }
-    text.push_str(&waiting_text(&report.moves_waiting, &report.mirrors));
-    for Rollout { composition, phase, state, vas } in &report.rollouts {
-        let commit = strata_core::event::short(&state.commit);
-        let begun = ago(state.begun_at_ms);
-        let target = state.target.short();
-        let _infallible =
-            writeln!(text, "{composition}  {phase}  {target} from {commit}, {begun} ago");
-        for line in remarks(state) {
-            let _infallible = writeln!(text, "  {}", printable(&line));
-        }
-        for (ring, at) in &state.rings {
-            let step = serde_json::to_value(at.step).unwrap_or_default();
-            let step = step.as_str().unwrap_or_default().to_owned();
-            let summary = vas.get(ring).copied().unwrap_or_default();
-            let id: GenerationId = at.at;
-            let _infallible = writeln!(
-                text,
-                "  {:<16} {:<12} {step:<8} {}",
-                ring.as_str(),
-                id.short(),
-                counts(&summary)
-            );
-        }
-    }
-    text
-}
-
-/// Why it is as it is.
-fn remarks(state: &RolloutState) -> Vec<String> {
-    let mut lines = Vec::new();
-    if let Some(quarantine) = &state.quarantined {
-        let commit = strata_core::event::short(&quarantine.commit);
-        lines.push(format!(
-            "quarantined {commit} {} ago: {}",
-            ago(quarantine.at_ms),
-            quarantine.reason
-        ));
-    }
-    if let Some(halt) = &state.halted {
-        lines.push(format!("halted {} ago: {}", ago(halt.at_ms), halt.reason));
-        // A commit that mends the check makes no other generation.
-        lines.push("another generation lets it go on, or: strata rollout resume".to_owned());
-    }
-    if let Some(pause) = &state.paused {
-        lines.push(format!("paused {} ago: {}", ago(pause.at_ms), pause.reason));
-    }
-    if let Some(waiting) = &state.waiting {
-        lines.push(format!("waits: {waiting}"));
-    }
-    lines
-}
-
-fn counts(summary: &Summary) -> String {
-    let counts = SyncState::ALL.into_iter().filter(|state| summary.count(*state) > 0);
-    let counts: Vec<_> = counts.map(|state| format!("{} {state}", summary.count(state))).collect();
-    if counts.is_empty() { "no VAs".to_owned() } else { counts.join(", ") }
 }
 
 impl From<RolloutFileError> for Failure {

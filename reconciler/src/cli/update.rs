@@ -17,7 +17,7 @@ use super::inventory::ProductionArgs;
 use super::plan::render;
 use super::resolve::show_change;
 use super::{
-    Failure, Outcome, OutputArgs, OutputFormat, print_json, print_text, quantity,
+    Failure, Outcome, OutputArgs, OutputFormat, known, print_json, print_text, quantity,
     refuse_faulty_configuration,
 };
 use crate::production::Production;
@@ -103,8 +103,7 @@ pub fn run(args: &UpdateArgs) -> Result<Outcome, Failure> {
     let (universe, more) = production.universe(&desired.configuration);
     faults.extend(more);
     if let Some(layer) = args.layer.iter().find(|layer| universe.named(layer).next().is_none()) {
-        return Err(Failure::new(format!("the repositories have no layer {layer}"))
-            .hint("see: strata get layers"));
+        return Err(no_layer(&universe, layer));
     }
     let units = production.units();
     let vas = production.va_groups()?;
@@ -153,9 +152,24 @@ pub fn run(args: &UpdateArgs) -> Result<Outcome, Failure> {
     Ok(if errors || !found.refused.is_empty() { Outcome::Difference } else { Outcome::Done })
 }
 
-/// Before any work is done: a branch that must not be replaced.
+fn no_layer(universe: &Universe, layer: &LayerName) -> Failure {
+    let known: BTreeSet<_> = universe.ids().map(|id| &universe.unit(id).metadata.layer).collect();
+    let near = known::nearest(layer.as_str(), known.iter().map(|layer| layer.as_str()));
+    let hint = match near {
+        Some(near) => format!("did you mean {near}? strata get layers lists them"),
+        None => "strata get layers lists them".to_owned(),
+    };
+    Failure::new(format!("the repositories have no layer {layer}")).hint(hint)
+}
+
+/// Before any work is done: a branch that cannot be made, or must not be replaced.
 fn refuse_branch(repository: &WorkRepository, args: &UpdateArgs) -> Result<(), Failure> {
     let branch = &args.branch;
+    if !WorkRepository::is_branch_name(branch) {
+        let hint =
+            "choose one that git takes (git check-ref-format --branch NAME), as in update/libssl3";
+        return Err(Failure::new(format!("{branch:?} is no name of a branch")).hint(hint));
+    }
     if repository.is_checked_out(branch) {
         let hint = "check out another branch first, or name another one with --branch";
         return Err(Failure::new(format!("the branch {branch} is checked out")).hint(hint));

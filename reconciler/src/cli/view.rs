@@ -88,9 +88,12 @@ impl Table {
     }
 }
 
-/// Data that has a table and a versioned JSON form.
+/// Data that has a table, or a page for people, and a versioned JSON form.
 pub trait View: Serialize {
-    fn table(&self) -> Table;
+    /// What is a row each; nothing of data that is none, and has a page of its own.
+    fn table(&self) -> Table {
+        Table::new(&[], &[])
+    }
 
     /// What stands below the table.
     fn below(&self) -> String {

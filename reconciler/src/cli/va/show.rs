@@ -7,11 +7,15 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use serde::Serialize;
 use strata_core::{GenerationId, MacAddr, VaName};
-use strata_machine::{ControlError, Driver, Machines, Observation, RunState, VaRecord};
+use strata_machine::{
+    ControlError, Driver, MachineError, Machines, Observation, RunState, VaRecord,
+};
 use strata_store::{Store, VaTarget};
 
 use super::machine_failure;
-use crate::cli::{Failure, Outcome, OutputArgs, OutputFormat, StoreArgs, print_json, print_text};
+use crate::cli::{
+    Failure, Outcome, OutputArgs, OutputFormat, StoreArgs, known, print_json, print_text,
+};
 
 /// How long a VLFS may take to say its generation.
 const ANSWER: Duration = Duration::from_secs(2);
@@ -122,7 +126,9 @@ fn table(rows: &[Row]) -> String {
 The active generation is asked of the mounted file system itself, with a deadline:
 one that is suspended cannot answer, and its last report is shown instead.")]
 pub struct StatusArgs {
-    name: VaName,
+    /// Its name or its MAC address.
+    #[arg(value_name = "NAME")]
+    va: String,
     #[command(flatten)]
     store: StoreArgs,
     #[command(flatten)]
@@ -150,10 +156,28 @@ struct Status {
     report_age_s: Option<u64>,
 }
 
+/// The machine of a VA by the VA's name or address.
+fn machine(store: &Store, machines: &Machines<'_>, va: &str) -> Result<VaRecord, Failure> {
+    let record = match known::va(store, va)? {
+        (Some(name), _) => match machines.record(&name) {
+            Err(MachineError::NoVa(_)) => None,
+            record => Some(record.map_err(machine_failure)?),
+        },
+        (None, mac) => {
+            let records = machines.records().map_err(machine_failure)?;
+            records.into_iter().flatten().find(|record| record.mac == mac)
+        }
+    };
+    record.ok_or_else(|| {
+        Failure::new(format!("{va} has no machine in this store: nobody provisioned it"))
+            .hint(format!("what it should run, and why: strata va explain {va}"))
+    })
+}
+
 pub fn status(args: &StatusArgs) -> Result<Outcome, Failure> {
     let store = args.store.open()?;
     let machines = Machines::open(&store).map_err(machine_failure)?;
-    let record = machines.record(&args.name).map_err(machine_failure)?;
+    let record = machine(&store, &machines, &args.va)?;
     let observed = machines.observe(&record).map_err(machine_failure)?;
     let (active, active_unknown) = match active(&observed) {
         Ok(generation) => (Some(generation), None),
