@@ -27,10 +27,10 @@ pub struct GetArgs {
     kind: Kind,
     /// Only those with one of these names (of generations and pins: what an id or address begins with).
     names: Vec<String>,
-    /// Only of this template (templates, rings, vas, generations).
+    /// Only of this template (templates, rings, vas, generations, pins).
     #[arg(long, value_name = "NAME")]
     template: Option<CompositionName>,
-    /// Only of this ring (rings, vas).
+    /// Only of this ring (rings, vas, pins).
     #[arg(long, value_name = "NAME")]
     ring: Option<RingName>,
     #[command(flatten)]
@@ -57,6 +57,17 @@ enum Kind {
     Repositories,
     #[value(alias = "pin")]
     Pins,
+}
+
+impl Kind {
+    /// Whether it is of a template, and of a ring.
+    fn is_of(self) -> (bool, bool) {
+        match self {
+            Kind::Rings | Kind::Vas | Kind::Pins => (true, true),
+            Kind::Templates | Kind::Generations => (true, false),
+            Kind::Layers | Kind::Repositories => (false, false),
+        }
+    }
 }
 
 /// What is listed, chosen by names and flags.
@@ -132,6 +143,18 @@ fn show<I: Item>(
     args: &GetArgs,
     list: impl Fn(&strata_store::Store, &Wanted<'_>) -> Result<Vec<I>, Failure>,
 ) -> Result<Outcome, Failure> {
+    let (of_template, of_ring) = args.kind.is_of();
+    for (flag, given, chooses) in [
+        ("--template", args.template.is_some(), of_template),
+        ("--ring", args.ring.is_some(), of_ring),
+    ] {
+        if given && !chooses {
+            let message = format!("{} belong to no {}", I::KIND, &flag[2..]);
+            return Err(
+                Failure::new(message).hint(format!("leave {flag} out, or name some of them"))
+            );
+        }
+    }
     let store = args.store.open()?;
     let (template, ring) = (args.template.as_ref(), args.ring.as_ref());
     known::template_if_named(&store, template)?;

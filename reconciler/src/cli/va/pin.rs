@@ -7,7 +7,7 @@ use clap::Args;
 use strata_core::audit::Who;
 use strata_core::event::Event;
 use strata_core::links::VaTarget;
-use strata_core::rollout::policy::Span;
+use strata_core::rollout::policy::{Span, base_ring};
 use strata_core::{GenerationId, RingName, VaName};
 use strata_store::Store;
 
@@ -15,9 +15,13 @@ use crate::audit::AuditLog;
 use crate::cli::known;
 use crate::cli::rollout::{caller, given_reason, reconciler_runs, submit};
 use crate::cli::{Failure, Outcome, StoreArgs, print_bytes};
-use crate::rollout::pins::{self, PinError, Unpinned};
+use crate::rollout::RolloutFile;
+use crate::rollout::pins::{self, Pin, PinError, Unpinned};
 use crate::rollout::request::{Ask, Request};
 use crate::state::{milliseconds, time_text};
+
+/// Digits of a generation's id that name it.
+const BEGINNING: usize = 4;
 
 /// Hold a VA at one generation, whatever its ring does
 #[derive(Debug, Args)]
@@ -29,13 +33,13 @@ When the pin expires the VA follows its ring again, as after `strata va unpin`. 
 pub struct PinArgs {
     name: VaName,
     /// The generation, or the beginning of its id; without it the one of the VA's link.
-    #[arg(long, value_name = "ID")]
+    #[arg(long, value_name = "ID", value_parser = beginning)]
     generation: Option<String>,
     /// Why.
     #[arg(long, value_name = "TEXT", value_parser = given_reason)]
     reason: String,
     /// For how long, as in 90s, 2h or 3d; for ever where it is left out.
-    #[arg(long, value_name = "SPAN")]
+    #[arg(long, value_name = "SPAN", value_parser = lasting)]
     expires: Option<Span>,
     #[command(flatten)]
     store: StoreArgs,
@@ -55,6 +59,25 @@ pub struct UnpinArgs {
     ring: Option<RingName>,
     #[command(flatten)]
     store: StoreArgs,
+}
+
+/// The beginning of a generation's id, long enough to say something.
+fn beginning(text: &str) -> Result<String, String> {
+    let hex = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+    match text.len() >= BEGINNING && text.bytes().all(hex) {
+        true => Ok(text.to_owned()),
+        false => Err(format!(
+            "an id begins with at least {BEGINNING} of the digits 0 to 9 and a to f; `strata get generations` lists them"
+        )),
+    }
+}
+
+/// A time span in which something can happen.
+fn lasting(text: &str) -> Result<Span, String> {
+    match text.parse::<Span>() {
+        Ok(Span { ms: 0 }) => Err("a pin that ends at once holds nothing".to_owned()),
+        span => span.map_err(|error| error.to_string()),
+    }
 }
 
 pub fn pin(args: &PinArgs) -> Result<Outcome, Failure> {
@@ -78,6 +101,12 @@ pub fn pin(args: &PinArgs) -> Result<Outcome, Failure> {
     print_bytes(text.as_bytes())?;
     if expires.is_some() {
         look_in_time(&store)?;
+    }
+    if empties_a_gate(&store, &pin)? {
+        eprintln!(
+            "note: no other VA of {} follows {}, so it has none while this one is pinned: its gate and soak time are passed over",
+            pin.composition, pin.ring
+        );
     }
     Ok(Outcome::Done)
 }
@@ -105,6 +134,19 @@ pub fn unpin(args: &UnpinArgs) -> Result<Outcome, Failure> {
     Ok(outcome)
 }
 
+/// Whether a ring with a gate has no VA left that could fail it.
+fn empties_a_gate(store: &Store, pin: &Pin) -> Result<bool, Failure> {
+    let policy = RolloutFile::read(store)?.remembered_policy();
+    if policy.ring(&pin.ring).is_none_or(|ring| ring.gate.is_none()) {
+        return Ok(false);
+    }
+    let follows = |target: &VaTarget| {
+        matches!(target, VaTarget::Ring { composition, ring }
+            if *composition == pin.composition && base_ring(ring).0 == pin.ring)
+    };
+    Ok(!store.va_links()?.targets.values().any(follows))
+}
+
 /// Says in the audit log what came of the command.
 pub(super) fn tell(store: Arc<Store>, event: Event) -> Result<(), Failure> {
     let who = Who { operator: Some(caller()), ..Who::default() };
@@ -125,7 +167,7 @@ fn find(store: &Store, text: &str) -> Result<GenerationId, Failure> {
     let all = store.generations()?;
     let found: Vec<_> = all.iter().filter(|id| id.to_string().starts_with(text)).collect();
     match found.as_slice() {
-        [id] if text.len() >= 4 => Ok(**id),
+        [id] => Ok(**id),
         [] => Err(Failure::new(format!("the store has no generation {text}"))
             .hint("see the column ACTIVE of `strata status`, or generations/ in the store")),
         _ => {
