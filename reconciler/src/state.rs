@@ -58,6 +58,24 @@ pub enum RefusalReason {
     Untrusted,
 }
 
+impl RefusalReason {
+    /// What an operator can do, where the message does not say it.
+    pub fn hint(self) -> Option<&'static str> {
+        match self {
+            RefusalReason::Rewritten => Some(
+                "reset the branch to what was applied, or, where it is meant, start the reconciler once with --allow-rewrite",
+            ),
+            RefusalReason::Untrusted => {
+                Some("let a listed signer sign it, or list its signer first (docs/sources.md)")
+            }
+            RefusalReason::Invalid
+            | RefusalReason::Empty
+            | RefusalReason::Unreadable
+            | RefusalReason::Mirror => None,
+        }
+    }
+}
+
 impl std::fmt::Display for RefusalReason {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {

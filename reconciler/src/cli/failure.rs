@@ -1,6 +1,7 @@
 //! How a command ends.
 
 use std::fmt;
+use std::io::ErrorKind;
 use std::path::Path;
 
 use strata_core::configuration::CONFIGURATION_FILE;
@@ -112,6 +113,9 @@ impl From<StoreError> for Failure {
                 "mend the line, or take it out: a line of {} is a layer, a version and why it is withdrawn",
                 path.display()
             )),
+            StoreError::Io { source, .. } if source.kind() == ErrorKind::ReadOnlyFilesystem => {
+                Some("the store is mounted read-only here: what changes it needs a host that may write it".to_owned())
+            }
             StoreError::ReservedRepository => Some("choose another repository name".to_owned()),
             _ => None,
         };

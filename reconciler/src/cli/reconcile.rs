@@ -20,7 +20,7 @@ use crate::run::{self, Configuration, RunError, Schedule};
 use crate::service::ReloadError;
 use crate::settings::{Settings, SettingsError};
 use crate::source::{Selector, Source, SourceError};
-use crate::state::Fallback;
+use crate::state::{Fallback, RefusalReason};
 use crate::traces::{Traces, TracesError, spans};
 use crate::triggers::TriggerError;
 
@@ -206,8 +206,13 @@ fn now(args: &ReconcileArgs) -> Result<Outcome, Failure> {
         OutputFormat::Text => {
             let commit = text("commit");
             let commit = commit.get(..12).unwrap_or(commit);
+            let reason = serde_json::from_value::<RefusalReason>(report["refusal"].clone());
+            let hint = reason.ok().and_then(RefusalReason::hint);
+            let hint = hint.map(|hint| format!("hint: {hint}\n")).unwrap_or_default();
             let line = match (text("result"), report["message"].as_str()) {
-                (_, Some(message)) => format!("{commit} refused: {message}; nothing was moved\n"),
+                (_, Some(message)) => {
+                    format!("{commit} refused: {message}; nothing was moved\n{hint}")
+                }
                 ("unchanged", None) => format!("{commit} nothing to do\n"),
                 (result, None) => format!("{commit} {result}\n"),
             };
@@ -242,10 +247,13 @@ fn text(report: &PassReport) -> String {
     if let Some(message) = &report.message {
         let _infallible =
             writeln!(text, "{commit} refused: {}; nothing was moved", printable(message));
+        if let Some(hint) = report.refusal.and_then(RefusalReason::hint) {
+            let _infallible = writeln!(text, "hint: {hint}");
+        }
         return text;
     }
     if let Some(fallback) = &report.fallback {
-        let _infallible = writeln!(text, "note: {}", fallback_text(fallback));
+        let _infallible = writeln!(text, "note: {}", printable(&fallback_text(fallback)));
     }
     for change in changes(&report.actions) {
         let _infallible = writeln!(text, "{change}");
@@ -282,7 +290,7 @@ fn text(report: &PassReport) -> String {
 pub fn fallback_text(fallback: &Fallback) -> String {
     let Fallback { remote, failures, behind } = fallback;
     let behind = if *behind { ", which is behind what was applied" } else { "" };
-    printable(&format!("{remote} is used{behind}: {}", failures.join("; "))).into_owned()
+    format!("{remote} is used{behind}: {}", failures.join("; "))
 }
 
 /// Whether the actions do not say it already.

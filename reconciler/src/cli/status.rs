@@ -12,13 +12,14 @@ use strata_core::{CompositionName, GenerationId, MacAddr, RingName, VaName};
 use strata_store::Store;
 
 use super::known;
+use super::reconcile::fallback_text;
 use super::view::{FormatArgs, Table, View, WatchArgs};
 use super::{Failure, Outcome, StoreArgs};
 use crate::fleet::{self, FleetError};
 use crate::repositories::mirrors::progress::{self, Mirroring};
 use crate::rollout::conditions::{self, Unfinished};
 use crate::rollout::{RolloutFile, WaitingMoves};
-use crate::state::{Condition, ReconcileState, StateError, milliseconds};
+use crate::state::{Condition, ReconcileState, Refusal, StateError, milliseconds};
 use crate::telling::place::{self, Failing, Place};
 
 /// The version of the JSON form.
@@ -232,34 +233,40 @@ pub(super) fn reconciler_text(state: Option<&ReconcileState>) -> String {
         None => writeln!(text, "applied  no commit yet"),
     };
     if let Some(refused) = &state.refused {
-        let (commit, message) = (&refused.commit, printable(&refused.message));
-        let _infallible = writeln!(text, "refused  {commit} {} ago: {message}", ago(refused.at_ms));
-        for problem in &refused.problems {
-            let _infallible = writeln!(text, "         {}", problem.replace('\n', "\n         "));
+        let Refusal { commit, reason, message, problems, at_ms } = refused;
+        fact(&mut text, "refused", &format!("{commit} {} ago: {message}", ago(*at_ms)));
+        problems.iter().for_each(|problem| fact(&mut text, "", problem));
+        if let Some(hint) = reason.hint() {
+            fact(&mut text, "", &format!("hint: {hint}"));
         }
     }
     if let Some(fallback) = &state.fallback {
-        let text_of = super::reconcile::fallback_text(fallback);
-        let _infallible = writeln!(text, "remote   {text_of}");
+        fact(&mut text, "remote", &fallback_text(fallback));
     }
     if let Some(testing) = &state.testing {
         let commit = testing.commit.as_deref().unwrap_or("nothing that is not merged");
-        let _infallible = writeln!(text, "testing  {commit}");
+        fact(&mut text, "testing", commit);
         if let Some(refused) = &testing.refused {
-            let _infallible = writeln!(text, "         not used: {}", printable(refused));
+            fact(&mut text, "", &format!("not used: {refused}"));
         }
     }
     if let Some(failing) = &state.failing {
-        let _infallible =
-            writeln!(text, "failing  {} ago: {}", ago(failing.at_ms), printable(&failing.message));
+        fact(&mut text, "failing", &format!("{} ago: {}", ago(failing.at_ms), failing.message));
     }
     if let Some(refused) = &state.settings {
-        let _infallible = writeln!(text, "settings not taken {} ago:", ago(refused.at_ms));
-        for fault in refused.message.lines() {
-            let _infallible = writeln!(text, "         {}", printable(fault));
-        }
+        let since = ago(refused.at_ms);
+        fact(&mut text, "settings", &format!("not taken {since} ago:\n{}", refused.message));
     }
     text
+}
+
+/// Something that may have several lines: the others stand below the first.
+fn fact(text: &mut String, label: &str, value: &str) {
+    let mut label = label;
+    for line in value.lines().filter(|line| !line.trim().is_empty()) {
+        let _infallible = writeln!(text, "{label:<8} {}", printable(line));
+        label = "";
+    }
 }
 
 /// What VAs and commits wait for that no rollout shows.

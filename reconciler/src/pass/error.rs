@@ -78,6 +78,14 @@ impl PassError {
             {
                 Some("something else stands where a directory should: move it away")
             }
+            PassError::Store(StoreError::Io { source, .. })
+                if source.kind() == std::io::ErrorKind::ReadOnlyFilesystem =>
+            {
+                Some("the store is mounted read-only here; a reconciler must be able to write it")
+            }
+            PassError::Mirror(MirrorError::Missing { .. }) => Some(
+                "see what it has: git ls-remote SOURCE; the selector is an option, or stands in the settings' [source]",
+            ),
             PassError::Mirror(MirrorError::Fetch { .. } | MirrorError::All(_)) => {
                 Some("try by hand: git ls-remote SOURCE; what was applied before stays as it is")
             }

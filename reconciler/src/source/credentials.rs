@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
-use super::SourceError;
+use super::{MASKED_BYTES, SourceError};
 use crate::secret::{SecretError, SecretReference};
 
 /// What an HTTPS remote is told.
@@ -88,7 +88,8 @@ impl Credentials {
         Ok(settings)
     }
 
-    /// The text with every trace of the secret taken out.
+    /// The text with every trace of the secret taken out, where it is long enough that no
+    /// other word has its letters.
     pub fn redact(&self, text: &str) -> String {
         let secret = self.token.as_ref().and_then(|token| {
             let secret = token.secret.read().ok()?;
@@ -96,7 +97,8 @@ impl Credentials {
         });
         match secret {
             Some((secret, both)) => {
-                text.replace(&STANDARD.encode(both), "***").replace(&secret, "***")
+                let text = text.replace(&STANDARD.encode(both), "***");
+                if secret.len() < MASKED_BYTES { text } else { text.replace(&secret, "***") }
             }
             None => text.to_owned(),
         }

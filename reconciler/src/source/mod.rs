@@ -20,6 +20,10 @@ pub use testing::Testing;
 /// Protocols that git may use, in the form of `GIT_ALLOW_PROTOCOL`. `git://` and
 /// `http://` are left out: neither proves who answers.
 pub const ALLOWED_PROTOCOLS: &str = "file:https:ssh";
+/// Bytes of a secret from which on it is masked wherever it stands in a text: a shorter one would be
+/// told by the words that have its letters.
+const MASKED_BYTES: usize = 4;
+
 /// Remotes of one source.
 const REMOTES: usize = 16;
 

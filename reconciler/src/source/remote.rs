@@ -7,7 +7,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use super::{Credentials, SourceError};
+use super::{Credentials, MASKED_BYTES, SourceError};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Location {
@@ -83,14 +83,18 @@ impl Remote {
         &self.credentials
     }
 
-    /// The text with every trace of this remote's credentials taken out.
+    /// The text with every trace of this remote's credentials taken out. A secret that is
+    /// shorter than [`MASKED_BYTES`] goes with the URL that it stands in, and is left
+    /// elsewhere: masked, the words that have its letters would tell them.
     pub fn redact(&self, text: &str) -> String {
         let text = self.credentials.redact(text);
         let Location::Remote(url) = &self.location else { return text };
         let mut redacted = text.replace(url.as_str(), &redacted_url(url));
         if let Some(user) = user_information(url) {
+            redacted = redacted.replace(&format!("//{user}@"), "//***@");
             let secrets = [Some(user), user.split_once(':').map(|(_, password)| password)];
-            for secret in secrets.into_iter().flatten().filter(|secret| !secret.is_empty()) {
+            let secrets = secrets.into_iter().flatten();
+            for secret in secrets.filter(|secret| secret.len() >= MASKED_BYTES) {
                 redacted = redacted.replace(secret, "***");
             }
         }
@@ -245,6 +249,14 @@ mod tests {
         assert_eq!(source.remotes()[0].location(), url);
         let message = format!("fatal: unable to access '{url}/': s3cret");
         assert!(!source.remotes()[0].redact(&message).contains("s3cret"));
+        // Where its letters would be masked one could read them.
+        let short = Source::parse("https://u:e@127.0.0.1:1/fleet.git", "main").expect("valid");
+        let message = "unable to access 'https://u:e@127.0.0.1:1/fleet.git/': no (//u:e@127)";
+        let redacted = short.remotes()[0].redact(message);
+        assert_eq!(
+            redacted,
+            "unable to access 'https://***@127.0.0.1:1/fleet.git/': no (//***@127)"
+        );
         let token = Source::parse("https://t0ken@host/r.git", "main").expect("valid");
         assert!(!token.to_string().contains("t0ken"));
         let refused = Source::parse("http://u:s3cret@host/r", "main").expect_err("refused");

@@ -28,6 +28,7 @@ use git2::{ErrorCode, ObjectType, Oid, Repository, Sort};
 use strata_core::Digest;
 
 use crate::child::ChildError;
+use crate::commit_tree;
 use signature::SignatureError;
 use signers::{Lists, Signers};
 
@@ -292,7 +293,11 @@ impl Walk<'_> {
 
     fn check_commit(&mut self, id: Oid, signers: &Signers) -> Result<String, Stop> {
         let object = self.object(id, ObjectType::Commit)?;
-        self.check_object(&format!("the commit {id}"), id, signature::of_commit(&object), signers)
+        // Who says that he made it; its signature is what would prove it.
+        let author = commit_tree::author(self.repository, id);
+        let by = author.map(|author| format!(" by {author}")).unwrap_or_default();
+        let what = format!("the commit {id}{by}");
+        self.check_object(&what, id, signature::of_commit(&object), signers)
     }
 
     fn check_tag(&mut self, name: &str, id: Oid, signers: &Signers) -> Result<String, Stop> {

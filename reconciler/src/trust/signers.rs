@@ -29,6 +29,8 @@ const DEADLINE: Duration = Duration::from_secs(60);
 const OUTPUT_BYTES: u64 = 64 << 10;
 /// Names of one key in `allowed_signers` that are tried.
 const PRINCIPALS: usize = 16;
+/// What ssh-keygen says where nobody has the key, besides its status.
+const NOBODY: &str = "No principal matched.";
 /// What git signs under.
 const NAMESPACE: &str = "git";
 
@@ -131,7 +133,10 @@ impl Signers {
         let (found, principals) = child::run_capturing(&mut find, bounds(cancelled))?;
         let principals = String::from_utf8_lossy(&principals);
         if !found.status.success() {
-            return Ok(Err(self.reason(&found.stderr, "its key is not among the signers")));
+            let said = String::from_utf8_lossy(&found.stderr).replace(NOBODY, "");
+            let key = self.key(signed, cancelled)?;
+            let unlisted = format!("its {key} is not among the signers");
+            return Ok(Err(self.reason(said.as_bytes(), &unlisted)));
         }
         let mut why = "its key is not among the signers".to_owned();
         for principal in principals.lines().filter(|line| !line.is_empty()).take(PRINCIPALS) {
@@ -156,6 +161,18 @@ impl Signers {
             why = self.reason(&ended.stderr, otherwise);
         }
         Ok(Err(why))
+    }
+
+    /// The kind and the fingerprint of the key that made a signature, whoever has it.
+    fn key(&self, signed: &Signed, cancelled: &AtomicBool) -> Result<String, TrustError> {
+        let mut ask = self.command("ssh-keygen");
+        ask.args(["-Y", "check-novalidate", "-n", NAMESPACE]);
+        ask.arg("-s").arg(self.path("signature"));
+        let (ended, said) = child::run_with_input(&mut ask, &signed.payload, bounds(cancelled))?;
+        // `Good "git" signature with ED25519 key SHA256:…`
+        let said = String::from_utf8_lossy(&said);
+        let key = said.trim_end().rsplit_once(" with ").filter(|_| ended.status.success());
+        Ok(key.map_or_else(|| "key".to_owned(), |(_, key)| key.to_owned()))
     }
 
     fn check_openpgp(&self, cancelled: &AtomicBool) -> Result<Result<String, String>, TrustError> {

@@ -170,7 +170,8 @@ fn commits_signed_with_ssh_are_taken_and_others_are_not() {
     world.git(&["reset", "-q", "--hard", &good]);
     let wrong = people.commit("mallory", "wrong");
     push(&world);
-    refused(&world, &lists, None, &[&wrong, "not among the signers"]);
+    let named = [&*wrong, "by Ann <ann@example.org>", "its ED25519 key SHA256:"];
+    refused(&world, &lists, None, &named);
     // A signature of another commit proves nothing.
     world.git(&["reset", "-q", "--hard", &good]);
     let stolen = world.git(&["cat-file", "commit", &good]).replace("signed", "changed");

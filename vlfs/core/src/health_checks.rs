@@ -9,7 +9,7 @@ use serde::Serialize;
 use crate::diagnostic::Diagnostic;
 use crate::digest::Digest;
 use crate::limits;
-use crate::rollout::policy::Span;
+use crate::rollout::policy::{PolicyError, Span};
 use crate::toml_reader::{TableReader, TomlFile};
 
 /// A check that has not passed after this time failed, unless it says otherwise.
@@ -49,8 +49,12 @@ pub struct HealthCheck {
 pub enum ProbeError {
     #[error("{0:?} is no http:// URL; a VA is asked without TLS")]
     Url(String),
-    #[error("{0:?} is no address; write host:port")]
+    #[error("the URL has a user or a password in it, and git is no place for secrets")]
+    Secret,
+    #[error("{0:?} is no address; write host:port with a port from 1 to 65535")]
     Address(String),
+    #[error("{0:?} is not from 1s to 10m")]
+    Deadline(String),
 }
 
 fn shown(text: &str) -> String {
@@ -62,9 +66,28 @@ struct Url(String);
 impl FromStr for Url {
     type Err = ProbeError;
     fn from_str(text: &str) -> Result<Self, ProbeError> {
-        let host = text.strip_prefix("http://").filter(|rest| !rest.is_empty());
-        let plain = host.is_some() && !text.chars().any(|c| c.is_whitespace() || c.is_control());
+        let rest = text.strip_prefix("http://").unwrap_or_default();
+        let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+        if authority.contains('@') {
+            return Err(ProbeError::Secret);
+        }
+        let plain =
+            !authority.is_empty() && !text.chars().any(|c| c.is_whitespace() || c.is_control());
         if plain { Ok(Url(text.to_owned())) } else { Err(ProbeError::Url(shown(text))) }
+    }
+}
+
+/// How long one try may take.
+struct Deadline(Span);
+
+impl FromStr for Deadline {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let span: Span = text.parse().map_err(|error: PolicyError| error.to_string())?;
+        match span.ms {
+            1..=LONGEST_DEADLINE_MS => Ok(Deadline(span)),
+            _ => Err(ProbeError::Deadline(shown(text)).to_string()),
+        }
     }
 }
 
@@ -141,10 +164,16 @@ fn read_check(
     reader: &mut TableReader<'_, '_>,
     at: usize,
 ) -> Option<HealthCheck> {
+    let named = ["command", "http", "tcp"].into_iter().filter(|key| reader.has(key)).count();
+    let before = file.diagnostics.len();
     let command = reader.parsed_list::<String>(file, "command");
+    let is_empty = command.as_ref().is_some_and(Vec::is_empty);
+    if is_empty && file.diagnostics.len() == before {
+        file.report(at, "health", "`command` names no program".to_owned(), None);
+    }
     let http = reader.parsed::<Url>(file, "http");
     let tcp = reader.parsed::<Address>(file, "tcp");
-    let deadline = reader.parsed::<Span>(file, "deadline");
+    let deadline = reader.parsed::<Deadline>(file, "deadline");
     let retries = reader.number(file, "retries", 100).unwrap_or(DEFAULT_RETRIES);
     let mut probes = Vec::new();
     if let Some(words) = command.filter(|words| !words.is_empty()) {
@@ -152,10 +181,10 @@ fn read_check(
     }
     probes.extend(http.map(|url| Probe::Http(url.value.0)));
     probes.extend(tcp.map(|address| Probe::Tcp(address.value.0)));
-    let deadline_ms = deadline.map_or(DEFAULT_DEADLINE_MS, |deadline| deadline.value.ms);
-    let deadline_ms = deadline_ms.clamp(1, LONGEST_DEADLINE_MS);
+    let deadline_ms = deadline.map_or(DEFAULT_DEADLINE_MS, |deadline| deadline.value.0.ms);
     let probe = probes.pop();
-    if probe.is_none() || !probes.is_empty() {
+    // Of one whose value is at fault, that alone is said.
+    if named != 1 {
         let message = "a check needs exactly one of `command`, `http` and `tcp`";
         file.report(at, "health", message.to_owned(), None);
         return None;
@@ -199,19 +228,23 @@ mod tests {
 
     #[test]
     fn every_fault_has_its_line() {
-        let text = "[[check]]\n[[check]]\nhttp = \"https://x\"\n[[check]]\ntcp = \"x:0\"\ncolour = 1\n[[check]]\ntcp = \"x:1\"\nhttp = \"http://x\"\n";
+        let text = "[[check]]\n[[check]]\nhttp = \"https://x\"\n[[check]]\ntcp = \"x:0\"\ncolour = 1\n[[check]]\ntcp = \"x:1\"\nhttp = \"http://x\"\n[[check]]\ntcp = \"x:1\"\ndeadline = \"0s\"\n[[check]]\nhttp = \"http://u:p@x/\"\ndeadline = \"11m\"\n[[check]]\ncommand = []\n[[check]]\ncommand = [1]\n";
         let (checks, faults) = HealthCheck::read("templates/web.health", text.as_bytes());
-        assert_eq!(checks, []);
+        assert_eq!(checks.len(), 1, "one with the default in the place of a wrong deadline");
+        assert!(faults.iter().all(|fault| !fault.message.contains("u:p")), "{faults:?}");
         let mut lines: Vec<_> = faults.iter().map(|fault| (fault.line, fault.code)).collect();
         lines.sort_unstable();
         let expected = [
             (1, "health"),
-            (2, "health"),
             (3, "value"),
-            (4, "health"),
             (5, "value"),
             (6, "unknown-key"),
             (7, "health"),
+            (12, "value"),
+            (14, "value"),
+            (15, "value"),
+            (16, "health"),
+            (19, "type"),
         ];
         assert_eq!(lines, expected);
     }

@@ -95,6 +95,11 @@ impl<'t, 'a> TableReader<'t, 'a> {
         self.table.get(key)
     }
 
+    /// Whether a key is there, whatever its value.
+    pub(crate) fn has(&self, key: &str) -> bool {
+        self.table.contains_key(key)
+    }
+
     /// The value of a key, parsed from a string.
     pub(crate) fn parsed<T>(
         &mut self,
@@ -106,6 +111,24 @@ impl<'t, 'a> TableReader<'t, 'a> {
     {
         let value = self.take(key)?;
         parse_string(file, key, value)
+    }
+
+    /// As [`Self::parsed`], where a whole number may also be written as one.
+    pub(crate) fn parsed_or_number<T>(
+        &mut self,
+        file: &mut TomlFile<'_>,
+        key: &'static str,
+    ) -> Option<Placed<T>>
+    where
+        T: FromStr<Err: Display>,
+    {
+        let value = self.take(key)?;
+        match value.get_ref().as_integer() {
+            Some(integer) if integer.radix() == 10 => {
+                parse_text(file, key, value, integer.as_str())
+            }
+            _ => parse_string(file, key, value),
+        }
     }
 
     /// As [`Self::parsed`]; that the key is missing is a fault.
@@ -276,6 +299,18 @@ where
         wrong_type(file, key, value, "a string");
         return None;
     };
+    parse_text(file, key, value, text)
+}
+
+fn parse_text<T>(
+    file: &mut TomlFile<'_>,
+    key: &str,
+    value: &Spanned<DeValue<'_>>,
+    text: &str,
+) -> Option<Placed<T>>
+where
+    T: FromStr<Err: Display>,
+{
     match text.parse() {
         Ok(parsed) => Some(Placed { value: parsed, line: file.line(value.span().start) }),
         Err(error) => {

@@ -1,7 +1,8 @@
 //! What lets a rollout go on that stands, and what is told of one that neither goes on nor fails.
 
+use super::health::VaHealth;
 use super::policy::{OnFailure, Share};
-use super::tests::{World, health};
+use super::tests::{World, health, said};
 use super::*;
 use crate::event::Event;
 
@@ -77,4 +78,19 @@ fn a_ring_that_neither_passes_nor_fails_is_told_once() {
     world.tell("canary", health("three", [2, 1, 0, 0, 0]));
     world.step("three");
     assert_eq!(world.after(1000).step("three").events.len(), 1);
+}
+
+#[test]
+fn who_cannot_be_understood_is_not_said_to_be_silent() {
+    for (why, words) in [(None, "no word by the deadline"), (Some("no JSON"), "deadline: no JSON")]
+    {
+        let mut world = World::new(OnFailure::Halt);
+        world.step("two");
+        let unknown = VaHealth::Unknown(why.map(str::to_owned));
+        world.tell("canary", said("two", [(true, unknown)]));
+        world.step("two");
+        world.after(1001).step("two");
+        let halt = world.state.as_ref().and_then(|state| state.halted.as_ref()).expect("halted");
+        assert!(halt.reason.ends_with(words), "{}", halt.reason);
+    }
 }

@@ -27,8 +27,8 @@ pub enum VaHealth {
     Queued,
     /// It does not run, or was silent long before: it tells nothing.
     Idle,
-    /// It should tell and does not.
-    Unknown,
+    /// It should tell and does not, or what it tells cannot be read, for this reason.
+    Unknown(Option<String>),
 }
 
 /// What the health checks of a VA's template say.
@@ -78,7 +78,10 @@ pub fn va_health(
             VaHealth::Unhealthy(why.unwrap_or_else(|| status.state.to_string()))
         }
         (SyncState::Unknown, _) if was_silent_before(va) => VaHealth::Idle,
-        (SyncState::Unknown, _) => VaHealth::Unknown,
+        (SyncState::Unknown, Some(why @ Reason::UnreadableReport { .. })) => {
+            VaHealth::Unknown(Some(why.to_string()))
+        }
+        (SyncState::Unknown, _) => VaHealth::Unknown(None),
     }
 }
 
@@ -133,7 +136,9 @@ impl Member {
             Some(before) if before.desired != desired => now_ms,
             Some(before) => match before.health {
                 VaHealth::Healthy | VaHealth::Idle | VaHealth::Queued => now_ms,
-                VaHealth::Unhealthy(_) | VaHealth::Swapping | VaHealth::Unknown => before.since_ms,
+                VaHealth::Unhealthy(_) | VaHealth::Swapping | VaHealth::Unknown(_) => {
+                    before.since_ms
+                }
             },
         };
         // A clock that was set back makes nobody wait for it.
@@ -224,7 +229,7 @@ impl RingHealth {
             }
             VaHealth::Healthy => self.healthy += 1,
             VaHealth::Queued | VaHealth::Swapping => self.swapping += 1,
-            VaHealth::Unknown => self.unknown += 1,
+            VaHealth::Unknown(_) => self.unknown += 1,
             VaHealth::Unhealthy(reason) => {
                 self.unhealthy += 1;
                 if self.first_unhealthy.len() < NAMED {
@@ -237,9 +242,10 @@ impl RingHealth {
 
     /// Counts the time of a VA that owes to be healthy; returns it where that is up.
     fn count_time(&mut self, member: &Member, clock: Clock) -> Option<UnhealthyVa> {
-        let reason = match member.health {
-            VaHealth::Unknown => "no word by the deadline",
-            VaHealth::Swapping => "not ready by the deadline",
+        let reason = match &member.health {
+            VaHealth::Unknown(None) => "no word by the deadline".to_owned(),
+            VaHealth::Unknown(Some(why)) => format!("no word by the deadline: {why}"),
+            VaHealth::Swapping => "not ready by the deadline".to_owned(),
             VaHealth::Healthy | VaHealth::Unhealthy(_) | VaHealth::Queued | VaHealth::Idle => {
                 return None;
             }
@@ -253,7 +259,7 @@ impl RingHealth {
             return None;
         }
         self.late += 1;
-        Some(UnhealthyVa { mac: member.mac, reason: reason.to_owned() })
+        Some(UnhealthyVa { mac: member.mac, reason })
     }
 
     /// VAs that run and have the generation.

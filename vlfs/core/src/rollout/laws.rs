@@ -185,7 +185,7 @@ proptest! {
     fn a_ring_fails_at_the_deadline_of_a_va_and_never_before(
         looks in vec((vec(0..4_usize, 3), 0..700_u64, prop::bool::weighted(0.1)), 1..40),
     ) {
-        let kinds = [VaHealth::Healthy, VaHealth::Idle, VaHealth::Swapping, VaHealth::Unknown];
+        let kinds = [VaHealth::Healthy, VaHealth::Idle, VaHealth::Swapping, VaHealth::Unknown(None)];
         let mut world = World::new(OnFailure::Halt);
         let gate = world.policy.rings[0].gate.as_mut().expect("a gate");
         gate.soak_ms = 1_000_000;

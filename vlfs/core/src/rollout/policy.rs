@@ -397,7 +397,7 @@ fn read_ring(
     reader: &mut TableReader<'_, '_>,
 ) -> Option<Placed<RingPolicy>> {
     let name = reader.required::<RingName>(file, "name");
-    let size = reader.parsed::<Share>(file, "size").map(|size| size.value);
+    let size = reader.parsed_or_number::<Share>(file, "size").map(|size| size.value);
     let labels = reader.table(file, "labels").map(|(table, at)| {
         TableReader::new(table, at, "labels").all_strings(file).into_iter().collect()
     });
@@ -405,7 +405,7 @@ fn read_ring(
     if let Some(success) = reader.parsed::<Percent>(file, "success") {
         gate.success = success.value;
     }
-    if let Some(unhealthy) = reader.parsed::<Share>(file, "unhealthy") {
+    if let Some(unhealthy) = reader.parsed_or_number::<Share>(file, "unhealthy") {
         gate.unhealthy = Some(unhealthy.value);
         if gate.may_wait_for_ever() {
             let message = "`unhealthy` allows what `success` does not: with so many the ring neither fails nor passes";

@@ -19,9 +19,9 @@ fn a_healthy_ring_has_its_time_again() {
         world.after(5_000).step("two");
         let (owes, had_ms) = match case {
             "checks anew" => (vec![(true, VaHealth::Swapping), (true, VaHealth::Idle)], 0),
-            "join" => (vec![(true, VaHealth::Healthy), (true, VaHealth::Unknown)], 0),
+            "join" => (vec![(true, VaHealth::Healthy), (true, VaHealth::Unknown(None))], 0),
             "resume" => (vec![(true, VaHealth::Healthy), (true, VaHealth::Swapping)], 0),
-            _ => (vec![(true, VaHealth::Unknown), (true, VaHealth::Unknown)], 1),
+            _ => (vec![(true, VaHealth::Unknown(None)), (true, VaHealth::Unknown(None))], 1),
         };
         if had_ms > 0 {
             world.restart();
