@@ -77,6 +77,9 @@ pub struct Rollouts {
     lost: Option<Told>,
     /// Pins that cannot be read, of which was told.
     unreadable_pins: BTreeSet<MacAddr>,
+    /// Rings in the place of whose links something stands, of which was told, and whether it
+    /// was said that it is set aside.
+    foreign: BTreeSet<(RingKey, bool)>,
     /// Whether this process ends after one pass.
     once: bool,
     /// What rollouts go by while no commit can be taken.
@@ -94,11 +97,23 @@ impl Rollouts {
             true => Some(rebuild::replay(&store)?),
             false => None,
         };
-        let (file, unreadable_pins) = (found.unwrap_or_default(), BTreeSet::new());
+        let file = found.unwrap_or_default();
         audit.expect(file.audited);
         let watcher = Watcher::new(store.clone());
         let (transfers, policy) = (Pending::default(), Arc::new(file.remembered_policy()));
-        Ok(Rollouts { store, file, watcher, transfers, audit, lost, unreadable_pins, once, policy })
+        let (unreadable_pins, foreign) = (BTreeSet::new(), BTreeSet::new());
+        Ok(Rollouts {
+            store,
+            file,
+            watcher,
+            transfers,
+            audit,
+            lost,
+            unreadable_pins,
+            foreign,
+            once,
+            policy,
+        })
     }
 
     /// Says which VAs a commit gives to another template or ring: they go with the next
@@ -297,34 +312,43 @@ impl Rollouts {
     }
 
     /// Sets aside what somebody put in the place of rings' links; as one without a link no VA
-    /// can start, they come back in this step. Returns what was told of it.
+    /// can start, they come back in this step. What cannot be set aside is told once, and tried
+    /// again by the next step. Returns what was told of it.
     fn set_aside(
-        &self,
+        &mut self,
         foreign: Vec<(CompositionName, RingName, StoreError)>,
         file: &RolloutFile,
         (who, now_ms): (&Who, u64),
     ) -> Result<Vec<EventRecord>, RolloutError> {
         let mut told = Vec::new();
+        let known = std::mem::take(&mut self.foreign);
         for (composition, ring, found) in foreign {
             let state = file.compositions.get(&composition);
             if !state.is_some_and(|state| state.rings.contains_key(&ring)) {
-                tracing::warn!(error = %found, "a ring's link is passed over");
+                let key = ((composition, ring), false);
+                if !known.contains(&key) {
+                    tracing::warn!(error = %found, "a ring's link is passed over");
+                }
+                self.foreign.insert(key);
                 continue;
             }
-            let aside = match self.store.aside(&format!("ring-{composition}-{ring}"), now_ms) {
-                Ok(aside) => aside,
-                Err(error) => {
+            let aside = self.store.aside(&format!("ring-{composition}-{ring}"), now_ms);
+            let key = ((composition, ring), aside.is_ok());
+            let (composition, ring) = &key.0;
+            let is_news = !known.contains(&key);
+            if is_news {
+                let path = format!("rings/{composition}/{ring}");
+                let event = tampered(&self.store, &path, &found, aside.as_deref().ok());
+                let record = EventRecord::new(now_ms, event);
+                self.audit.tell(who, std::slice::from_ref(&record))?;
+                told.push(record);
+            }
+            let done = aside.and_then(|aside| self.store.set_ring_aside(composition, ring, &aside));
+            if let Err(error) = done {
+                if is_news {
                     tracing::error!(%error, "what stands in the place of a ring's link stays");
-                    continue;
                 }
-            };
-            let path = format!("rings/{composition}/{ring}");
-            let event = tampered(&self.store, &path, &found, Some(&aside));
-            let record = EventRecord::new(now_ms, event);
-            self.audit.tell(who, std::slice::from_ref(&record))?;
-            told.push(record);
-            if let Err(error) = self.store.set_ring_aside(&composition, &ring, &aside) {
-                tracing::error!(%error, "what stands in the place of a ring's link stays");
+                self.foreign.insert(key);
             }
         }
         Ok(told)

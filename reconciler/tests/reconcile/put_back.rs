@@ -100,6 +100,31 @@ fn what_stands_in_the_place_of_a_rings_link_is_set_aside() {
     assert_eq!(pass(&mut reconciler).events, []);
 }
 
+#[test]
+fn what_cannot_be_set_aside_is_told_once_and_again_when_it_can() {
+    let world = declared("warn");
+    let rings = world.rings();
+    let ring = world.store.root().join("rings/web/everyone");
+    let mut reconciler = world.reconciler();
+    pass(&mut reconciler);
+    // So many lie there that nothing more is put there.
+    let full = world.store.state("set-aside");
+    fs::create_dir(&full).expect("made");
+    (0..100).for_each(|n| fs::write(full.join(format!("{n}")), "").expect("written"));
+    fs::remove_file(&ring).expect("removed");
+    fs::create_dir(&ring).expect("a directory");
+    for _ in 0..3 {
+        reconciler.pass(&AtomicBool::new(false)).expect_err("the link cannot be made");
+    }
+    let path = "rings/web/everyone".to_owned();
+    assert_eq!(told(&world), [(path.clone(), false, None)]);
+    fs::remove_file(full.join("7")).expect("somebody looked");
+    pass(&mut reconciler);
+    assert_eq!(world.rings(), rings);
+    let [_, (again, true, Some(_))] = &told(&world)[..] else { panic!("{:?}", told(&world)) };
+    assert_eq!(*again, path);
+}
+
 /// Changes the definition in a generation; the directory, with what it was.
 fn tamper(world: &World, id: GenerationId) -> (PathBuf, Vec<u8>) {
     let directory = world.store.root().join(format!("generations/{id}"));
