@@ -132,18 +132,14 @@ pub fn pin(
         let (generation, expected) = (generation.short(), composition);
         return Err(PinError::Other { generation, found, expected });
     }
+    let place = Place { composition, ring };
     let pin = Pin {
-        version: VERSION,
-        mac,
-        composition,
-        generation,
-        ring,
         reason,
         by,
         since_ms: now_ms,
         expires_at_ms,
         follows,
-        released_by: None,
+        ..Pin::new(mac, generation, place)
     };
     write(store, &pin)?;
     store.move_va(mac, &pin.target())?;
@@ -220,22 +216,7 @@ fn lost_pin(store: &Store, mac: MacAddr, ring: Option<&RingName>) -> Result<Pin,
     if store.ring(&composition, &ring)?.is_none() {
         return Err(PinError::NoRing { composition, ring });
     }
-    let (reason, by) = (String::new(), String::new());
-    let (version, since_ms, expires_at_ms) = (VERSION, 0, None);
-    let (follows, released_by) = (None, None);
-    Ok(Pin {
-        version,
-        mac,
-        composition,
-        generation,
-        ring,
-        reason,
-        by,
-        since_ms,
-        expires_at_ms,
-        follows,
-        released_by,
-    })
+    Ok(Pin::new(mac, generation, Place { composition, ring }))
 }
 
 /// The record of a VA's pin, which nobody else changes while it is held.
@@ -276,6 +257,24 @@ fn release(store: &Store, pin: &Pin) -> Result<(), StoreError> {
 }
 
 impl Pin {
+    /// That of a VA of this ring, for no reason that is known and for ever.
+    fn new(mac: MacAddr, generation: GenerationId, place: Place) -> Self {
+        let Place { composition, ring } = place;
+        Pin {
+            version: VERSION,
+            mac,
+            composition,
+            generation,
+            ring,
+            reason: String::new(),
+            by: String::new(),
+            since_ms: 0,
+            expires_at_ms: None,
+            follows: None,
+            released_by: None,
+        }
+    }
+
     /// Where its VA's link leads.
     pub fn target(&self) -> VaTarget {
         VaTarget::Pinned { composition: self.composition.clone(), generation: self.generation }
