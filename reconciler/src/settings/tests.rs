@@ -121,6 +121,11 @@ fn mistakes_are_named() {
         ("[trust]\nsigners = \"commit\"\nssh = \"signers\"\n", "trust.anchor"),
         ("[trust]\nshh = \"/x\"\n", "unknown field `shh`"),
         ("[trust\n", "reconciler.toml:1"),
+        ("\n\n[trust]\nssh = \"signers\"\n", "reconciler.toml:3: trust.ssh"),
+        (
+            "\n[trust]\nssh = \"/x\"\n[[source.remote]]\nurl = \"rel\"\n",
+            "reconciler.toml:4: source",
+        ),
     ] {
         let error = parse(text).expect_err(why);
         assert!(error.contains(why) && error.contains("reconciler.toml"), "{error}");

@@ -9,8 +9,8 @@ use crate::support::{Disk, World};
 
 /// One pass of a new reconciler, or why there is none.
 fn attempt(world: &World) -> Result<PassReport, String> {
-    let mut reconciler =
-        world.reconciler_with(Options::default()).map_err(|error| error.to_string())?;
+    let opened = world.try_opened(&world.source(), Options::default);
+    let mut reconciler = opened.map_err(|error| error.to_string())?;
     reconciler.pass(&AtomicBool::new(false)).map_err(|error| error.to_string())
 }
 

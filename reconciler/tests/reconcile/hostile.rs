@@ -73,8 +73,7 @@ fn a_fetch_beyond_the_limit_is_cut_off_and_what_was_applied_stays() {
     fs::write(world.path("work/noise"), noise()).expect("written");
     world.write("templates/web.ldf", "main/app 2\nmain/base 1\n");
     let large = world.push("large");
-    let options = Options { fetch_bytes: 1 << 20, ..Options::default() };
-    let mut reconciler = world.reconciler_with(options).expect("opened");
+    let mut reconciler = world.opened(|| Options { fetch_bytes: 1 << 20, ..Options::default() });
     let never = AtomicBool::new(false);
     for _ in 0..2 {
         let error = reconciler.pass(&never).expect_err("too large");

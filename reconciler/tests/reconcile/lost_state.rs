@@ -8,7 +8,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use strata::audit::{Position, Reader, verify_knowing};
-use strata::pass::{Options, PassError, Reconciler};
+use strata::pass::{Options, PassError};
 use strata::rollout::request::{Ask, Request};
 use strata::rollout::{RolloutFile, pins};
 use strata::state::{ReconcileState, RefusalReason};
@@ -97,12 +97,7 @@ fn links(world: &World) -> (Vec<String>, String) {
 
 /// What a new process does: it opens the store, passes, and goes on.
 fn run(world: &World) -> Result<(), PassError> {
-    let mut opened = None;
-    wait_until("the lock is free", Duration::from_secs(10), || {
-        opened = Some(world.reconciler_with(Options::default()));
-        !matches!(opened, Some(Err(PassError::Locked { .. })))
-    });
-    let mut reconciler: Reconciler = opened.expect("just tried")?;
+    let mut reconciler = world.try_opened(&world.source(), Options::default)?;
     let never = AtomicBool::new(false);
     reconciler.pass(&never)?;
     reconciler.step(&never)?;
@@ -282,8 +277,7 @@ fn a_rewritten_branch_is_refused_although_the_mark_was_lost() {
     }
     assert!(told);
     // Whoever wants the other history says so.
-    let options = Options { allow_rewrite: true, ..Options::default() };
-    let mut reconciler = world.reconciler_with(options).expect("opened");
+    let mut reconciler = world.opened(|| Options { allow_rewrite: true, ..Options::default() });
     let report = reconciler.pass(&AtomicBool::new(false)).expect("a pass");
     assert_eq!(report.refusal, None, "{report:?}");
 }

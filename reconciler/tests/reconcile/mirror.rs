@@ -5,9 +5,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
-use strata::pass::{Options, PassError, PassReport, PassResult, Reconciler};
+use strata::pass::{Options, PassError, PassReport, PassResult};
 use strata::source::{Remote, Selector, Source};
-use strata_store::Store;
 
 use crate::support::World;
 
@@ -134,9 +133,7 @@ fn a_replacement_that_was_cut_short_is_finished_or_given_up() {
 fn pass(world: &World, selector: Selector) -> Result<PassReport, PassError> {
     let remote = Remote::parse(world.path("fleet.git").to_str().expect("UTF-8"));
     let source = Source::new(vec![remote.expect("a remote")], selector).expect("a source");
-    let store = Store::open(world.store.root()).expect("a store");
-    let mut reconciler = Reconciler::open(store.into(), source, Options::default())?;
-    reconciler.pass(&AtomicBool::new(false))
+    world.try_opened(&source, Options::default)?.pass(&AtomicBool::new(false))
 }
 
 fn range() -> Selector {

@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use strata::audit::{Position, Reader};
-use strata::pass::{Options, PassError, PassReport, PassResult, Reconciler};
+use strata::pass::{Options, PassError, PassReport, PassResult};
 use strata::source::Source;
 use strata::state::{ReconcileState, RefusalReason};
 use strata_core::event::Event;
@@ -84,8 +84,7 @@ fn a_rewritten_branch_is_refused_unless_allowed() {
     world.git(&["push", "-qf", "origin", "HEAD:main"]);
     let report = refused(&world, RefusalReason::Rewritten, &rings);
     assert!(report.message.expect("told").contains(&first));
-    let options = Options { allow_rewrite: true, ..Options::default() };
-    let mut reconciler = world.reconciler_with(options).expect("a reconciler");
+    let mut reconciler = world.opened(|| Options { allow_rewrite: true, ..Options::default() });
     let report = reconciler.pass(&AtomicBool::new(false)).expect("a pass");
     assert_eq!(report.result, PassResult::Applied);
     drop(reconciler);
@@ -219,10 +218,8 @@ fn a_remote_that_never_answers_is_given_up_at_the_deadline() {
     let silent = TcpListener::bind("127.0.0.1:0").expect("a port");
     let port = silent.local_addr().expect("bound").port();
     let source = Source::parse(&format!("https://127.0.0.1:{port}/fleet.git"), "main");
-    let options = Options { fetch_deadline: Duration::from_secs(1), ..Options::default() };
-    let store = std::sync::Arc::new(strata_store::Store::open(world.store.root()).expect("open"));
-    let mut reconciler =
-        Reconciler::open(store, source.expect("a source"), options).expect("a reconciler");
+    let options = || Options { fetch_deadline: Duration::from_secs(1), ..Options::default() };
+    let mut reconciler = world.opened_from(&source.expect("a source"), options);
     let begun = Instant::now();
     let error = reconciler.pass(&AtomicBool::new(false)).expect_err("no answer");
     assert!(error.to_string().contains("had not ended after 1 s"), "{error}");
@@ -235,8 +232,7 @@ fn a_missing_branch_is_told() {
     let (world, _) = applied();
     let path = world.path("fleet.git");
     let source = Source::parse(path.to_str().expect("UTF-8"), "production").expect("a source");
-    let mut reconciler =
-        Reconciler::open(world.store.clone(), source, Options::default()).expect("a reconciler");
+    let mut reconciler = world.opened_from(&source, Options::default);
     let error = reconciler.pass(&AtomicBool::new(false)).expect_err("no branch");
     assert!(error.to_string().contains("production"), "{error}");
 }

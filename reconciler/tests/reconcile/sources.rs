@@ -1,13 +1,11 @@
 //! What of a source is followed, and from which of several remotes.
 
 use std::fs;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use strata::pass::{Options, PassError, PassReport, PassResult, Reconciler};
 use strata::source::{Remote, Selector, Source, Testing};
 use strata::state::{ReconcileState, RefusalReason};
-use strata_store::Store;
 
 use crate::support::World;
 
@@ -16,8 +14,7 @@ fn reconciler(world: &World, remotes: &[&str], selector: &Selector) -> Reconcile
     let remote =
         |name: &&str| Remote::parse(world.path(name).to_str().expect("UTF-8")).expect("a remote");
     let source = Source::new(remotes.iter().map(remote).collect(), selector.clone());
-    let store = Arc::new(Store::open(world.store.root()).expect("a store"));
-    Reconciler::open(store, source.expect("a source"), Options::default()).expect("a reconciler")
+    world.opened_from(&source.expect("a source"), Options::default)
 }
 
 fn pass(world: &World, remotes: &[&str], selector: &Selector) -> Result<PassReport, PassError> {
@@ -167,10 +164,8 @@ fn chosen_definitions_follow_a_testing_branch() {
     let testing = Testing::new("next", vec!["templates/web".to_owned()]).expect("a branch");
     let source = Source::new(vec![remote], branch).expect("a source").with_testing(testing);
     let go = || {
-        let store = Arc::new(Store::open(world.store.root()).expect("a store"));
-        let reconciler = Reconciler::open(store, source.clone(), Options::default());
-        let report = reconciler.expect("a reconciler").pass(&AtomicBool::new(false));
-        let report = report.expect("a pass");
+        let mut reconciler = world.opened_from(&source, Options::default);
+        let report = reconciler.pass(&AtomicBool::new(false)).expect("a pass");
         assert_ne!(report.result, PassResult::Refused, "{:?}", report.message);
         report.testing.expect("followed")
     };

@@ -231,22 +231,39 @@ impl World {
         Source::parse(self.path("fleet.git").to_str().expect("UTF-8"), "main").expect("a source")
     }
 
-    /// A reconciler. A child that another test is just starting may hold this
-    /// store's lock for the moment between fork and exec.
+    /// A reconciler.
     pub fn reconciler(&self) -> Reconciler {
         self.opened(Options::default)
     }
 
     /// As [`World::reconciler`], with options.
     pub fn opened(&self, options: impl Fn() -> Options) -> Reconciler {
-        let mut opened = None;
-        wait_until("the lock is free", Duration::from_secs(10), || {
-            opened = self.reconciler_with(options()).ok();
-            opened.is_some()
-        });
-        opened.expect("just opened")
+        self.opened_from(&self.source(), options)
     }
 
+    /// As [`World::opened`], of another source.
+    pub fn opened_from(&self, source: &Source, options: impl Fn() -> Options) -> Reconciler {
+        self.try_opened(source, options).expect("a reconciler")
+    }
+
+    /// As [`World::opened_from`], or why there is none. A child that another test is just
+    /// starting may hold this store's lock for the moment between fork and exec: that is
+    /// waited for.
+    pub fn try_opened(
+        &self,
+        source: &Source,
+        options: impl Fn() -> Options,
+    ) -> Result<Reconciler, PassError> {
+        let mut opened = None;
+        wait_until("the lock is free", Duration::from_secs(10), || {
+            let store = Arc::new(Store::open(self.store.root()).expect("a store"));
+            opened = Some(Reconciler::open(store, source.clone(), options()));
+            !matches!(opened, Some(Err(PassError::Locked { .. })))
+        });
+        opened.expect("just tried")
+    }
+
+    /// As it is opened without a wait.
     pub fn reconciler_with(&self, options: Options) -> Result<Reconciler, PassError> {
         let store = Arc::new(Store::open(self.store.root()).expect("a store"));
         Reconciler::open(store, self.source(), options)

@@ -2,14 +2,12 @@
 //! where they are.
 
 use std::fs;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use strata::pass::{Options, PassReport, PassResult, Reconciler};
+use strata::pass::{Options, PassReport, PassResult};
 use strata::secret::SecretReference;
 use strata::source::{Credentials, Remote, Selector, Source, Token};
-use strata_store::Store;
 
 use crate::servers::{Answers, HttpsServer, SshServer, ssh_key};
 use crate::support::World;
@@ -29,10 +27,8 @@ fn pass_within(
 ) -> Result<PassReport, String> {
     let remote = Remote::with_credentials(url, credentials.clone()).expect("a remote");
     let source = Source::new(vec![remote], Selector::branch("main").expect("a branch"));
-    let store = Arc::new(Store::open(world.store.root()).expect("a store"));
-    let options = Options { fetch_deadline, ..Options::default() };
-    let mut reconciler =
-        Reconciler::open(store, source.expect("a source"), options).expect("a reconciler");
+    let options = || Options { fetch_deadline, ..Options::default() };
+    let mut reconciler = world.opened_from(&source.expect("a source"), options);
     reconciler.pass(&AtomicBool::new(false)).map_err(|error| error.to_string())
 }
 

@@ -8,7 +8,7 @@ use std::process::Command;
 use std::sync::atomic::AtomicBool;
 
 use git2::Oid;
-use strata::pass::{Options, PassError, PassReport, PassResult, Reconciler};
+use strata::pass::{Options, PassError, PassReport, PassResult};
 use strata::source::{Remote, Selector, Source};
 use strata::state::RefusalReason;
 use strata::trust::{SignerLists, Trust};
@@ -280,11 +280,9 @@ fn a_tag_that_is_followed_is_signed_itself() {
     };
     let pass = |source: Source| {
         let anchor = Some(Oid::from_str(&first).expect("an id"));
-        let trust = Some(Trust { lists: lists.clone(), anchor });
-        let options = Options { trust, ..Options::default() };
-        let store =
-            std::sync::Arc::new(strata_store::Store::open(world.store.root()).expect("open"));
-        let mut reconciler = Reconciler::open(store, source, options).expect("a reconciler");
+        let trust = Trust { lists: lists.clone(), anchor };
+        let options = || Options { trust: Some(trust.clone()), ..Options::default() };
+        let mut reconciler = world.opened_from(&source, options);
         reconciler.pass(&AtomicBool::new(false)).expect("a pass")
     };
     let range = || source(Selector::range("^1").expect("a range"));

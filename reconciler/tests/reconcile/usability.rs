@@ -228,3 +228,69 @@ fn what_strangers_write_does_nothing_to_a_terminal() {
     let status = out(&strata(&world, &["status"]));
     assert!(status.contains("\\u{1b}[2J") && status.contains("ALL GOOD"), "it is shown: {status}");
 }
+
+#[test]
+fn flags_that_choose_nothing_are_refused() {
+    let world = World::new();
+    world.write("appliances.toml", DECLARED);
+    world.write("strata.toml", crate::rollouts::GATED);
+    world.push("a VA");
+    world.once();
+    for (arguments, words) in [
+        (&["get", "layers", "--template", "web"][..], "layers belong to no template"),
+        (&["get", "repositories", "--template", "web"], "repositories belong to no template"),
+        (&["get", "generations", "--ring", "everyone"], "generations belong to no ring"),
+        (&["va", "pin", "web-1", "--reason", "x", "--generation", ""], "at least 4"),
+        (&["va", "pin", "web-1", "--reason", "x", "--generation", "zzzz"], "at least 4"),
+        (&["va", "pin", "web-1", "--reason", "x", "--expires", "0s"], "holds nothing"),
+        (&["update", ".", "--branch", "a b"], "is no name of a branch"),
+    ] {
+        let arguments: Vec<_> = arguments
+            .iter()
+            .map(|argument| match *argument {
+                "." => world.path("work").to_str().expect("UTF-8").to_owned(),
+                other => other.to_owned(),
+            })
+            .collect();
+        let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
+        let refused = strata(&world, &arguments);
+        assert_eq!(refused.status.code(), Some(2), "{arguments:?}: {refused:?}");
+        assert!(said(&refused).contains(words), "{arguments:?}: {refused:?}");
+    }
+    assert_eq!(out(&strata(&world, &["get", "pins"])), "none\n");
+    // Two documented rules, of which nobody expects the sum.
+    let pinned = strata(&world, &["va", "pin", "web-1", "--reason", "a look"]);
+    assert!(said(&pinned).contains("no other VA of web follows everyone"), "{pinned:?}");
+    world.claim("web", "everyone", 7..8);
+    let again = strata(&world, &["va", "pin", "web-1", "--reason", "another look"]);
+    assert_eq!((again.status.code(), said(&again).as_str()), (Some(0), ""), "{again:?}");
+    let of_web = out(&strata(&world, &["get", "pins", "--template", "web"]));
+    assert!(of_web.contains("another look"), "{of_web}");
+    assert_eq!(out(&strata(&world, &["get", "pins", "--template", "sql"])), "none\n");
+}
+
+/// What an operator reads first of a commit that is not taken.
+#[test]
+fn a_refusal_says_in_lines_what_to_do() {
+    let world = World::new();
+    world.once();
+    world.write("templates/web.ldf", "main/app 9\nmain/base 1\n");
+    world.push("a version that is not there");
+    world.once();
+    let invalid = out(&strata(&world, &["status"]));
+    assert!(invalid.contains("\n           hint: ") && !invalid.contains("\\n"), "{invalid}");
+    world.git(&["commit", "-q", "--amend", "-m", "rewritten"]);
+    world.git(&["reset", "-q", "--hard", "HEAD~1"]);
+    world.git(&["commit", "-q", "--amend", "--allow-empty", "-m", "rewritten"]);
+    world.git(&["push", "-qf", "origin", "HEAD:main"]);
+    let source = world.path("fleet.git");
+    let source = source.to_str().expect("UTF-8");
+    let refused = strata(&world, &["reconcile", "--source", source, "--branch", "main", "--once"]);
+    assert_eq!(refused.status.code(), Some(1), "{refused:?}");
+    for text in [out(&refused), out(&strata(&world, &["status"]))] {
+        assert!(
+            text.contains("hint: reset the branch") && text.contains("--allow-rewrite"),
+            "{text}"
+        );
+    }
+}

@@ -118,6 +118,35 @@ fn every_kind_of_event_has_a_schema() {
     assert_eq!(known, kinds);
 }
 
+/// The readers that came later take what the others do.
+#[test]
+fn rollouts_and_explanations_have_all_forms() {
+    use std::io::{BufRead, BufReader};
+    let world = eventful();
+    for arguments in [&["rollout", "status"][..], &["va", "explain", "web-1"]] {
+        assert_eq!(json(&world, arguments)["version"], 1);
+        let (_, yaml) = strata(&world, &[arguments, &["-o", "yaml"]].concat());
+        let read = yaml_rust2::YamlLoader::load_from_str(&yaml).expect("YAML");
+        assert_eq!(read[0]["version"].as_i64(), Some(1), "{yaml}");
+        let (_, narrow) = strata(&world, arguments);
+        let (_, wide) = strata(&world, &[arguments, &["-o", "wide"]].concat());
+        assert!(wide.len() > narrow.len(), "{narrow}\n{wide}");
+        let mut watching = Command::new(env!("CARGO_BIN_EXE_strata"))
+            .args([arguments, &["--watch", "-o", "json"]].concat())
+            .env("STRATA_STORE", world.store.root())
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .expect("starts");
+        let mut line = String::new();
+        let read = BufReader::new(watching.stdout.take().expect("piped")).read_line(&mut line);
+        let _ended = watching.kill();
+        let _reaped = watching.wait();
+        read.expect("readable");
+        let value: Value = serde_json::from_str(&line).expect("one document a line");
+        assert_eq!(value["version"], 1);
+    }
+}
+
 #[test]
 fn tables_and_exit_codes() {
     let world = eventful();

@@ -81,6 +81,26 @@ fn labels_and_sizes_choose_the_rings_of_declared_vas() {
 }
 
 #[test]
+fn numbers_of_vas_are_written_with_quotes_or_without() {
+    let ring = |more: &str| {
+        let ring = format!("[[rollout.ring]]\nname = \"a\"\n{more}\n");
+        let text = format!("[[repository]]\nname = \"main\"\n{ring}");
+        let (configuration, faults) = Configuration::read(text.as_bytes());
+        let ring = configuration.rollout.rings[0].clone();
+        (ring.selector.size, ring.gate.and_then(|gate| gate.unhealthy), faults.len())
+    };
+    let five = Some(Share::Number(5));
+    assert_eq!(
+        ring("success = \"50%\"\nsize = 5\nunhealthy = 0"),
+        (five, Some(Share::Number(0)), 0)
+    );
+    assert_eq!(ring("size = \"5\""), (five, None, 0));
+    for wrong in ["size = -1", "size = 1.5", "size = 0x10", "size = true", "size = 99999999999"] {
+        assert_eq!(ring(wrong), (None, None, 1), "{wrong}");
+    }
+}
+
+#[test]
 fn what_would_wait_for_ever_is_a_warning() {
     for (keys, warned) in [("100 1", true), ("100 0", false), ("90 10%", false), ("90 11%", true)] {
         let (success, bad) = keys.split_once(' ').expect("two");
