@@ -74,3 +74,27 @@ fn a_ring_that_its_keys_keep_from_passing_and_failing_is_told() {
     let text = told.expect("told").event.to_string();
     assert!(text.contains("(no space left)") && text.contains(&mac(1).to_string()), "{text}");
 }
+
+/// A report that cannot be read is no silence.
+#[test]
+fn who_reports_what_cannot_be_read_is_said_to() {
+    let world = gated("");
+    let ring = "[[rollout.ring]]\nname = \"canary\"\ndeadline = \"1s\"\n";
+    let more = "\n[[rollout.ring]]\nname = \"everyone\"\n";
+    world.write("strata.toml", &format!("[[repository]]\nname = \"main\"\n\n{ring}{more}"));
+    world.push("soon");
+    world.once();
+    bump(&world, 2);
+    let mut reconciler = world.reconciler();
+    reconciler.pass(&AtomicBool::new(false)).expect("a pass");
+    let damaged = world.store.reports().join(mac(1).to_string());
+    wait_until("it halts", Duration::from_secs(20), || {
+        obey(&world);
+        std::fs::write(&damaged, "no JSON").expect("written");
+        step(&mut reconciler);
+        phase(&world) == "halted"
+    });
+    let file = RolloutFile::read(&world.store).expect("readable");
+    let halt = file.compositions[&name("web")].halted.clone().expect("halted");
+    assert!(halt.reason.contains("no word by the deadline: "), "{}", halt.reason);
+}

@@ -79,9 +79,12 @@ impl Remembered {
     fn take(&mut self, at_ms: u64, event: &Event) {
         match event {
             Event::RolloutStarted { generation, commit, .. } => {
-                let (paused, good) = (self.paused.take(), self.good);
+                // What is only judged anew has been moved already.
+                let again = self.is_target(generation);
+                let moved = std::mem::take(&mut self.moved).into_iter().filter(|_| again);
+                let (paused, good, moved) = (self.paused.take(), self.good, moved.collect());
                 let target = Some((*generation, commit.clone(), at_ms));
-                *self = Remembered { target, paused, good, ..Remembered::default() };
+                *self = Remembered { target, paused, good, moved, ..Remembered::default() };
             }
             Event::RolloutDone { generation, commit, .. } => {
                 let target = Some((*generation, commit.clone(), at_ms));
@@ -333,6 +336,24 @@ mod tests {
         other.lose("three");
         other.step("three");
         assert_eq!(other.world.links(), "three one");
+    }
+
+    #[test]
+    fn what_is_judged_anew_is_known_to_be_where_it_is() {
+        let mut told = Told::new();
+        told.world.policy.on_failure = OnFailure::Halt;
+        told.world.checks = "with a typo";
+        told.step("two");
+        told.world.tell("canary", health("two", [0, 1, 0, 0, 0]));
+        told.step("two");
+        told.lose("two");
+        assert!(told.step("two").is_empty(), "by which checks it halted is not known any more");
+        told.world.checks = "mended";
+        assert!(matches!(told.step("two")[..], [Event::RolloutStarted { .. }]));
+        told.order(Order::Promote { all: false, override_window: false });
+        told.lose("two");
+        told.step("two");
+        assert_eq!(told.world.links(), "two two");
     }
 
     #[test]
