@@ -84,7 +84,7 @@ impl PassError {
                 Some("the store is mounted read-only here; a reconciler must be able to write it")
             }
             PassError::Mirror(MirrorError::Missing { .. }) => Some(
-                "see what it has: git ls-remote SOURCE; the selector is an option, or stands in the settings' [source]",
+                "see what it has: git ls-remote SOURCE; what is followed stands under [source] in the settings",
             ),
             PassError::Mirror(MirrorError::Fetch { .. } | MirrorError::All(_)) => {
                 Some("try by hand: git ls-remote SOURCE; what was applied before stays as it is")
