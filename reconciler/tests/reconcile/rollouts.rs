@@ -138,6 +138,8 @@ fn a_ring_that_fails_goes_back_and_the_commit_is_quarantined() {
     drop(reconciler);
     world.once();
     assert_eq!((world.ring("web", "canary"), phase(&world).as_str()), (first, "quarantined"));
+    let told = crate::views::holds(&world, "rollout-status-1", &["rollout", "status", "web"]);
+    assert_eq!(told["rollouts"][0]["phase"], "quarantined");
     let sql = world.ring("sql", "canary");
     assert_ne!(sql, world.ring("web", "canary"), "sql is rolled out all the same");
     // The fix is taken.

@@ -34,6 +34,8 @@ fn a_commit_that_mends_the_health_check_lets_go_on_what_it_halted() {
     let file = RolloutFile::read(&world.store).expect("readable");
     let halt = file.compositions[&name("web")].halted.clone().expect("halted");
     assert_eq!(halt.commit, typo);
+    let told = crate::views::holds(&world, "rollout-status-1", &["rollout", "status", "web"]);
+    assert_eq!(told["rollouts"][0]["halted"]["commit"], typo.as_str());
     // Nor does a restart let it go on.
     drop(reconciler);
     let mut reconciler = world.reconciler();
@@ -70,6 +72,8 @@ fn a_ring_that_its_keys_keep_from_passing_and_failing_is_told() {
         told.iter().any(|record| matches!(record.event, Event::RingStuck { .. }))
     });
     assert_eq!(phase(&world), "rolling");
+    let shown = crate::views::holds(&world, "rollout-status-1", &["rollout", "status", "web"]);
+    assert_eq!(shown["rollouts"][0]["waiting"]["first"][0], mac(1).to_string());
     let told = told.iter().find(|record| matches!(record.event, Event::RingStuck { .. }));
     let text = told.expect("told").event.to_string();
     assert!(text.contains("(no space left)") && text.contains(&mac(1).to_string()), "{text}");
