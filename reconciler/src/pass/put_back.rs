@@ -110,31 +110,19 @@ impl Keeper {
         enforce: bool,
         report: &mut PassReport,
     ) -> Result<(), PassError> {
-        let stamp = match self.store.generation_stamp(&id) {
-            Ok(stamp) => stamp,
-            Err(error) => {
-                tracing::warn!(generation = %id, %error, "a generation cannot be looked at");
-                return Ok(());
-            }
-        };
-        if self.hand_made.seen.get(&id).is_some_and(|(known, _)| known.as_ref() == Some(&stamp)) {
-            return Ok(());
-        }
-        let found = match self.store.generation(&id) {
+        let Some((stamp, found)) = self.changed(&id) else { return Ok(()) };
+        let found = match found {
+            Err(found) => found,
             Ok(whole) => {
                 // The commit has its own already.
-                let whole =
-                    Some(whole).filter(|_| !accepted.materials.generations.contains_key(&id));
+                let is_wanted = accepted.materials.generations.contains_key(&id);
+                let whole = Some(whole).filter(|_| !is_wanted);
                 self.hand_made.seen.insert(id, (Some(stamp), whole));
                 return Ok(());
             }
-            Err(error) if is_tampering(&error) => error,
-            Err(error) => {
-                tracing::warn!(generation = %id, %error, "a generation cannot be read");
-                return Ok(());
-            }
         };
-        let known = self.hand_made.seen.remove(&id).and_then(|(_, whole)| whole);
+        // It stays known until the end: what fails on the way is done by the next pass.
+        let known = self.hand_made.seen.get(&id).and_then(|(_, whole)| whole.clone());
         let taken = &accepted.taken;
         let (whole, origin) = match (accepted.materials.generations.get(&id), known) {
             (Some(whole), _) => (Some(whole.clone()), taken.commit.clone()),
@@ -162,6 +150,28 @@ impl Keeper {
         };
         self.hand_made.seen.insert(id, (stamp, whole));
         Ok(())
+    }
+
+    /// A generation whose files are not like they were at the last look: what they are like,
+    /// and what they say or why that is not what was sealed. Nothing where it cannot be read now.
+    fn changed(
+        &self,
+        id: &GenerationId,
+    ) -> Option<(GenerationStamp, Result<Generation, StoreError>)> {
+        let unreadable = |error: &StoreError| {
+            tracing::warn!(generation = %id, %error, "a generation cannot be looked at");
+        };
+        let stamp = self.store.generation_stamp(id).inspect_err(unreadable).ok()?;
+        if self.hand_made.seen.get(id).is_some_and(|(known, _)| known.as_ref() == Some(&stamp)) {
+            return None;
+        }
+        match self.store.generation(id) {
+            Err(error) if !is_tampering(&error) => {
+                unreadable(&error);
+                None
+            }
+            found => Some((stamp, found)),
+        }
     }
 
     /// Tells what was found, then puts it right. What cannot be put right is told once so,
