@@ -2,8 +2,9 @@
 //! while its layers change, what is suspended takes the change when it is resumed
 //! (§4.4), and nothing is left when it has stopped.
 
+use std::collections::BTreeSet;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -280,5 +281,119 @@ fn a_compromised_va_is_found_reset_and_salvaged() {
     assert!(fs::write(rescue.join("etc/work"), "x").is_err(), "read-only");
     finish(Command::new("umount").arg(&rescue)).ok();
     va(&workspace, &["stop", "web"]).ok();
+    workspace.finish();
+}
+
+/// What a provisioned VA has for itself: its name, its address, and where it writes.
+fn identities(workspace: &Workspace, provisioned: &str) -> BTreeSet<(String, String, PathBuf)> {
+    let printed: Vec<serde_json::Value> = serde_json::from_str(provisioned).expect("JSON");
+    let identity = |va: &serde_json::Value| {
+        let text = |value: &serde_json::Value| value.as_str().expect("a text").to_owned();
+        let (name, mac) = (text(&va["name"]), text(&va["mac"]));
+        let directory = workspace.store().join("machines").join(&name);
+        let record = fs::read(directory.join("va.json")).expect("a record");
+        let record: serde_json::Value = serde_json::from_slice(&record).expect("JSON");
+        assert_eq!((text(&record["name"]), text(&record["mac"])), (name.clone(), mac.clone()));
+        assert!(workspace.store().join("va").join(&mac).is_symlink(), "{mac}");
+        (name, mac, directory.join(text(&record["private"])))
+    };
+    let identities: BTreeSet<_> = printed.iter().map(identity).collect();
+    assert_eq!(identities.len(), printed.len(), "no VA is printed twice");
+    identities
+}
+
+/// No two VAs have a name, an address or a place to write in common.
+fn assert_distinct(identities: &[(String, String, PathBuf)]) {
+    let names: BTreeSet<_> = identities.iter().map(|(name, _, _)| name).collect();
+    let macs: BTreeSet<_> = identities.iter().map(|(_, mac, _)| mac).collect();
+    let disks: BTreeSet<_> = identities.iter().map(|(_, _, disk)| disk).collect();
+    assert_eq!([names.len(), macs.len(), disks.len()], [identities.len(); 3]);
+}
+
+fn listed(workspace: &Workspace) -> Vec<serde_json::Value> {
+    let text = va(workspace, &["list", "--output", "json"]).ok();
+    serde_json::from_str(&text).expect("JSON")
+}
+
+fn nothing_is_left(workspace: &Workspace) {
+    for directory in ["machines", "va"] {
+        let left = fs::read_dir(workspace.store().join(directory)).expect("listed");
+        assert_eq!(left.count(), 0, "{directory}");
+    }
+    assert_eq!(listed(workspace).len(), 0);
+}
+
+/// §6.1: a VA is a name, an address and a link, so a thousand are one command.
+#[test]
+fn a_thousand_vas_are_provisioned_listed_and_destroyed_by_a_command_each() {
+    let workspace = Workspace::new("thousand");
+    workspace.init_store();
+    workspace.build_layer("main", "tiny", "1", &[("etc/version", "1")], &[]);
+    roll_out(&workspace, "1");
+    let many = ["provision", "--template", "web", "--count", "1000", "--output", "json"];
+    let made = identities(&workspace, &va(&workspace, &many).ok());
+    assert_eq!(made.len(), 1000);
+    assert_distinct(&made.iter().cloned().collect::<Vec<_>>());
+    let listed = listed(&workspace);
+    assert_eq!(listed.len(), 1000);
+    for row in &listed {
+        assert_eq!((&row["state"], &row["template"]), (&"stopped".into(), &"web".into()), "{row}");
+    }
+    let names: Vec<&str> = made.iter().map(|(name, _, _)| name.as_str()).collect();
+    let destroyed = va(&workspace, &[&["destroy", "--yes"][..], names.as_slice()].concat()).ok();
+    assert_eq!(destroyed.lines().count(), 1000);
+    nothing_is_left(&workspace);
+    workspace.finish();
+}
+
+#[test]
+fn provision_commands_at_once_never_collide() {
+    let workspace = Workspace::new("at-once");
+    workspace.init_store();
+    workspace.build_layer("main", "tiny", "1", &[("etc/version", "1")], &[]);
+    roll_out(&workspace, "1");
+    let at_once = |commands: &[&[&str]]| -> Vec<Finished> {
+        let workspace = &workspace;
+        std::thread::scope(|scope| {
+            let start = |arguments: &&[&str]| {
+                let arguments: Vec<String> = arguments.iter().map(ToString::to_string).collect();
+                scope.spawn(move || finish(workspace.strata().arg("va").args(arguments)))
+            };
+            let running: Vec<_> = commands.iter().map(start).collect();
+            running.into_iter().map(|one| one.join().expect("no panic")).collect()
+        })
+    };
+    // The same names are wanted by all, on two kinds of machine.
+    let many: &[&str] = &["provision", "--template", "web", "--count", "100", "--output", "json"];
+    let virtual_machines = [many, &["--driver", "qemu"][..]].concat();
+    let mut all = Vec::new();
+    for finished in at_once(&[many, &virtual_machines, many, &virtual_machines]) {
+        let made = identities(&workspace, &finished.ok());
+        assert_eq!(made.len(), 100);
+        all.extend(made);
+    }
+    assert_distinct(&all);
+    assert_eq!(listed(&workspace).len(), 400);
+    // One name, and one address, for several: one command wins, the others say why not.
+    let named: &[&str] = &["provision", "--template", "web", "one"];
+    let results = at_once(&[named; 4]);
+    let refused: Vec<_> = results.iter().filter(|finished| finished.code != 0).collect();
+    assert_eq!(refused.len(), 3, "{results:?}");
+    assert!(refused.iter().all(|finished| finished.stderr.contains("there is a VA one already")));
+    let addressed = |name| ["provision", "--template", "web", "--mac", "52:54:00:00:00:07", name];
+    let commands = [addressed("a"), addressed("b"), addressed("c"), addressed("d")];
+    let commands: Vec<&[&str]> = commands.iter().map(|command| command.as_slice()).collect();
+    let results = at_once(&commands);
+    let refused: Vec<_> = results.iter().filter(|finished| finished.code != 0).collect();
+    assert_eq!(refused.len(), 3, "{results:?}");
+    assert!(refused.iter().all(|finished| finished.stderr.contains("belongs to")), "{refused:?}");
+    let names: Vec<String> = listed(&workspace)
+        .iter()
+        .map(|row| row["name"].as_str().expect("a name").to_owned())
+        .collect();
+    assert_eq!(names.len(), 402);
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    va(&workspace, &[&["destroy", "--yes"][..], names.as_slice()].concat()).ok();
+    nothing_is_left(&workspace);
     workspace.finish();
 }
