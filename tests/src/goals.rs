@@ -1,7 +1,7 @@
 //! Measured values against goals: progress on standard error, a table on
 //! standard output, JSON as a list of `{goal, value, limit, unit, holds}`.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context as _, Result};
@@ -48,6 +48,11 @@ impl Goals {
         );
     }
 
+    /// The goals so far, as JSON has them.
+    pub fn goals(&self) -> &[Value] {
+        &self.goals
+    }
+
     /// Prints everything. Returns whether all goals hold, and there are any.
     ///
     /// # Errors
@@ -65,12 +70,28 @@ impl Goals {
                 goal["unit"].as_str().unwrap_or_default()
             );
         }
+        println!("\n{}, measured in {:.0} s", machine(), self.started.elapsed().as_secs_f64());
         if let Some(path) = json {
             let text = serde_json::to_string_pretty(&self.goals)? + "\n";
             std::fs::write(path, text).with_context(|| path.display().to_string())?;
         }
         Ok(!self.goals.is_empty() && self.goals.iter().all(|goal| goal["holds"] == true))
     }
+}
+
+/// Where benches work: on a disk, not in memory.
+pub fn scratch() -> PathBuf {
+    std::env::var_os("TMPDIR").map_or_else(|| "/var/tmp".into(), PathBuf::from)
+}
+
+/// What it is measured on, and how busy that is.
+pub fn machine() -> String {
+    let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let load = load.split(' ').take(3).collect::<Vec<_>>().join(" ");
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    let kernel = rustix::system::uname();
+    let kernel = kernel.release().to_string_lossy();
+    format!("Linux {kernel}, {processors} processors, load {load}")
 }
 
 /// The middle value; of an even number the lower of the two.

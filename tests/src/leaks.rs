@@ -6,6 +6,9 @@ use std::fs;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
+use rustix::mount::{UnmountFlags, unmount};
+use rustix::process::{Pid, Signal, kill_process};
+
 /// Mount points at or below `root`, in the order they were mounted.
 ///
 /// # Panics
@@ -63,22 +66,30 @@ pub fn processes(root: &Path) -> Vec<(u32, String)> {
     found
 }
 
+/// Where the cgroup v2 hierarchy is mounted; `None` where it is not.
+///
+/// # Panics
+/// `/proc` cannot be read.
+pub fn cgroup_hierarchy() -> Option<PathBuf> {
+    let table = fs::read_to_string("/proc/self/mounts").expect("/proc is mounted");
+    let fields = table.lines().map(|line| line.split(' ').collect::<Vec<_>>());
+    fields.filter(|fields| fields.get(2) == Some(&"cgroup2")).map(|f| PathBuf::from(f[1])).next()
+}
+
 /// Control groups of the VAs of the store at `store`, innermost first. They lie
 /// below `strata/<device>-<inode of machines/>` of the cgroup v2 hierarchy.
 ///
 /// # Panics
 /// `/proc` cannot be read.
 pub fn control_groups(store: &Path) -> Vec<PathBuf> {
-    let table = fs::read_to_string("/proc/self/mounts").expect("/proc is mounted");
-    let fields = table.lines().map(|line| line.split(' ').collect::<Vec<_>>());
-    let hierarchy = fields.filter(|fields| fields.get(2) == Some(&"cgroup2")).map(|f| f[1]).next();
-    let (Some(hierarchy), Ok(stat)) = (hierarchy, rustix::fs::stat(store.join("machines"))) else {
+    let stat = rustix::fs::stat(store.join("machines"));
+    let (Some(hierarchy), Ok(stat)) = (cgroup_hierarchy(), stat) else {
         return Vec::new();
     };
     let (major, minor) = (rustix::fs::major(stat.st_dev), rustix::fs::minor(stat.st_dev));
     let key = format!("{major}-{minor}-{}", stat.st_ino);
     let mut groups = Vec::new();
-    let mut pending = vec![Path::new(hierarchy).join("strata").join(key)];
+    let mut pending = vec![hierarchy.join("strata").join(key)];
     while let Some(group) = pending.pop() {
         for entry in fs::read_dir(&group).into_iter().flatten().flatten() {
             if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
@@ -107,6 +118,38 @@ pub fn everything(root: &Path) -> Vec<String> {
     let groups = control_groups(&root.join("store")).into_iter().filter(|group| populated(group));
     let groups = groups.map(|group| format!("processes in {}", group.display()));
     mounts.chain(processes).chain(groups).collect()
+}
+
+/// Ends every process and unmounts everything of a directory and of the VAs of the store
+/// at `store`. A failure here can only be told: another panic would hide the first.
+///
+/// # Panics
+/// `/proc` cannot be read.
+pub fn clear(root: &Path, store: &Path) {
+    for (pid, command) in processes(root) {
+        let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+        if let Some(Err(error)) = pid.map(|pid| kill_process(pid, Signal::KILL)) {
+            eprintln!("{command}: {error}");
+        }
+    }
+    for group in control_groups(store) {
+        if populated(&group)
+            && let Err(error) = fs::write(group.join("cgroup.kill"), "1")
+        {
+            eprintln!("{}: {error}", group.display());
+        }
+    }
+    for point in mounts(root).into_iter().rev() {
+        if let Err(error) = unmount(&point, UnmountFlags::DETACH) {
+            eprintln!("{}: {error}", point.display());
+        }
+    }
+    for group in control_groups(store) {
+        // The killed processes leave their group when they are reaped.
+        if let Err(error) = fs::remove_dir(&group) {
+            eprintln!("{}: {error}", group.display());
+        }
+    }
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! What the end-to-end tests in `tests/tests/` stand on.
+//! What the end-to-end tests in `tests/tests/` and the benches in `tests/src/bin/` stand on.
 //!
 //! ```no_run
 //! # use strata_tests::{wait_until, Workspace};
@@ -19,15 +19,22 @@
 //! The programs under test are those of this build, and a test fails when they
 //! are not there: `cargo build --workspace --all-targets` builds them.
 
+pub mod archive;
+pub mod commands;
+pub mod disk;
 pub mod git;
 pub mod goals;
 pub mod leaks;
+pub mod packages;
 mod process;
 pub mod random;
+pub mod reconciler;
+pub mod resolution;
 pub mod rpm;
 pub mod source_tree;
 pub mod versions;
 mod wait;
+pub mod workloads;
 mod workspace;
 
 pub use process::{Finished, finish, program};

@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use rustix::mount::{UnmountFlags, unmount};
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use tempfile::TempDir;
 
@@ -176,30 +175,7 @@ impl Workspace {
                 eprintln!("{name}: {error} ({killed:?})");
             }
         }
-        for (pid, command) in leaks::processes(self.directory.path()) {
-            let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
-            if let Some(Err(error)) = pid.map(|pid| kill_process(pid, Signal::KILL)) {
-                eprintln!("{command}: {error}");
-            }
-        }
-        for group in leaks::control_groups(&self.store()) {
-            if leaks::populated(&group)
-                && let Err(error) = fs::write(group.join("cgroup.kill"), "1")
-            {
-                eprintln!("{}: {error}", group.display());
-            }
-        }
-        for point in leaks::mounts(self.directory.path()).into_iter().rev() {
-            if let Err(error) = unmount(&point, UnmountFlags::DETACH) {
-                eprintln!("{}: {error}", point.display());
-            }
-        }
-        for group in leaks::control_groups(&self.store()) {
-            // The killed processes leave their group when they are reaped.
-            if let Err(error) = fs::remove_dir(&group) {
-                eprintln!("{}: {error}", group.display());
-            }
-        }
+        leaks::clear(self.directory.path(), &self.store());
     }
 }
 

@@ -7,10 +7,11 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
 use strata_tests::goals::{Goals, Limit, median};
+use strata_tests::resolution;
 
 use crate::apt::Apt;
 use crate::compare::{Reason, differences};
-use crate::{conversion, ours};
+use crate::conversion;
 
 /// The paper's five appliances (§6), as the distribution calls them.
 const SERVERS: [&str; 4] = ["apache2", "mariadb-server", "samba", "openssh-server"];
@@ -47,12 +48,12 @@ impl Bench<'_> {
         let mut units = 0;
         for (limit, names) in [(5.0, &SERVERS[..]), (20.0, &[DESKTOP][..])] {
             for name in names {
-                let desired = ours::desired(&[name])?;
+                let desired = resolution::desired(&[name])?;
                 let mut times = Vec::new();
                 let mut size = 0;
                 for _ in 0..self.rounds() {
-                    let (universe, load) = ours::load(&self.database)?;
-                    let (found, took) = ours::resolved(&universe, &desired)?;
+                    let (universe, load) = resolution::load(&self.database)?;
+                    let (found, took) = resolution::resolved(&universe, &desired)?;
                     size = found.map_err(anyhow::Error::msg).context(*name)?.len();
                     units = universe.len();
                     loads.push(load * 1000.0);
@@ -71,8 +72,8 @@ impl Bench<'_> {
     fn command(&self, goals: &mut Goals) -> Result<()> {
         let fresh = Apt::new(self.work, false)?;
         let cached = Apt::new(self.work, true)?;
-        let (universe, _) = ours::load(&self.database)?;
-        let essential = ours::essential(&universe)?;
+        let (universe, _) = resolution::load(&self.database)?;
+        let essential = resolution::essential(&universe)?;
         let mut peak: f64 = 0.0;
         for name in SERVERS.into_iter().chain([DESKTOP]) {
             goals.progress(&format!("strata resolve and apt-get -s: {name}"));
@@ -99,8 +100,8 @@ impl Bench<'_> {
     fn template(&self, name: &str) -> Result<PathBuf> {
         let directory = self.work.join("fleet");
         std::fs::create_dir_all(directory.join("templates"))?;
-        std::fs::write(directory.join("strata.toml"), ours::configuration())?;
-        std::fs::write(directory.join("templates/goal.ldf"), ours::template(&[name]))?;
+        std::fs::write(directory.join("strata.toml"), resolution::configuration())?;
+        std::fs::write(directory.join("templates/goal.ldf"), resolution::template(&[name]))?;
         Ok(directory)
     }
 
@@ -129,15 +130,15 @@ impl Bench<'_> {
     /// The same sets as apt for the five appliances, or each difference explained.
     fn sets(&self, goals: &mut Goals) -> Result<()> {
         let apt = Apt::new(self.work, true)?;
-        let (universe, _) = ours::load(&self.database)?;
-        let essential = ours::essential(&universe)?;
+        let (universe, _) = resolution::load(&self.database)?;
+        let essential = resolution::essential(&universe)?;
         let mut unexplained = 0;
         for name in SERVERS.into_iter().chain([DESKTOP]) {
             goals.progress(&format!("the sets: {name}"));
             let packages: Vec<&str> = essential.iter().map(String::as_str).chain([name]).collect();
             let installed = apt.simulate(&packages)?.installed;
-            let apts = ours::units_of(&universe, &installed.context("apt has no solution")?)?;
-            let (ours, _) = ours::resolved(&universe, &ours::desired(&[name])?)?;
+            let apts = resolution::units_of(&universe, &installed.context("apt has no solution")?)?;
+            let (ours, _) = resolution::resolved(&universe, &resolution::desired(&[name])?)?;
             let ours = ours.map_err(anyhow::Error::msg)?;
             let found = differences(&universe, &ours, &apts);
             for difference in &found {

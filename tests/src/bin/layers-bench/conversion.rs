@@ -11,9 +11,9 @@ use strata_core::metadata::Metadata;
 use strata_core::shared_paths::{may_obscure, shared_paths, stacking_order};
 use strata_store::Store;
 use strata_tests::goals::{Goals, Limit, median};
+use strata_tests::{packages, resolution};
 
 use crate::bench::Bench;
-use crate::ours;
 
 /// Together they need some 460 packages.
 const GOALS: [&str; 13] = [
@@ -35,8 +35,8 @@ const PACKAGES: usize = 400;
 /// The repository that they are imported into.
 const IMPORTED: &str = "converted";
 
-pub fn measure(bench: &Bench<'_>, packages: &Path, goals: &mut Goals) -> Result<()> {
-    let files = download(&bench.database, packages, Some(PACKAGES))?;
+pub fn measure(bench: &Bench<'_>, directory: &Path, goals: &mut Goals) -> Result<()> {
+    let files = download(&bench.database, directory, Some(PACKAGES))?;
     let bytes: u64 = files.iter().map(|file| file.metadata().map_or(0, |m| m.len())).sum();
     goals.progress(&format!("{} packages, {} MB", files.len(), bytes / 1_000_000));
     let rounds = if bench.quick { 1 } else { 3 };
@@ -95,35 +95,14 @@ fn shared(bench: &Bench<'_>, store: &Path, goals: &mut Goals) -> Result<()> {
     Ok(())
 }
 
-/// The packages that the goals need, or the first `most` of them, downloaded where they
-/// are missing; apt checks each.
-pub fn download(database: &Path, packages: &Path, most: Option<usize>) -> Result<Vec<PathBuf>> {
-    let (universe, _) = ours::load(database)?;
-    let (found, _) = ours::resolved(&universe, &ours::desired(&GOALS)?)?;
+/// The packages that the goals need, or the first `most` of them.
+pub fn download(database: &Path, directory: &Path, most: Option<usize>) -> Result<Vec<PathBuf>> {
+    let (universe, _) = resolution::load(database)?;
+    let (found, _) = resolution::resolved(&universe, &resolution::desired(&GOALS)?)?;
     let units = found.map_err(anyhow::Error::msg)?;
     let most = most.unwrap_or(units.len());
     ensure!(units.len() >= most, "the goals need only {} packages", units.len());
-    std::fs::create_dir_all(packages)?;
-    let mut wanted = Vec::new();
-    let mut missing = Vec::new();
-    for unit in units.into_iter().take(most) {
-        let metadata = &universe.unit(unit).metadata;
-        let (layer, version) = (&metadata.layer, &metadata.version);
-        let architecture = metadata.architecture.as_deref().unwrap_or("all");
-        let escaped = version.as_str().replace(':', "%3a");
-        let file = packages.join(format!("{layer}_{escaped}_{architecture}.deb"));
-        if !file.exists() {
-            missing.push(format!("{layer}={version}"));
-        }
-        wanted.push(file);
-    }
-    if !missing.is_empty() {
-        eprintln!("downloading {} packages into {}", missing.len(), packages.display());
-        let mut command = Command::new("apt-get");
-        let status = command.args(["-q", "download"]).args(&missing).current_dir(packages).status();
-        ensure!(status.context("run apt-get")?.success(), "apt-get download failed");
-    }
-    Ok(wanted)
+    packages::download(&universe, units.into_iter().take(most), directory)
 }
 
 /// Returns the seconds that it took and the MiB that it had in memory at most.

@@ -3,18 +3,18 @@
 //! scripts, which build and install what is needed.
 
 mod apt;
-mod archive;
 mod bench;
 mod compare;
 mod conversion;
 mod dependencies;
-mod ours;
 mod resolutions;
 mod versions;
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
+use strata_tests::goals::scratch;
+use strata_tests::{archive, resolution};
 
 struct Arguments {
     what: String,
@@ -75,14 +75,13 @@ fn run() -> Result<bool> {
     if arguments.what == "versions" {
         return versions::compare(arguments.count.unwrap_or(5000), arguments.seed);
     }
-    let scratch = std::env::var_os("TMPDIR").map_or_else(|| "/var/tmp".into(), PathBuf::from);
-    let work = tempfile::Builder::new().prefix("strata-layers.").tempdir_in(scratch)?;
+    let work = tempfile::Builder::new().prefix("strata-layers.").tempdir_in(scratch())?;
     let store = work.path().join("store");
     let database = make_store(&store)?;
     let json = arguments.json.as_deref();
     match arguments.what.as_str() {
         "resolutions" => {
-            let (universe, _) = ours::load(&database)?;
+            let (universe, _) = resolution::load(&database)?;
             let count = arguments.count.unwrap_or(200);
             resolutions::compare(&universe, work.path(), count, arguments.seed, json)
         }

@@ -9,10 +9,10 @@ use anyhow::{Context as _, Result};
 use serde_json::json;
 use strata_core::universe::{UnitId, Universe};
 use strata_tests::random::Random;
+use strata_tests::resolution;
 
 use crate::apt::Apt;
 use crate::compare::{Reason, differences};
-use crate::ours;
 
 /// Compares the resolutions of `count` packages. Returns whether all agree.
 pub fn compare(
@@ -23,7 +23,7 @@ pub fn compare(
     json: Option<&Path>,
 ) -> Result<bool> {
     let apt = Apt::new(scratch, true)?;
-    let essential = ours::essential(universe)?;
+    let essential = resolution::essential(universe)?;
     let names = sample(universe, count, seed);
     let (mut solved, mut same, mut disagree) = (0, 0, Vec::new());
     let mut reasons: BTreeMap<Reason, usize> = BTreeMap::new();
@@ -35,7 +35,7 @@ pub fn compare(
         let goals: Vec<&str> =
             essential.iter().map(String::as_str).chain([name.as_str()]).collect();
         let answer = apt.simulate(&goals)?.installed;
-        let (found, _) = ours::resolved(universe, &ours::desired(&[name])?)?;
+        let (found, _) = resolution::resolved(universe, &resolution::desired(&[name])?)?;
         let (ours, apts) = match (found, answer) {
             (Err(_), None) => continue,
             (Ok(_), None) => {
@@ -46,7 +46,7 @@ pub fn compare(
                 disagree.push(json!({ "package": name, "strata": message }));
                 continue;
             }
-            (Ok(ours), Some(apts)) => (ours, ours::units_of(universe, &apts)?),
+            (Ok(ours), Some(apts)) => (ours, resolution::units_of(universe, &apts)?),
         };
         solved += 1;
         let found = differences(universe, &ours, &apts);

@@ -13,9 +13,9 @@ use strata_core::links::VaTarget;
 use strata_core::report::{Report, ServingState, VERSION};
 use strata_core::{CompositionName, GenerationId, MacAddr, RingName};
 use strata_store::Store;
+use strata_tests::commands::run;
 use strata_tests::git;
-
-use crate::daemon::Pass;
+use strata_tests::reconciler::Pass;
 
 /// Templates of a fleet; each has its share of the VAs.
 pub const TEMPLATES: usize = 10;
@@ -264,11 +264,4 @@ fn report(mac: MacAddr, composition: &CompositionName, generation: Option<Genera
         interval_s: 3_600,
         scripts: None,
     }
-}
-
-fn run(command: &mut Command) -> Result<()> {
-    let shown = format!("{command:?}");
-    let output = command.output().with_context(|| shown.clone())?;
-    ensure!(output.status.success(), "{shown}: {}", String::from_utf8_lossy(&output.stderr));
-    Ok(())
 }

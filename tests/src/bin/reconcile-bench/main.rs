@@ -4,16 +4,15 @@
 //! The store, the git repository, the links and the reports are real; only the VAs'
 //! file systems are not there: [`fleet::Fleet`] writes their reports.
 
-mod daemon;
 mod fleet;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use strata_tests::goals::{Goals, Limit, median};
+use strata_tests::goals::{Goals, Limit, median, scratch};
+use strata_tests::reconciler::Daemon;
 
-use daemon::Daemon;
 use fleet::{Fleet, TEMPLATES};
 
 /// What a push may take until every ring of the changed template has moved.
@@ -64,8 +63,7 @@ fn bench() -> Result<bool> {
     let arguments = arguments()?;
     let sizes: &[usize] =
         if arguments.quick { &[50, 1_000, 10_000] } else { &[50, 1_000, 10_000, 100_000] };
-    let scratch = std::env::var_os("TMPDIR").map_or_else(|| "/var/tmp".into(), PathBuf::from);
-    let work = tempfile::Builder::new().prefix("strata-reconcile.").tempdir_in(scratch)?;
+    let work = tempfile::Builder::new().prefix("strata-reconcile.").tempdir_in(scratch())?;
     let mut goals = Goals::default();
     for size in sizes {
         let directory = work.path().join(size.to_string());
@@ -86,7 +84,7 @@ fn measure(arguments: &Arguments, work: &Path, size: usize, goals: &mut Goals) -
     let label = |what: &str| format!("{size} VAs: {what}");
 
     goals.progress(&format!("{size} VAs: one template changes, {commits} times"));
-    let mut daemon = Daemon::start(&arguments.strata, &fleet)?;
+    let mut daemon = Daemon::start(&arguments.strata, &fleet.source(), &fleet.store())?;
     let (mut detected, mut applied) = (Vec::new(), Vec::new());
     // The first shows that it is awake, and does not count.
     for count in 0..=commits {

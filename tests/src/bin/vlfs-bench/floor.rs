@@ -18,8 +18,9 @@ use rustix::event::{PollFd, PollFlags};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
+use strata_tests::goals::median;
 
-use crate::report::{Report, median};
+use crate::report::Report;
 
 const CALLS: u32 = 20_000;
 const ROUNDS: usize = 5;

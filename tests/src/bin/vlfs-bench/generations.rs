@@ -15,9 +15,10 @@ use strata_core::manifest::{Entry, Kind, Manifest, Timestamp};
 use strata_core::metadata::{LayerKind, Metadata};
 use strata_core::{CompositionName, Digest, MacAddr, RepositoryName};
 use strata_store::{Store, VaTarget};
+use strata_tests::commands::run;
+use strata_tests::goals::median;
 
-use crate::report::{Report, median};
-use crate::system::finish;
+use crate::report::Report;
 use crate::trees::Size;
 
 /// The number of layers that the goals speak of.
@@ -138,7 +139,7 @@ impl Host<'_> {
         command.args(["mount", "--va", &mac()?.to_string(), "--poll-ms", "10", "--store"]);
         command.arg(self.store.root()).arg("--private").arg(&self.private);
         command.arg("--index-cache").arg(self.private.with_file_name("index")).arg(&self.point);
-        finish(command.stdout(Stdio::null()))
+        run(command.stdout(Stdio::null()))
     }
 
     fn status(&self) -> Result<serde_json::Value> {

@@ -5,7 +5,6 @@
 //! counts. So a machine that is busy with other things makes all of them slower,
 //! and the ratios stay. Run by the script, which builds and installs what is needed.
 
-mod disk;
 mod floor;
 mod generations;
 mod memory;
@@ -20,10 +19,15 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
 
-use disk::Disk;
 use report::Report;
+use strata_tests::disk::Disk;
+use strata_tests::goals::scratch;
+use strata_tests::workloads::Sources;
 use system::{ALL, Kind, System};
-use trees::{FULL, QUICK, Sources, Trees};
+use trees::{FULL, QUICK, Trees};
+
+/// What the disk can take at most.
+const DISK: u64 = 24 << 30;
 
 struct Arguments {
     vlfs: PathBuf,
@@ -77,8 +81,8 @@ fn bench() -> Result<bool> {
     let arguments = arguments()?;
     let size = if arguments.quick { QUICK } else { FULL };
     let started = Instant::now();
-    let scratch = tempfile::Builder::new().prefix("strata-bench.").tempdir_in(report::scratch())?;
-    let disk = Disk::make(scratch.path())?;
+    let directory = tempfile::Builder::new().prefix("strata-bench.").tempdir_in(scratch())?;
+    let disk = Disk::make(directory.path(), DISK)?;
     let work = disk.root();
     let wanted = |name: &str| arguments.only.as_ref().is_none_or(|only| name.contains(only));
     let mut report = Report::new(started);
@@ -108,6 +112,6 @@ fn bench() -> Result<bool> {
     }
     report.progress("removing what was made");
     drop(disk);
-    scratch.close().context("the bench's directory stays")?;
+    directory.close().context("the bench's directory stays")?;
     report.finish(arguments.json.as_deref())
 }

@@ -1,36 +1,15 @@
 //! Figures and goals: progress on stderr, a table on stdout, JSON.
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
+use strata_tests::goals::{machine, median};
 
 use crate::system::{ALL, Kind};
 use crate::work::{Goal, Measured, Workload};
-
-/// Where the bench works: on a disk, not in memory.
-pub fn scratch() -> PathBuf {
-    std::env::var_os("TMPDIR").map_or_else(|| "/var/tmp".into(), PathBuf::from)
-}
-
-/// What it was measured on, and how busy that is.
-fn machine() -> String {
-    let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    let load = load.split(' ').take(3).collect::<Vec<_>>().join(" ");
-    let processors = std::thread::available_parallelism().map_or(1, usize::from);
-    let kernel = rustix::system::uname();
-    let kernel = kernel.release().to_string_lossy();
-    format!("Linux {kernel}, {processors} processors, load {load}")
-}
-
-/// The middle value; of an even number the lower of the two.
-pub fn median(values: &[f64]) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    sorted.get(sorted.len().saturating_sub(1) / 2).copied().unwrap_or(f64::NAN)
-}
 
 /// Median of the ratios of two file systems, round by round.
 fn ratio(measured: &Measured, of: Kind, to: Kind) -> Option<f64> {

@@ -5,8 +5,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use rustix::mount::{MountFlags, UnmountFlags};
+use strata_tests::commands::run;
 
 use crate::trees::Trees;
 
@@ -38,14 +39,6 @@ impl Kind {
             Kind::StrataOff => "strata, no passthrough",
         }
     }
-}
-
-/// Runs a program quietly; its errors are shown when it fails.
-pub fn finish(command: &mut Command) -> Result<()> {
-    let output = command.stdin(Stdio::null()).output().with_context(|| format!("{command:?}"))?;
-    let error = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "{command:?} failed: {error}");
-    Ok(())
 }
 
 /// A mounted file system of the comparison; unmounted when it is dropped.
@@ -105,7 +98,7 @@ impl System {
                     upper.display(),
                     work.display()
                 );
-                finish(Command::new("fuse-overlayfs").args(["-o", &options]).arg(&self.root))
+                run(Command::new("fuse-overlayfs").args(["-o", &options]).arg(&self.root))
             }
             Kind::Strata | Kind::StrataOff => {
                 let list = place.join("layers");
@@ -119,7 +112,7 @@ impl System {
                 }
                 // Its daemon keeps what it is given: no pipe of ours.
                 command.stdout(Stdio::null()).arg(&self.root);
-                finish(&mut command)
+                run(&mut command)
             }
         }
     }

@@ -6,9 +6,9 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context as _, Result, ensure};
-
-use crate::system::finish;
+use anyhow::{Context as _, Result};
+use strata_tests::commands::run;
+use strata_tests::workloads::Sources;
 
 /// Layers of the file system that is measured.
 pub const LAYERS: usize = 40;
@@ -140,11 +140,11 @@ impl Trees {
         fs::copy("/bin/true", first.join(PROGRAM)).context("/bin/true")?;
         sources.project(&trees.layers[LAYERS / 2].join(PROJECT))?;
         for layer in &trees.layers {
-            finish(Command::new("cp").arg("-aT").args([layer, native]))?;
+            run(Command::new("cp").arg("-aT").args([layer, native]))?;
         }
         let mut tar = Command::new("tar");
         tar.arg("-cf").arg(&trees.archive).arg("-C").arg(native).args(size.archived);
-        finish(&mut tar)?;
+        run(&mut tar)?;
         // What is dirty cannot be dropped from memory, and must not be written meanwhile.
         rustix::fs::sync();
         // Reads in a scattered order, as programs do.
@@ -162,53 +162,4 @@ fn write_large(path: &Path, mib: usize, numbers: &mut Numbers) -> Result<()> {
         file.write_all(&block)?;
     }
     Ok(file.sync_all()?)
-}
-
-/// Where the C project comes from: libgit2 and zlib, as two crates carry them.
-#[derive(Debug)]
-pub struct Sources {
-    pub libgit2: PathBuf,
-    pub zlib: PathBuf,
-}
-
-const FEATURES: &str = "#define GIT_THREADS 1
-#define GIT_TRACE 1
-#define GIT_HTTPPARSER_BUILTIN 1
-#define GIT_USE_NSEC 1
-#define GIT_IO_POLL 1
-#define GIT_IO_SELECT 1
-#define GIT_USE_STAT_MTIM 1
-#define GIT_ARCH_64 1
-#define GIT_SHA1_COLLISIONDETECT 1
-#define GIT_SHA256_BUILTIN 1
-#define GIT_REGEX_REGCOMP 1
-";
-
-const MAKEFILE: &str = r#"G = libgit2
-CFLAGS = -O1 -w -D_GNU_SOURCE -I$G/include -I$G/src/libgit2 -I$G/src/util -I$G/deps/llhttp -I$G/deps/xdiff -Izlib \
-    -DSHA1DC_NO_STANDARD_INCLUDES=1 -DSHA1DC_CUSTOM_INCLUDE_SHA1_C='"common.h"' -DSHA1DC_CUSTOM_INCLUDE_UBC_CHECK_C='"common.h"'
-PART = $(wildcard $G/src/util/*.c $G/deps/llhttp/*.c $G/deps/xdiff/*.c)
-WHOLE = $(PART) $(wildcard $G/src/libgit2/*.c $G/src/util/unix/*.c $G/src/util/allocators/*.c \
-    $G/src/libgit2/transports/*.c $G/src/libgit2/streams/*.c $G/src/util/hash/collisiondetect.c \
-    $G/src/util/hash/builtin.c $G/src/util/hash/sha1dc/*.c $G/src/util/hash/rfc6234/*.c)
-whole.a: $(WHOLE:.c=.o)
-	ar rcs $@ $^
-part.a: $(PART:.c=.o)
-	ar rcs $@ $^
-clean:
-	find . -name '*.o' -delete
-	rm -f whole.a part.a
-"#;
-
-impl Sources {
-    fn project(&self, to: &Path) -> Result<()> {
-        ensure!(self.libgit2.join("src/libgit2").is_dir(), "{:?} is not libgit2", self.libgit2);
-        ensure!(self.zlib.join("zlib.h").is_file(), "{:?} is not zlib", self.zlib);
-        fs::create_dir_all(to)?;
-        for (from, name) in [(&self.libgit2, "libgit2"), (&self.zlib, "zlib")] {
-            finish(Command::new("cp").arg("-r").arg(from).arg(to.join(name)))?;
-        }
-        fs::write(to.join("libgit2/include/git2_features.h"), FEATURES)?;
-        Ok(fs::write(to.join("Makefile"), MAKEFILE)?)
-    }
 }

@@ -17,6 +17,9 @@ use strata_core::{Digest, LayerName, LayerVersion};
 pub const REPOSITORY: &str = "debian";
 
 /// The Packages indexes of the machine's apt sources.
+///
+/// # Errors
+/// apt has none.
 pub fn indexes() -> Result<Vec<PathBuf>> {
     let output = Command::new("apt-get")
         .args(["indextargets", "--format", "$(FILENAME)", "Created-By: Packages"])
@@ -30,6 +33,9 @@ pub fn indexes() -> Result<Vec<PathBuf>> {
 }
 
 /// Reads one index, whatever it is compressed with.
+///
+/// # Errors
+/// apt cannot read it.
 pub fn read_index(path: &Path) -> Result<Vec<u8>> {
     let output = Command::new("/usr/lib/apt/apt-helper")
         .arg("cat-file")
@@ -43,6 +49,9 @@ pub fn read_index(path: &Path) -> Result<Vec<u8>> {
 }
 
 /// All units of the archive. A version that two indexes have stands once.
+///
+/// # Errors
+/// apt has no indexes, or one is damaged.
 pub fn database() -> Result<Database> {
     let mut database = Database::default();
     for path in indexes()? {

@@ -1,4 +1,4 @@
-//! The disk that all file systems of the comparison are on: ext4 with a journal, as
+//! The disk that file systems of a comparison are on: ext4 with a journal, as
 //! appliances have it, in a file below the scratch directory.
 //!
 //! What the scratch directory itself is on is the machine's affair. An ext4 without a
@@ -15,10 +15,8 @@ use anyhow::{Context as _, Result, ensure};
 use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 
-use crate::system::finish;
+use crate::commands::run;
 
-/// The file is sparse: it takes what is written.
-const SIZE: u64 = 24 << 30;
 const INODES: u32 = 2_000_000;
 /// How long daemons may take to end, and between looks.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -31,15 +29,19 @@ pub struct Disk {
 }
 
 impl Disk {
-    /// Makes the disk's file in `directory`, and mounts it there.
-    pub fn make(directory: &Path) -> Result<Disk> {
+    /// Makes the disk's file in `directory`, and mounts it there. The file is sparse: it
+    /// takes what is written, `bytes` at most.
+    ///
+    /// # Errors
+    /// There is no loop device, or no ext4.
+    pub fn make(directory: &Path, bytes: u64) -> Result<Disk> {
         let (image, root) = (directory.join("disk.ext4"), directory.join("disk"));
-        std::fs::File::create(&image)?.set_len(SIZE)?;
+        std::fs::File::create(&image)?.set_len(bytes)?;
         std::fs::create_dir(&root)?;
         // Nothing is left to be initialised while something is measured.
         let mut make = Command::new("mkfs.ext4");
         make.args(["-q", "-E", "lazy_itable_init=0,lazy_journal_init=0", "-N"]);
-        finish(make.arg(INODES.to_string()).arg(&image)).context("making an ext4")?;
+        run(make.arg(INODES.to_string()).arg(&image)).context("making an ext4")?;
         let mut attach = Command::new("losetup");
         // Past the memory of what is below, or files would be kept twice.
         attach.args(["--find", "--show", "--direct-io=on"]).arg(&image);
@@ -47,9 +49,9 @@ impl Disk {
         let said = String::from_utf8_lossy(&attached.stderr);
         ensure!(attached.status.success(), "no loop device: {said}\n  hint: modprobe loop");
         let device = String::from_utf8(attached.stdout)?.trim().to_owned();
-        let mounted = finish(Command::new("mount").arg(&device).arg(&root));
+        let mounted = run(Command::new("mount").arg(&device).arg(&root));
         // It goes with the mount, or at once if there is none.
-        finish(Command::new("losetup").args(["--detach", &device]))?;
+        run(Command::new("losetup").args(["--detach", &device]))?;
         mounted?;
         Ok(Disk { root })
     }

@@ -1,4 +1,4 @@
-//! The reconciler under measurement: what it prints of its passes and its log.
+//! A reconciler that is measured: what it prints of its passes and its log.
 
 use std::io::{BufRead as _, BufReader, Read};
 use std::path::Path;
@@ -9,8 +9,6 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
-
-use crate::fleet::Fleet;
 
 /// The unit of times in `proc_pid_stat(5)`: `USER_HZ`, which is 100 wherever Strata runs.
 const TICKS_PER_SECOND: f64 = 100.0;
@@ -46,7 +44,7 @@ enum Line {
     Strange(String),
 }
 
-/// Ended when dropped.
+/// `strata reconcile` in the background; ended when dropped.
 pub struct Daemon {
     child: Child,
     lines: Receiver<Line>,
@@ -58,12 +56,12 @@ pub struct Daemon {
 impl Daemon {
     /// # Errors
     /// It cannot be started.
-    pub fn start(strata: &Path, fleet: &Fleet) -> Result<Self> {
+    pub fn start(strata: &Path, source: &Path, store: &Path) -> Result<Self> {
         let mut child = Command::new(strata)
             .args(["reconcile", "--output", "json", "--log", "info", "--source"])
-            .arg(fleet.source())
+            .arg(source)
             .arg("--store")
-            .arg(fleet.store())
+            .arg(store)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

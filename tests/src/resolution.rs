@@ -1,5 +1,5 @@
-//! Strata's side: a repository with one template, resolved in memory or by the
-//! command.
+//! A repository with one template over the distribution's archive, resolved in memory
+//! or by the command.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -24,6 +24,10 @@ pub fn template(goals: &[&str]) -> String {
     goals.iter().map(|goal| format!("{REPOSITORY}/{goal}\n")).collect()
 }
 
+/// The template as the resolver takes it.
+///
+/// # Errors
+/// A goal is no name of a layer.
 pub fn desired(goals: &[&str]) -> Result<DesiredState> {
     let mut tree = SourceTree::default();
     let files = [("strata.toml", configuration()), ("templates/goal.ldf", template(goals))];
@@ -37,6 +41,9 @@ pub fn desired(goals: &[&str]) -> Result<DesiredState> {
 }
 
 /// Reads and indexes a database. Returns the seconds it took.
+///
+/// # Errors
+/// It cannot be read, or is none.
 pub fn load(database: &Path) -> Result<(Universe, f64)> {
     let started = Instant::now();
     let text = std::fs::read(database).with_context(|| database.display().to_string())?;
@@ -46,6 +53,9 @@ pub fn load(database: &Path) -> Result<(Universe, f64)> {
 }
 
 /// Resolves: the set, or why there is none, and the seconds it took.
+///
+/// # Errors
+/// The resolver's answer names what is not in the universe.
 pub fn resolved(
     universe: &Universe,
     desired: &DesiredState,
@@ -67,12 +77,18 @@ pub fn resolved(
 }
 
 /// The names of the essential layers.
+///
+/// # Errors
+/// None that can happen: the repository's name is valid.
 pub fn essential(universe: &Universe) -> Result<Vec<String>> {
     let names = universe.essential(&REPOSITORY.parse()?);
     Ok(names.into_iter().map(ToString::to_string).collect())
 }
 
 /// apt's answer as units; every version it names is in the universe.
+///
+/// # Errors
+/// One is not.
 pub fn units_of(
     universe: &Universe,
     installed: &std::collections::BTreeMap<String, String>,
