@@ -1,4 +1,5 @@
-//! Takes the actions of a plan, in order, each atomic in the store.
+//! Takes the actions of a plan: first layers and generations are sealed, then links are
+//! made and moved, in order, each atomic in the store.
 //!
 //! Stopped anywhere, by a fault or a crash, it leaves a store from which
 //! planning anew gives the rest.
@@ -50,16 +51,11 @@ pub fn apply(
     origin: &str,
 ) -> Result<(), ApplyError> {
     seal_layers(store, actions, materials)?;
+    seal_generations(store, actions, materials, origin)?;
     let mut claimed = false;
     for action in actions {
         match action {
-            Action::SealLayer { .. } => {}
-            Action::SealGeneration { composition, generation } => {
-                let sealed = materials.generations.get(generation);
-                let sealed = sealed.ok_or_else(|| ApplyError::Missing(composition.to_string()))?;
-                store.seal_generation(sealed, origin)?;
-                tracing::info!(%composition, %generation, "generation sealed");
-            }
+            Action::SealLayer { .. } | Action::SealGeneration { .. } => {}
             Action::MoveRing { composition, ring, from, to } => {
                 store.move_ring(composition, ring, to)?;
                 let from = from.map(|from| from.to_string());
@@ -108,6 +104,28 @@ fn seal_layers(store: &Store, actions: &[Action], materials: &Materials) -> Resu
         tracing::info!(%layer, "configuration layer sealed");
     }
     writer.commit()?;
+    Ok(())
+}
+
+/// Seals all generations of the plan: nothing leads to one before all are there.
+fn seal_generations(
+    store: &Store,
+    actions: &[Action],
+    materials: &Materials,
+    origin: &str,
+) -> Result<(), ApplyError> {
+    let mut sealed = Vec::new();
+    for action in actions {
+        let Action::SealGeneration { composition, generation } = action else { continue };
+        let material = materials.generations.get(generation);
+        sealed.push(material.ok_or_else(|| ApplyError::Missing(composition.to_string()))?);
+    }
+    store.seal_generations(sealed, origin)?;
+    for action in actions {
+        if let Action::SealGeneration { composition, generation } = action {
+            tracing::info!(%composition, %generation, "generation sealed");
+        }
+    }
     Ok(())
 }
 

@@ -1,5 +1,6 @@
 //! Generations: sealed once, whole, never changed.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
 
@@ -94,24 +95,49 @@ impl Store {
         origin: &str,
     ) -> Result<(GenerationId, bool), StoreError> {
         let id = generation.id();
-        if self.has_generation(&id) {
-            return Ok((id, false));
+        let is_new = !self.has_generation(&id);
+        self.seal_generations([generation], origin)?;
+        Ok((id, is_new))
+    }
+
+    /// Seals those generations that are not there yet, with one sync of their contents and
+    /// one of their names, however many they are.
+    ///
+    /// # Errors
+    /// One cannot be written; those before it may be there, whole.
+    pub fn seal_generations<'a>(
+        &self,
+        generations: impl IntoIterator<Item = &'a Generation>,
+        origin: &str,
+    ) -> Result<(), StoreError> {
+        let mut staged = BTreeMap::new();
+        for generation in generations {
+            let id = generation.id();
+            if staged.contains_key(&id) || self.has_generation(&id) {
+                continue;
+            }
+            staged.insert(id, self.stage_generation(generation, origin)?);
         }
-        let staged = self.stage_generation(generation, origin)?;
-        let path = self.generation_path(&id);
-        if path.exists() {
+        let mut places = Vec::new();
+        for (id, staged) in &staged {
+            let path = self.generation_path(id);
+            if !path.exists() {
+                places.push((staged.as_path(), path));
+                continue;
+            }
             // Damaged by hand or by the disk: whole again in one step, since a
             // ring may point here.
             tracing::warn!(generation = %id, "a damaged generation is sealed anew");
-            self.disk.exchange_directory(&staged, &path)?;
-            fs::remove_dir_all(&staged).at("remove", &staged)?;
-        } else {
-            self.disk.publish_directory(&staged, &path)?;
+            self.disk.exchange_directory(staged, &path)?;
+            fs::remove_dir_all(staged).at("remove", staged)?;
         }
-        Ok((id, true))
+        let places: Vec<_> =
+            places.iter().map(|(staged, path)| (*staged, path.as_path())).collect();
+        self.disk.publish_directories(&places)
     }
 
-    /// Writes a generation where nobody sees it.
+    /// Writes a generation where nobody sees it, without a sync: whoever publishes it
+    /// syncs its contents.
     pub(crate) fn stage_generation(
         &self,
         generation: &Generation,
@@ -122,14 +148,14 @@ impl Store {
         if staged.exists() {
             fs::remove_dir_all(&staged).at("remove", &staged)?;
         }
-        self.disk.create_directory(&staged)?;
+        fs::create_dir(&staged).at("create", &staged)?;
         let definition = format!("{}.ldf", generation.composition());
         let mut files = generation.further_files();
         files.push(("layers", generation.print_layers()));
         files.push((definition.as_str(), generation.ldf().to_owned()));
         files.push(("commit", format!("{origin}\n")));
         for (name, content) in files {
-            self.disk.write_file(&staged.join(name), content.as_bytes(), 0o444)?;
+            self.disk.create_file(&staged.join(name), content.as_bytes(), 0o444)?;
         }
         Ok(staged)
     }

@@ -352,6 +352,37 @@ fn a_rollout_leaves_the_ring_on_the_old_generation_or_the_new() {
     );
 }
 
+/// One sync of the contents and one of the names, however many there are.
+#[test]
+fn each_generation_of_a_group_appears_whole_or_not_at_all() {
+    let versions = ["1", "2", "3"];
+    let group = versions.map(generation);
+    at_every_step(
+        |store| {
+            deploy(store, "1").expect("deployed");
+        },
+        // One stands already, one stands twice.
+        |store| store.seal_generations(group.iter().chain(&group[..2]), "c0ffee"),
+        |store, done| {
+            let seen = store.generations().expect("a list");
+            for id in &seen {
+                store.generation(id).expect("a whole generation");
+            }
+            assert!(!done || seen.len() == versions.len());
+        },
+    );
+    let steps = |count: usize| {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let store = Store::init(directory.path()).expect("a store");
+        let before = store.disk().steps();
+        store.seal_generations(&group[..count], "c0ffee").expect("sealed");
+        store.disk().steps() - before
+    };
+    // A name, and two steps for each of three files.
+    assert_eq!(steps(3) - steps(2), 7);
+    assert_eq!(steps(1), 7 + 2);
+}
+
 #[test]
 fn what_a_dead_writer_leaves_is_swept() {
     let directory = tempfile::tempdir().expect("a temporary directory");
