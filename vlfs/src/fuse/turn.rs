@@ -6,8 +6,8 @@
 //! must not hold the others up: a worker gives its turn away before it waits for
 //! the disk ([`Turn::give_up`]), and [`Turn::oversee`] takes it from one that is
 //! at the same request for a whole tick, whatever the reason. When nobody is left
-//! to take it, there is one worker more, up to a bound; those above the least
-//! number go when they were not needed for a while.
+//! to take it, there is one worker more, up to a bound. Whoever waits for a while though
+//! there are more than at first goes: as many stay as there were, whichever they are.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -20,7 +20,7 @@ use super::latency::IdleLatency;
 const TICK: Duration = Duration::from_millis(1);
 /// Ticks without a request after which nobody looks any more.
 const IDLE_TICKS: u32 = 20;
-/// How long a worker above the least number waits for a turn before it goes.
+/// How long a worker waits for a turn before it goes, where there are more than at first.
 const SPARE: Duration = Duration::from_secs(10);
 /// Nobody's turn.
 const NOBODY: usize = usize::MAX;
@@ -54,6 +54,7 @@ pub struct Turn {
     watched: AtomicBool,
     ended: AtomicBool,
     least: usize,
+    spare: Duration,
     pool: Mutex<Pool>,
     /// The turn is free, somebody must watch, or all is over.
     free: Condvar,
@@ -70,6 +71,7 @@ impl Turn {
             watched: AtomicBool::new(false),
             ended: AtomicBool::new(false),
             least,
+            spare: SPARE,
             pool: Mutex::new(pool),
             free: Condvar::new(),
             watch: Condvar::new(),
@@ -113,13 +115,15 @@ impl Turn {
             if self.reader.compare_exchange(NOBODY, worker, order, failed).is_ok() {
                 return (pool, Next::Read);
             }
-            if worker < self.least {
+            // There are more only once nobody waits, so who waits for ever here never is too many.
+            if pool.workers.len() <= self.least {
                 pool = self.free.wait(pool).expect("no panic while held");
                 continue;
             }
-            let (again, waited) = self.free.wait_timeout(pool, SPARE).expect("no panic while held");
-            pool = again;
-            if waited.timed_out() && self.reader.load(Ordering::Acquire) != NOBODY {
+            let waited = self.free.wait_timeout(pool, self.spare).expect("no panic while held");
+            let late = waited.1.timed_out() && self.reader.load(Ordering::Acquire) != NOBODY;
+            pool = waited.0;
+            if late && pool.workers.len() > self.least {
                 return (pool, Next::Spare);
             }
         }
@@ -321,6 +325,27 @@ mod tests {
             turn.end();
         });
         assert!(workers.try_recv().is_err(), "the bound holds");
+    }
+
+    #[test]
+    fn as_many_stay_as_there_were_at_first_whoever_reads() {
+        let mut turn = Turn::new(2, 4);
+        turn.spare = Duration::from_millis(1);
+        // All four are there, and the last of them reads.
+        turn.lock().workers.extend([2, 3]);
+        assert_eq!(turn.take(3), Next::Read);
+        std::thread::scope(|scope| {
+            let (go, gone) = std::sync::mpsc::channel();
+            for worker in 0..3 {
+                let (turn, go) = (&turn, go.clone());
+                scope.spawn(move || go.send(turn.take(worker)).expect("somebody listens"));
+            }
+            assert_eq!([gone.recv(), gone.recv()], [Ok(Next::Spare); 2]);
+            assert_eq!(turn.workers(), 2, "one reads, one waits");
+            assert!(turn.lock().workers.contains(&3));
+            turn.end();
+            assert_eq!(gone.recv(), Ok(Next::Over));
+        });
     }
 
     #[test]

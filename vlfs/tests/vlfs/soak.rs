@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::XattrFlags;
 use serde_json::{Value, json};
 use strata_core::{CompositionName, GenerationId, RingName};
+use strata_vlfs::fuse::worker::WORKERS;
 
 use crate::fixture::{Mapping, wait_for};
 use crate::store::Va;
@@ -30,6 +31,8 @@ const DESCRIPTOR_SLACK: u64 = 100;
 const FEWEST_READINGS: usize = 60;
 /// Errors told in full; all are counted.
 const TOLD_ERRORS: usize = 20;
+/// How long workers may stay that are not needed any more: three times what they wait.
+const REST: Duration = Duration::from_secs(30);
 const STABLE_FILES: usize = 300;
 const VERSIONS: [&str; 3] = ["1", "2", "3"];
 
@@ -237,9 +240,31 @@ fn gauges(va: &Va) -> BTreeMap<&'static str, u64> {
     ])
 }
 
+/// Waits until the threads that only a load needs are gone, looking from outside: a request
+/// to the mount would be one more load.
+fn wait_for_rest(process: &Path) {
+    let is_worker = |name: &str| {
+        let number = name.trim_end().strip_prefix("fuse-");
+        number.is_some_and(|number| number.parse::<usize>().is_ok())
+    };
+    let begin = Instant::now();
+    loop {
+        let threads = fs::read_dir(process.join("task")).expect("the daemon lives");
+        let names =
+            threads.flatten().flat_map(|thread| fs::read_to_string(thread.path().join("comm")));
+        let workers = names.filter(|name| is_worker(name)).count();
+        // Those that stay are told as a leak.
+        if workers <= WORKERS || begin.elapsed() > REST {
+            return;
+        }
+        std::thread::park_timeout(Duration::from_millis(50));
+    }
+}
+
 /// The gauges once the kernel has let go of what it kept; of several readings
 /// the lowest, as others look at the mount too.
 fn gauges_at_rest(va: &Va) -> BTreeMap<&'static str, u64> {
+    wait_for_rest(&PathBuf::from(format!("/proc/{}", va.mount.daemon())));
     let mut lowest: Option<BTreeMap<&'static str, u64>> = None;
     let begin = Instant::now();
     loop {
