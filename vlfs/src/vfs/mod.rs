@@ -23,6 +23,7 @@ mod directory;
 pub mod file;
 pub mod handover;
 mod held;
+mod io;
 mod kept;
 mod lookup;
 mod namespace;
