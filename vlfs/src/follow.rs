@@ -15,6 +15,7 @@ use crate::index::cache::Cache;
 use crate::layer::LayerSet;
 use crate::scripts::{Scripts, Turn};
 use crate::set;
+use crate::sys::schedule;
 use crate::vfs::{SetInfo, SwapOutcome, Vfs};
 
 /// A generation that was refused is tried again this often: its store may be mended.
@@ -50,6 +51,10 @@ impl Follower {
         let mut reported: Option<(Instant, Report)> = None;
         let mut refused: Option<(Instant, GenerationId)> = None;
         let mut unwritable: Option<Instant> = None;
+        // Requests go first: a set that is composed a little later keeps nobody waiting.
+        if let Err(error) = schedule::run_in_stretches(schedule::LONGEST) {
+            tracing::debug!(%error, "requests wait for a set that is composed");
+        }
         loop {
             if let Err(error) = crate::proc::keep_root() {
                 tracing::debug!(%error, "the root directory cannot be looked at");

@@ -48,7 +48,7 @@ impl Session {
 
     fn take_turns(&self, worker: usize) -> Result<Next, SessionError> {
         let turn = &self.turn;
-        if let Err(error) = schedule::run_shortly(STRETCH) {
+        if let Err(error) = schedule::run_in_stretches(STRETCH) {
             tracing::debug!(%error, "this worker waits for who has its processor");
         }
         let mut buffer = vec![0_u8; MAX_WRITE as usize + 4096];

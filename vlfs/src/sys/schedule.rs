@@ -1,4 +1,7 @@
-//! How long a thread may run at a stretch (`sched_setattr(2)`).
+//! How long a thread asks to run at a stretch (`sched_setattr(2)`).
+//!
+//! Since Linux 6.12 a thread that wakes takes the processor from one that asked for longer
+//! stretches; before, nothing changes. What a thread gets in all stays its share.
 
 use std::time::Duration;
 
@@ -17,13 +20,14 @@ struct Attributes {
     period: u64,
 }
 
-/// Asks for short stretches for the calling thread, which stays an ordinary one with its
-/// share. Since Linux 6.12 a thread of short stretches that wakes does not
-/// wait for the end of a longer one of another; before, nothing changes.
+/// The longest stretch that the kernel takes.
+pub const LONGEST: Duration = Duration::from_millis(100);
+
+/// Sets the stretch of the calling thread, which stays an ordinary one with its share.
 ///
 /// # Errors
 /// What `sched_setattr(2)` answers.
-pub fn run_shortly(stretch: Duration) -> Result<(), Errno> {
+pub fn run_in_stretches(stretch: Duration) -> Result<(), Errno> {
     let mut attributes = Attributes {
         size: u32::try_from(size_of::<Attributes>()).expect("48 bytes"),
         // SCHED_OTHER.
@@ -51,9 +55,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_thread_may_ask_for_short_stretches_and_keeps_its_nice_value() {
+    fn a_thread_may_ask_for_other_stretches_and_keeps_its_nice_value() {
         let before = rustix::process::getpriority_process(None).expect("known");
-        run_shortly(Duration::from_micros(100)).expect("no privilege is needed");
+        run_in_stretches(Duration::from_micros(100)).expect("no privilege is needed");
+        run_in_stretches(LONGEST).expect("no privilege is needed");
         assert_eq!(rustix::process::getpriority_process(None).expect("known"), before);
     }
 }
