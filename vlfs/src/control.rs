@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::set;
 use crate::status::{Status, StatusSource};
 use crate::stop::Stop;
-use crate::takeover::Predecessor;
+use crate::takeover::{Predecessor, Program};
 use crate::vfs::{Caller, Reverted, RevertedTree, SetInfo};
 
 pub const DIRECTORY: &str = "/run/strata/vlfs";
@@ -383,7 +383,7 @@ fn upgrade(
     let message = match rustix::net::sockopt::socket_peercred(stream) {
         Ok(peer) => {
             let process = crate::proc::process(peer.pid.as_raw_nonzero().get());
-            let program = process.join("root").join(below);
+            let program = Program { asked: binary, place: process.join("root").join(below) };
             tracing::info!(program = %binary.display(), "an upgrade is asked for");
             predecessor.hand_over(source, &program, stream).to_string()
         }

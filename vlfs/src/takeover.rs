@@ -116,6 +116,15 @@ pub struct State {
     pub vfs: handover::State,
 }
 
+/// A program that is to take over.
+#[derive(Debug)]
+pub struct Program<'a> {
+    /// As who asks for it calls it.
+    pub asked: &'a Path,
+    /// Where this process finds it.
+    pub place: PathBuf,
+}
+
 /// What a daemon needs to be succeeded, besides what it tells in its status.
 #[derive(Debug)]
 pub struct Predecessor {
@@ -134,7 +143,7 @@ impl Predecessor {
     pub fn hand_over(
         &self,
         source: &StatusSource,
-        program: &Path,
+        program: &Program<'_>,
         client: &UnixStream,
     ) -> TakeOverError {
         match self.try_hand_over(source, program, client) {
@@ -146,7 +155,7 @@ impl Predecessor {
     fn try_hand_over(
         &self,
         source: &StatusSource,
-        program: &Path,
+        program: &Program<'_>,
         client: &UnixStream,
     ) -> Result<std::convert::Infallible, TakeOverError> {
         if let Err(error) = crate::proc::keep_root() {
@@ -155,9 +164,10 @@ impl Predecessor {
         self.layers_are_there(source)?;
         daemon::rehearse(&self.options, &source.vfs)
             .map_err(|error| TakeOverError::Missing(daemon::told(&error)))?;
-        let image = load(program)
-            .map_err(|source| TakeOverError::Program { path: program.to_owned(), source })?;
-        ask(&image).map_err(|why| TakeOverError::Refused { path: program.to_owned(), why })?;
+        let path = || program.asked.to_owned();
+        let image = load(&program.place)
+            .map_err(|source| TakeOverError::Program { path: path(), source })?;
+        ask(&image).map_err(|why| TakeOverError::Refused { path: path(), why })?;
         let agreed = source.session.agreed().filter(|agreed| agreed.resend);
         let agreed = agreed.ok_or(TakeOverError::NoResend)?;
         let mut waits = TakeOverError::Busy;

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, anyhow};
 use strata_vlfs::control::{self, Answer, Request};
 use strata_vlfs::data::DataState;
+use strata_vlfs::diff::shown;
 use strata_vlfs::fuse::device;
 use strata_vlfs::status::{Gauges, Status};
 
@@ -65,8 +66,9 @@ pub fn status(mount_point: &Path, output: Output) -> anyhow::Result<u8> {
 
 fn status_text(status: &Status) -> String {
     let mut text = String::new();
+    // Paths, versions and messages may hold what a terminal would obey.
     let mut line = |name: &str, value: &str| {
-        let _infallible = writeln!(text, "{name:<19}{value}");
+        let _infallible = writeln!(text, "{name:<19}{}", shown(value));
     };
     line("mount point", &status.mount_point.display().to_string());
     line("daemon", &format!("process {}, up {} s", status.pid, status.uptime_s));
@@ -99,8 +101,7 @@ fn status_text(status: &Status) -> String {
     for held in &status.held_layers {
         line("unlinked", &format!("{} (held by {} open files)", held.name, held.open_files));
         for process in &held.processes {
-            let command = strata_vlfs::diff::shown(&process.command);
-            line("", &format!("process {} ({command})", process.pid));
+            line("", &format!("process {} ({})", process.pid, process.command));
         }
     }
     gauges_text(&status.gauges, &mut line);

@@ -137,7 +137,9 @@ fn a_program_that_does_not_take_over_is_refused_and_the_old_one_goes_on() {
         let refused = mount.run(&["upgrade", &mount_point, "--binary", wrong]);
         assert_eq!(refused.status.code(), Some(2), "{wrong}");
         let error = String::from_utf8_lossy(&refused.stderr).into_owned();
-        assert!(error.contains("does not take over"), "{error}");
+        let asked = fs::canonicalize(wrong).expect("it is there");
+        let told = format!("error: {} does not take over", asked.display());
+        assert!(error.starts_with(&told), "{error}");
         assert_eq!(read(mount.path("a")), "a", "{wrong}");
     }
     drop(held);
