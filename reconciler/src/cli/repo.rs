@@ -22,6 +22,9 @@ use super::{
 
 /// Manage the repositories of layers in a store
 #[derive(Debug, clap::Args)]
+#[command(
+    after_help = "See also: `strata layer withdraw` and `restore` for single units, `strata store gc` for what nobody uses."
+)]
 pub struct RepoArgs {
     #[command(subcommand)]
     command: RepoCommand,
