@@ -1,5 +1,6 @@
 //! A reconciler that is measured: what it prints of its passes and its log.
 
+use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader, Read};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -18,6 +19,8 @@ const TICKS_PER_SECOND: f64 = 100.0;
 pub struct Pass {
     pub result: String,
     pub total_ms: f64,
+    /// Milliseconds by phase (`fetch`, `check`, `plan`, `apply`).
+    pub phases: BTreeMap<String, f64>,
     seen: Instant,
 }
 
@@ -27,8 +30,13 @@ impl Pass {
     pub fn parse(line: &str) -> Result<Self> {
         let report: Value = serde_json::from_str(line).with_context(|| line.to_owned())?;
         let result = report["result"].as_str().context("a pass has a result")?.to_owned();
-        let total_ms = report["timings"]["total_ms"].as_f64().context("a pass has timings")?;
-        Ok(Pass { result, total_ms, seen: Instant::now() })
+        let timings = report["timings"].as_object().context("a pass has timings")?;
+        let mut phases: BTreeMap<_, _> = timings
+            .iter()
+            .filter_map(|(name, took)| Some((name.strip_suffix("_ms")?.to_owned(), took.as_f64()?)))
+            .collect();
+        let total_ms = phases.remove("total").context("a pass has a duration")?;
+        Ok(Pass { result, total_ms, phases, seen: Instant::now() })
     }
 
     /// When it began, as near as its printed duration tells.

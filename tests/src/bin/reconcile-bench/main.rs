@@ -6,6 +6,7 @@
 
 mod fleet;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -86,6 +87,7 @@ fn measure(arguments: &Arguments, work: &Path, size: usize, goals: &mut Goals) -
     goals.progress(&format!("{size} VAs: one template changes, {commits} times"));
     let mut daemon = Daemon::start(&arguments.strata, &fleet.source(), &fleet.store())?;
     let (mut detected, mut applied) = (Vec::new(), Vec::new());
+    let mut phases: BTreeMap<String, Vec<f64>> = BTreeMap::new();
     // The first shows that it is awake, and does not count.
     for count in 0..=commits {
         let pushed = fleet.push(&[0])?;
@@ -94,11 +96,17 @@ fn measure(arguments: &Arguments, work: &Path, size: usize, goals: &mut Goals) -
         if count > 0 {
             applied.push(millis(moved - pushed));
             detected.push(millis(pass.begun().saturating_duration_since(pushed)));
+            for (phase, took) in pass.phases {
+                phases.entry(phase).or_default().push(took);
+            }
         }
         fleet.report(&[0])?;
         daemon.wait_for_sync(fleet.rings_of(&[0]), Duration::from_secs(120))?;
     }
     goals.figure(&label("push to detected, one template, median"), median(&detected), "ms");
+    for (phase, took) in &phases {
+        goals.figure(&label(&format!("of the pass: {phase}, median")), median(took), "ms");
+    }
     goals.figure(&label("push to applied, one template, longest"), longest(&applied), "ms");
     let goal = label("push to applied, one template of ten, median");
     goals.goal(&goal, median(&applied), Limit::AtMost(APPLIED_MS), "ms");
