@@ -88,10 +88,11 @@ pub fn build(project: &Path, whole: bool) -> Result<f64> {
 pub fn postmark(directory: &Path, files: usize, transactions: usize) -> Result<f64> {
     fs::create_dir_all(directory)?;
     let commands = format!(
-        "set location {}\nset size 512 10240\nset number {files}\nset transactions {transactions}\nrun\nquit\n",
-        directory.display(),
+        "set location .\nset size 512 10240\nset number {files}\nset transactions {transactions}\nrun\nquit\n"
     );
+    // It has room for short names only.
     let mut child = Command::new("postmark")
+        .current_dir(directory)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
