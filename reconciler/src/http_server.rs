@@ -7,6 +7,8 @@
 //! turns out to be breaks off ([`Limited`]). HTTP/1 only; there is no encryption and
 //! no log-in, both are for a proxy in front.
 
+pub mod files;
+
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;

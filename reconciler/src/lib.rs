@@ -21,6 +21,7 @@ pub mod library;
 mod link_watch;
 mod looking;
 pub mod mirror;
+pub mod network_boot;
 pub mod pass;
 pub mod private_view;
 pub mod probe;

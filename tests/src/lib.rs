@@ -20,11 +20,13 @@
 //! are not there: `cargo build --workspace --all-targets` builds them.
 
 pub mod archive;
+pub mod boot;
 pub mod commands;
 pub mod disk;
 pub mod git;
 pub mod goals;
 pub mod leaks;
+pub mod network;
 pub mod packages;
 mod process;
 pub mod random;

@@ -1,5 +1,7 @@
 //! `strata boot`: what machines without a system of their own boot from.
 
+mod serve;
+
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
@@ -12,7 +14,7 @@ use super::{Failure, Outcome, OutputArgs, OutputFormat, print_json, print_text, 
 /// Where a store keeps its boot environments.
 const DIRECTORY: &str = "boot";
 
-/// Make and list what machines boot from
+/// Make, list and serve what machines boot from
 #[derive(Debug, Args)]
 pub struct BootArgs {
     #[command(subcommand)]
@@ -23,12 +25,14 @@ pub struct BootArgs {
 enum BootCommand {
     Build(BuildArgs),
     List(ListArgs),
+    Serve(serve::ServeArgs),
 }
 
 pub fn run(args: &BootArgs) -> Result<Outcome, Failure> {
     match &args.command {
         BootCommand::Build(args) => build(args),
         BootCommand::List(args) => list(args),
+        BootCommand::Serve(args) => serve::run(args),
     }
 }
 

@@ -54,7 +54,7 @@ pub fn start(
     system::unshare_namespaces().context("make", "the VA's namespaces")?;
     if network == Network::Private {
         system::unshare_network().context("make", "the VA's network")?;
-        system::bring_loopback_up().context("bring up", "the loopback interface")?;
+        system::bring_up("lo").context("bring up", "the loopback interface")?;
     }
     root::keep_mounts_private()?;
     let mut first = Command::new("/proc/self/exe");

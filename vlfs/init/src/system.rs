@@ -3,6 +3,7 @@
 
 use std::io;
 use std::mem::MaybeUninit;
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use rustix::thread::UnshareFlags;
@@ -47,32 +48,112 @@ pub fn unshare_network() -> io::Result<()> {
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }.map_err(io::Error::from)
 }
 
-/// Brings the loopback interface of the caller's network up; the kernel gives it
-/// its addresses (netdevice(7)).
+/// Brings an interface of the caller's network up; the kernel gives `lo` its addresses
+/// (netdevice(7)).
 ///
 /// # Errors
-/// The caller may not.
-pub fn bring_loopback_up() -> io::Result<()> {
-    let flags = rustix::net::SocketFlags::CLOEXEC;
-    let family = rustix::net::AddressFamily::INET;
-    let socket = rustix::net::socket_with(family, rustix::net::SocketType::DGRAM, flags, None)?;
-    // SAFETY: an all-zero `ifreq` is a valid one: numbers and null pointers.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    for (to, from) in request.ifr_name.iter_mut().zip(*b"lo") {
-        *to = from.cast_signed();
-    }
+/// The caller may not, or there is no such interface.
+pub fn bring_up(interface: &str) -> io::Result<()> {
+    let mut request = interface_request(interface)?;
     let up = libc::IFF_UP | libc::IFF_RUNNING;
     request.ifr_ifru.ifru_flags = libc::c_short::try_from(up).unwrap_or(libc::c_short::MAX);
-    // SAFETY: the descriptor is a socket, and the structure, which the call only
-    // reads, is of the type that the request has and lives through the call.
+    interface_call(libc::SIOCSIFFLAGS, &mut request)
+}
+
+/// Gives an interface its IPv4 address.
+///
+/// # Errors
+/// As netdevice(7).
+pub fn set_address(interface: &str, address: Ipv4Addr, netmask: Ipv4Addr) -> io::Result<()> {
+    for (call, value) in [(libc::SIOCSIFADDR, address), (libc::SIOCSIFNETMASK, netmask)] {
+        let mut request = interface_request(interface)?;
+        request.ifr_ifru.ifru_addr = socket_address(value);
+        interface_call(call, &mut request)?;
+    }
+    Ok(())
+}
+
+/// The IPv4 address of an interface, if it has one.
+///
+/// # Errors
+/// As netdevice(7).
+pub fn address_of(interface: &str) -> io::Result<Option<Ipv4Addr>> {
+    let mut request = interface_request(interface)?;
+    match interface_call(libc::SIOCGIFADDR, &mut request) {
+        Err(error) if error.raw_os_error() == Some(libc::EADDRNOTAVAIL) => Ok(None),
+        Err(error) => Err(error),
+        Ok(()) => {
+            // SAFETY: the call has filled in an address, of the one family that it knows.
+            let data = unsafe { request.ifr_ifru.ifru_addr.sa_data };
+            let [_, _, a, b, c, d, ..] = data.map(|byte| byte.cast_unsigned());
+            Ok(Some(Ipv4Addr::new(a, b, c, d)))
+        }
+    }
+}
+
+/// Sends what is for no network of the caller's own to a gateway. That it does so already is
+/// no error.
+///
+/// # Errors
+/// As netdevice(7); the gateway is on no network of the caller's own.
+pub fn set_gateway(gateway: Ipv4Addr) -> io::Result<()> {
+    // SAFETY: an all-zero `rtentry` is a valid one: numbers and null pointers.
+    let mut route: libc::rtentry = unsafe { std::mem::zeroed() };
+    route.rt_dst = socket_address(Ipv4Addr::UNSPECIFIED);
+    route.rt_genmask = socket_address(Ipv4Addr::UNSPECIFIED);
+    route.rt_gateway = socket_address(gateway);
+    route.rt_flags = libc::RTF_UP | libc::RTF_GATEWAY;
+    let socket = control_socket()?;
+    // SAFETY: the descriptor is a socket, and the structure, which the call only reads, is of
+    // the type that the request has and lives through the call.
     let result = unsafe {
-        libc::ioctl(
-            std::os::fd::AsRawFd::as_raw_fd(&socket),
-            libc::SIOCSIFFLAGS,
-            &raw const request,
-        )
+        libc::ioctl(std::os::fd::AsRawFd::as_raw_fd(&socket), libc::SIOCADDRT, &raw const route)
+    };
+    match (result, io::Error::last_os_error()) {
+        (0, _) => Ok(()),
+        (_, error) if error.raw_os_error() == Some(libc::EEXIST) => Ok(()),
+        (_, error) => Err(error),
+    }
+}
+
+fn control_socket() -> io::Result<std::os::fd::OwnedFd> {
+    let flags = rustix::net::SocketFlags::CLOEXEC;
+    let family = rustix::net::AddressFamily::INET;
+    Ok(rustix::net::socket_with(family, rustix::net::SocketType::DGRAM, flags, None)?)
+}
+
+/// A request for an interface, with nothing but its name.
+fn interface_request(interface: &str) -> io::Result<libc::ifreq> {
+    // SAFETY: an all-zero `ifreq` is a valid one: numbers and null pointers.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    // A byte is left for the end.
+    if interface.len() >= request.ifr_name.len() {
+        return Err(io::Error::from_raw_os_error(libc::ENODEV));
+    }
+    for (to, from) in request.ifr_name.iter_mut().zip(interface.bytes()) {
+        *to = from.cast_signed();
+    }
+    Ok(request)
+}
+
+fn interface_call(call: libc::Ioctl, request: &mut libc::ifreq) -> io::Result<()> {
+    let socket = control_socket()?;
+    // SAFETY: the descriptor is a socket, and the structure is of the type that all of these
+    // requests have and lives through the call.
+    let result = unsafe {
+        libc::ioctl(std::os::fd::AsRawFd::as_raw_fd(&socket), call, std::ptr::from_mut(request))
     };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// `struct sockaddr_in` as the `struct sockaddr` that requests have: a port, then the address.
+fn socket_address(address: Ipv4Addr) -> libc::sockaddr {
+    let mut data = [0; 14];
+    for (to, from) in data[2..].iter_mut().zip(address.octets()) {
+        *to = from.cast_signed();
+    }
+    let family = libc::sa_family_t::try_from(libc::AF_INET).unwrap_or_default();
+    libc::sockaddr { sa_family: family, sa_data: data }
 }
 
 /// Forbids opening devices on the mount at the working directory and on all that is
@@ -186,5 +267,32 @@ pub fn outlive_terminal_signals() {
     for signal in [libc::SIGINT, libc::SIGQUIT] {
         // SAFETY: the handler does nothing, which is async-signal-safe.
         unsafe { libc::signal(signal, pass_over as *const () as libc::sighandler_t) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_interface_gets_an_address_and_a_gateway() {
+        // A thread's own network, which ends with it.
+        std::thread::spawn(|| {
+            // SAFETY: the flags do not contain FILES: no descriptor changes.
+            unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }.expect("root");
+            assert_eq!(address_of("lo").expect("asked"), None);
+            bring_up("lo").expect("up");
+            assert_eq!(address_of("lo").expect("asked"), Some(Ipv4Addr::LOCALHOST));
+            let address = Ipv4Addr::new(10, 77, 0, 9);
+            set_address("lo", address, Ipv4Addr::new(255, 255, 255, 0)).expect("set");
+            assert_eq!(address_of("lo").expect("asked"), Some(address));
+            let beyond = set_gateway(Ipv4Addr::new(10, 78, 0, 1)).expect_err("not reached");
+            assert_eq!(beyond.raw_os_error(), Some(libc::ENETUNREACH));
+            let absent = bring_up("eth9").expect_err("absent");
+            assert_eq!(absent.raw_os_error(), Some(libc::ENODEV));
+            assert!(bring_up("a-name-that-is-too-long").is_err());
+        })
+        .join()
+        .expect("no panic");
     }
 }

@@ -59,6 +59,8 @@ const MODULES: [&str; 12] = [
     "9pnet_virtio",
     "9p",
 ];
+/// What it may need beside them, where its store is on a file server.
+const NFS_MODULES: [&str; 3] = ["nfs", "nfsv3", "nfsv4"];
 const DISK_FILE_SYSTEM: &str = "ext4";
 /// What the kernel must have been configured with.
 const OPTIONS: [(&str, &str); 3] = [
@@ -138,9 +140,9 @@ pub fn build(request: &BootRequest, output: &Path, disk: &Disk) -> Result<Enviro
     let init = program(&request.init, &kernel)?;
     let vlfs = program(&request.vlfs, &kernel)?;
     let order = choose_modules(&kernel, &request.modules)?;
-    let contents = kernel.contents(&request.kernels, &order)?;
-    let mut modules = Vec::with_capacity(order.len());
-    for name in &order {
+    let contents = kernel.contents(&request.kernels, &order.all)?;
+    let mut modules = Vec::with_capacity(order.all.len());
+    for name in &order.all {
         // One that vanished since it was read.
         let content = contents.get(name).ok_or_else(|| BootError::NoModule {
             release: kernel.release.clone(),
@@ -148,10 +150,8 @@ pub fn build(request: &BootRequest, output: &Path, disk: &Disk) -> Result<Enviro
         })?;
         modules.push((format!("{name}.ko"), content.as_slice()));
     }
-    let initramfs = initramfs(&init, &vlfs, &modules).map_err(|source| BootError::Write {
-        action: "pack",
-        path: PathBuf::from(INITRAMFS),
-        source,
+    let initramfs = initramfs(&init, &vlfs, &modules, order.nfs_from).map_err(|source| {
+        BootError::Write { action: "pack", path: PathBuf::from(INITRAMFS), source }
     })?;
     let description = Description {
         version: VERSION,
@@ -160,7 +160,7 @@ pub fn build(request: &BootRequest, output: &Path, disk: &Disk) -> Result<Enviro
         initramfs: Part::of(&initramfs),
         init: Part::of(&init),
         vlfs: Part::of(&vlfs),
-        modules: order,
+        modules: order.all,
     };
     publish(output, disk, &kernel.image, &initramfs, description)
 }
@@ -186,7 +186,13 @@ fn program(path: &Path, kernel: &Kernel) -> Result<Vec<u8>, BootError> {
 }
 
 /// The modules to load, in order.
-fn choose_modules(kernel: &Kernel, further: &[String]) -> Result<Vec<String>, BootError> {
+struct ModuleOrder {
+    all: Vec<String>,
+    /// Where those begin that NFS alone needs.
+    nfs_from: usize,
+}
+
+fn choose_modules(kernel: &Kernel, further: &[String]) -> Result<ModuleOrder, BootError> {
     let release = || kernel.release.clone();
     for (option, what) in OPTIONS {
         if !kernel.is_configured_with(option) {
@@ -194,11 +200,12 @@ fn choose_modules(kernel: &Kernel, further: &[String]) -> Result<Vec<String>, Bo
         }
     }
     let has = |name| kernel.modules.has(name);
-    let shares = has("virtiofs") || has("9p") && has("9pnet_virtio");
+    let nfs = has("nfs") && (has("nfsv3") || has("nfsv4"));
+    let shares = has("virtiofs") || has("9p") && has("9pnet_virtio") || nfs;
     for (there, what) in [
         (has("fuse"), "FUSE"),
         (has(DISK_FILE_SYSTEM), "ext4 for the private disk"),
-        (shares, "virtiofs and no 9p to reach the store"),
+        (shares, "virtiofs, no 9p and no NFS to reach the store"),
     ] {
         if !there {
             return Err(BootError::Lacks { release: release(), what });
@@ -208,12 +215,19 @@ fn choose_modules(kernel: &Kernel, further: &[String]) -> Result<Vec<String>, Bo
         return Err(BootError::NoModule { release: release(), module: absent.clone() });
     }
     let own = MODULES.into_iter().chain([DISK_FILE_SYSTEM]).map(ToOwned::to_owned);
-    let wanted: Vec<String> = own.chain(further.iter().cloned()).collect();
-    kernel.modules.in_order(&wanted)
+    let mut wanted: Vec<String> = own.chain(further.iter().cloned()).collect();
+    let nfs_from = kernel.modules.in_order(&wanted)?.len();
+    wanted.extend(NFS_MODULES.map(ToOwned::to_owned));
+    Ok(ModuleOrder { all: kernel.modules.in_order(&wanted)?, nfs_from })
 }
 
 /// Packs the first root of a machine. The paths are those of `vlfs/init/src/boot/places.rs`.
-fn initramfs(init: &[u8], vlfs: &[u8], modules: &[(String, &[u8])]) -> std::io::Result<Vec<u8>> {
+fn initramfs(
+    init: &[u8],
+    vlfs: &[u8],
+    modules: &[(String, &[u8])],
+    nfs_from: usize,
+) -> std::io::Result<Vec<u8>> {
     let mut archive = CpioWriter::new(Vec::new());
     for name in ["dev", "proc", "run", "strata", "strata/modules", "sys"] {
         archive.directory(name, 0o755)?;
@@ -222,8 +236,11 @@ fn initramfs(init: &[u8], vlfs: &[u8], modules: &[(String, &[u8])]) -> std::io::
     archive.character_device("dev/console", 0o600, (5, 1))?;
     archive.file("init", 0o755, init)?;
     archive.file("strata/vlfs", 0o755, vlfs)?;
-    let order: String = modules.iter().map(|(name, _)| format!("{name}\n")).collect();
-    archive.file("strata/modules/order", 0o644, order.as_bytes())?;
+    let (own, nfs) = modules.split_at(nfs_from.min(modules.len()));
+    for (list, names) in [("order", own), ("order-nfs", nfs)] {
+        let order: String = names.iter().map(|(name, _)| format!("{name}\n")).collect();
+        archive.file(&format!("strata/modules/{list}"), 0o644, order.as_bytes())?;
+    }
     let mut sorted: Vec<_> = modules.iter().collect();
     sorted.sort_by_key(|(name, _)| name);
     for (name, content) in sorted {

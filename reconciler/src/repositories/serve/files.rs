@@ -12,6 +12,7 @@ use strata_import::archive;
 use strata_store::{DatabaseStamp, SignedFile, Store, StoreError, signed_database_name};
 
 use super::Options;
+use crate::http_server::files::{SentFile, open_regular};
 use crate::repositories::publish::{self, PublishError, archive_name, entry};
 
 /// Archives that are made at once.
@@ -27,16 +28,6 @@ pub(super) enum FileError {
     Publish(#[from] PublishError),
     #[error("{path}: {source}")]
     Io { path: PathBuf, source: std::io::Error },
-}
-
-/// A file to send.
-#[derive(Debug)]
-pub(super) struct Found {
-    pub file: File,
-    pub length: u64,
-    pub etag: String,
-    /// Its name will never stand for another content.
-    pub is_immutable: bool,
 }
 
 /// The units of a repository by the names of their archives, of one state of its database.
@@ -57,7 +48,7 @@ impl Files {
     }
 
     /// The file of a repository's that has this name. Blocks while an archive is made.
-    pub(super) fn find(&self, repository: &str, name: &str) -> Result<Found, FileError> {
+    pub(super) fn find(&self, repository: &str, name: &str) -> Result<SentFile, FileError> {
         let repository =
             self.options.repositories.iter().find(|known| known.as_str() == repository);
         let repository = repository.ok_or(FileError::NotFound)?;
@@ -78,7 +69,7 @@ impl Files {
         let (seconds, nanoseconds) = (metadata.mtime(), metadata.mtime_nsec());
         let etag =
             format!("\"{:x}-{seconds:x}.{nanoseconds:x}-{:x}\"", metadata.ino(), metadata.len());
-        Ok(Found { file, length: metadata.len(), etag, is_immutable })
+        Ok(SentFile { file, length: metadata.len(), etag, is_immutable })
     }
 
     fn archives(&self, repository: &RepositoryName) -> Result<Archives, FileError> {
@@ -101,7 +92,7 @@ impl Files {
     }
 
     /// A unit's archive out of the cache, made where it is not there.
-    fn archive(&self, unit: &LayerSetEntry) -> Result<Found, FileError> {
+    fn archive(&self, unit: &LayerSetEntry) -> Result<SentFile, FileError> {
         let path = self.options.cache.join(format!("{}{}", unit.digest, archive::SUFFIX));
         let opened = match open(&path) {
             Err(FileError::NotFound) => {
@@ -128,7 +119,7 @@ impl Files {
         };
         let (file, metadata) = opened?;
         let etag = format!("\"{}-{:x}\"", unit.digest, metadata.len());
-        Ok(Found { file, length: metadata.len(), etag, is_immutable: true })
+        Ok(SentFile { file, length: metadata.len(), etag, is_immutable: true })
     }
 
     /// Removes the oldest archives beyond the cache's size, but not `kept`.
@@ -172,16 +163,8 @@ fn is_signed_database(name: &str) -> bool {
 }
 
 fn open(path: &Path) -> Result<(File, fs::Metadata), FileError> {
-    use rustix::fs::{Mode, OFlags};
-    let at = |source| FileError::Io { path: path.to_owned(), source };
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let file = match rustix::fs::open(path, flags, Mode::empty()) {
-        Err(rustix::io::Errno::NOENT) => return Err(FileError::NotFound),
-        file => File::from(file.map_err(|errno| at(errno.into()))?),
-    };
-    let metadata = file.metadata().map_err(at)?;
-    match metadata.is_file() {
-        true => Ok((file, metadata)),
-        false => Err(FileError::NotFound),
-    }
+    open_regular(path).map_err(|source| match source.kind() {
+        std::io::ErrorKind::NotFound => FileError::NotFound,
+        _ => FileError::Io { path: path.to_owned(), source },
+    })
 }

@@ -1,6 +1,7 @@
 //! Why a machine does not come up. Each text is what stands on its console.
 
 use std::io;
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
 use strata_core::MacAddr;
@@ -27,6 +28,18 @@ pub enum BootError {
     NoInterfaces,
     #[error("there is no network interface {name}; there are: {found}")]
     NoInterface { name: String, found: String },
+    #[error(
+        "this machine has several network interfaces: {found}\n  hint: name the one to which the file server is reached: ip=ADDRESS::GATEWAY:NETMASK::INTERFACE"
+    )]
+    SeveralInterfaces { found: String },
+    #[error(
+        "the network interface {interface} has no address\n  hint: add ip=ADDRESS::GATEWAY:NETMASK, as strata boot serve does by itself"
+    )]
+    NoAddress { interface: String },
+    #[error(
+        "the file server {server} does not answer on port {port}: {source}\n  hint: it must serve NFS over TCP to this machine"
+    )]
+    NoServer { server: Ipv4Addr, port: u16, source: io::Error },
     #[error(
         "the store has no generation for {macs}\n  hint: strata va provision --template T --mac MAC NAME"
     )]
@@ -64,6 +77,9 @@ impl BootError {
             | BootError::Store(_)
             | BootError::NoInterfaces
             | BootError::NoInterface { .. }
+            | BootError::SeveralInterfaces { .. }
+            | BootError::NoAddress { .. }
+            | BootError::NoServer { .. }
             | BootError::NotProvisioned { .. }
             | BootError::SeveralVas { .. }
             | BootError::NoDisk { .. }

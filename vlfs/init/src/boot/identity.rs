@@ -85,7 +85,8 @@ pub fn choose(
     }
 }
 
-fn shown(interfaces: &[Interface]) -> String {
+/// Interfaces as messages have them.
+pub fn shown(interfaces: &[Interface]) -> String {
     if interfaces.is_empty() {
         return "none".to_owned();
     }

@@ -1,7 +1,7 @@
 //! The first process of a boot environment: from a bare kernel to the appliance.
 //!
 //! ```text
-//! kernel file systems → modules → store → reports → address and link → private disk
+//! kernel file systems → modules → network, where a share is on it → store → reports → address and link → private disk
 //!   → VLFS → the appliance's own first program, or the services of its tree
 //! ```
 //!
@@ -16,6 +16,7 @@ mod error;
 mod identity;
 mod modules;
 mod mounts;
+mod network;
 mod options;
 mod places;
 pub mod services;
@@ -119,8 +120,16 @@ impl Machine {
         if let Some(hostname) = &options.hostname {
             rustix::system::sethostname(hostname.as_bytes()).context("set", "the host name")?;
         }
-        for refused in modules::load(Path::new(places::MODULES))? {
-            console(&format!("a kernel module was not loaded: {refused}"));
+        let lists = [places::MODULE_ORDER, places::NFS_MODULE_ORDER];
+        for list in &lists[..if options.need_network() { 2 } else { 1 }] {
+            for refused in modules::load(Path::new(places::MODULES), list)? {
+                console(&format!("a kernel module was not loaded: {refused}"));
+            }
+        }
+        if options.need_network() {
+            self.wait_for("the network", || {
+                network::bring_up(&options, &identity::interfaces(Path::new("/sys"))?)
+            })?;
         }
         self.wait_for("the store", || mounts::share(&options.store, places::STORE, false))?;
         if let Some(reports) = &options.reports {

@@ -11,14 +11,13 @@ use std::path::Path;
 use rustix::io::Errno;
 
 use crate::boot::error::BootError;
-use crate::boot::places;
 
-/// Loads what the list in `directory` names. Returns what could not be loaded, and why.
+/// Loads what a list in `directory` names. Returns what could not be loaded, and why.
 ///
 /// # Errors
 /// There is no list: the environment is damaged.
-pub fn load(directory: &Path) -> Result<Vec<String>, BootError> {
-    let list = directory.join(places::MODULE_ORDER);
+pub fn load(directory: &Path, list: &str) -> Result<Vec<String>, BootError> {
+    let list = directory.join(list);
     let order =
         std::fs::read_to_string(&list).map_err(|source| BootError::Read { path: list, source })?;
     let mut refused = Vec::new();
@@ -46,11 +45,11 @@ mod tests {
         std::fs::create_dir_all(&directory).expect("made");
         std::fs::write(directory.join("order"), "absent.ko\nempty.ko\n").expect("written");
         std::fs::write(directory.join("empty.ko"), "").expect("written");
-        let refused = load(&directory);
+        let refused = load(&directory, "order");
         std::fs::remove_dir_all(&directory).expect("removed");
         let refused = refused.expect("the list is read");
         assert_eq!(refused.len(), 2, "{refused:?}");
         assert!(refused[0].starts_with("absent.ko: No such file"), "{refused:?}");
-        assert!(load(&directory).is_err());
+        assert!(load(&directory, "order").is_err());
     }
 }

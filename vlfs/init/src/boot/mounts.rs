@@ -1,5 +1,6 @@
 //! The mounts of the boot environment: the kernel's, the host's shares, the disk.
 
+use std::net::Ipv4Addr;
 use std::path::Path;
 
 use rustix::io::Errno;
@@ -7,8 +8,20 @@ use rustix::mount::{MountFlags, UnmountFlags};
 
 use crate::boot::error::BootError;
 use crate::boot::options::Share;
-use crate::boot::places;
+use crate::boot::{network, places};
 
+/// What the kernel has no module for.
+const NO_FILE_SYSTEM: &str =
+    "\n  hint: this kernel has no such file system; build the boot environment from another one";
+/// Tried one after the other.
+const NFS_VERSIONS: [&str; 2] = ["vers=4.1", "vers=3"];
+/// Of the store. It is only read and what is in it is replaced, never changed: files are not asked
+/// about at each opening. Directories are after a second, as links in them are followed. A machine
+/// whose server is away stands still until it is back (`hard`); with errors in the files of its
+/// programs it would break.
+const NFS_STORE: &str = "hard,nocto,acregmin=60,acregmax=600,acdirmin=1,acdirmax=1";
+/// Of reports: they can be written again, and must not hold up the file system that writes them.
+const NFS_REPORTS: &str = "soft,timeo=50,retrans=2";
 /// Bytes of one message of 9p: fewer and larger ones cost less.
 const NINE_PEA_OPTIONS: &std::ffi::CStr = c"trans=virtio,version=9p2000.L,msize=524288";
 
@@ -32,27 +45,69 @@ pub fn kernel_file_systems() -> Result<(), BootError> {
     Ok(())
 }
 
-/// Mounts a directory of the host.
+/// Mounts a directory of the host, or of a file server.
 ///
 /// # Errors
-/// The machine does not show it, or the kernel lacks its file system.
+/// The machine does not show it, the server does not answer or refuses, or the kernel lacks the
+/// file system.
 pub fn share(share: &Share, target: &str, writable: bool) -> Result<(), BootError> {
     let (kind, tag, options) = match share {
         Share::Virtiofs { tag } => ("virtiofs", tag, c""),
         Share::NinePea { tag } => ("9p", tag, NINE_PEA_OPTIONS),
+        Share::Nfs { server, path } => return nfs(*server, path, target, writable),
     };
-    let mut flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOATIME;
-    if !writable {
-        flags |= MountFlags::RDONLY;
-    }
     make(target)?;
-    rustix::mount::mount(tag.as_str(), target, kind, flags, options).map_err(|errno| {
+    rustix::mount::mount(tag.as_str(), target, kind, flags(writable), options).map_err(|errno| {
         let hint = match errno {
-            Errno::NODEV => "\n  hint: this kernel has no such file system; build the boot environment from another one",
-            Errno::NOENT | Errno::INVAL => "\n  hint: the machine shows no directory under this tag",
+            Errno::NODEV => NO_FILE_SYSTEM,
+            Errno::NOENT | Errno::INVAL => {
+                "\n  hint: the machine shows no directory under this tag"
+            }
             _ => "",
         };
         failed(format!("the share {kind}:{tag}"), errno, hint)
+    })
+}
+
+fn flags(writable: bool) -> MountFlags {
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOATIME;
+    if writable { flags } else { flags | MountFlags::RDONLY }
+}
+
+/// Mounts by the kernel alone: what mount.nfs would find out is said.
+fn nfs(server: Ipv4Addr, path: &str, target: &str, writable: bool) -> Result<(), BootError> {
+    network::ask(server)?;
+    make(target)?;
+    let source = format!("{server}:{path}");
+    let kept = if writable { NFS_REPORTS } else { NFS_STORE };
+    let mut result = Err(Errno::PROTONOSUPPORT);
+    for version in NFS_VERSIONS {
+        let options = format!("{version},proto=tcp,addr={server},{kept}");
+        let options = match version.starts_with("vers=3") {
+            true => format!("{options},nolock,mountproto=tcp,mountaddr={server}"),
+            false => options,
+        };
+        let options = std::ffi::CString::new(options).unwrap_or_default();
+        result = rustix::mount::mount(&source, target, "nfs", flags(writable), options.as_c_str());
+        if result != Err(Errno::PROTONOSUPPORT) {
+            break;
+        }
+    }
+    result.map_err(|errno| {
+        let hint = match errno {
+            Errno::NODEV => NO_FILE_SYSTEM,
+            Errno::NOENT => {
+                "\n  hint: the server has no such directory among those that it exports"
+            }
+            Errno::ACCESS | Errno::PERM => {
+                "\n  hint: the server must export it to this machine's address"
+            }
+            Errno::PROTONOSUPPORT => {
+                "\n  hint: the server must speak NFS of version 4.1 or 3, over TCP"
+            }
+            _ => "",
+        };
+        failed(format!("the share nfs:{source}"), errno, hint)
     })
 }
 

@@ -4,9 +4,11 @@
 pub const VLFS: &str = "/strata/vlfs";
 /// This program.
 pub const INIT: &str = "/init";
-/// Kernel modules, and the file that names them in the order to load them.
+/// Kernel modules, and the files that name them in the order to load them: those of every
+/// machine, and those that NFS needs beside them.
 pub const MODULES: &str = "/strata/modules";
 pub const MODULE_ORDER: &str = "order";
+pub const NFS_MODULE_ORDER: &str = "order-nfs";
 /// Mount points.
 pub const STORE: &str = "/strata/store";
 pub const REPORTS: &str = "/strata/reports";

@@ -99,7 +99,7 @@ fn begin() -> Result<Appliance, BootError> {
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     switch::enter(Path::new(places::ROOT), Processes::Own)?;
     further_file_systems()?;
-    if let Err(error) = system::bring_loopback_up() {
+    if let Err(error) = system::bring_up("lo") {
         console(&format!("the loopback interface stays down: {error}"));
     }
     Ok(Appliance::start(&[])?)
