@@ -29,9 +29,9 @@ struct Size {
 }
 
 const FULL: Size =
-    Size { rounds: 5, files: 20_000, transactions: 200_000, whole_project: true, requests: 2_000 };
+    Size { rounds: 5, files: 20_000, transactions: 200_000, whole_project: true, requests: 5_000 };
 const QUICK: Size =
-    Size { rounds: 3, files: 2_000, transactions: 20_000, whole_project: false, requests: 300 };
+    Size { rounds: 3, files: 2_000, transactions: 20_000, whole_project: false, requests: 1_000 };
 
 /// Where Postmark's files are declared as data.
 const QUEUE: &str = "/var/spool/queue";
@@ -48,6 +48,8 @@ struct Part {
     goals: &'static [(Kind, Limit)],
     unit: &'static str,
     told: &'static str,
+    /// Where the time goes, told when a goal is missed.
+    missed: &'static str,
 }
 
 /// Ratios to plain ext4, round by round, and what plain ext4 had.
@@ -66,6 +68,8 @@ static PARTS: [Part; 3] = [
         goals: &[(Kind::Strata, Limit::AtMost(2.0)), (Kind::Data, Limit::AtMost(1.02))],
         unit: "s",
         told: "Times, as multiples of plain ext4's in the same round. Postmark as in the paper: files of 512 bytes to 10 KB.",
+        missed: "Every create, lookup and removal on the union is a request to a daemon in user space: [speed.md](speed.md) has where the \
+                 time goes and the figures of a quiet machine.",
     },
     Part {
         key: "build",
@@ -76,6 +80,7 @@ static PARTS: [Part; 3] = [
         unit: "s",
         told: "Times, as multiples of plain ext4's in the same round. `make -j2` of libgit2 and zlib with the compiler of the appliance's \
                own layers, which were added to each, in the appliance's root.",
+        missed: "Each header that is opened is a request to the daemon ([speed.md](speed.md), The C build).",
     },
     Part {
         key: "http",
@@ -84,9 +89,11 @@ static PARTS: [Part; 3] = [
         measure: serve,
         goals: &[(Kind::Strata, Limit::AtLeast(0.98))],
         unit: "requests/s",
-        told: "Requests a second, as multiples of plain ext4's in the same round. ApacheBench, two at a time, on Apache with PHP in the \
+        told: "Requests a second, as multiples of plain ext4's in the same round. ApacheBench, two at a time, on Apache with PHP and its cache of compiled scripts in the \
                appliance's root, whose layers were added to each: every request makes one of 20 searches in the full-text index of 10,000 rows in MariaDB, \
                whose directory is declared as data (§6.4).",
+        missed: "Where the time goes was not traced. A page is cheap here, about a millisecond for two at a time on ext4, so that a few requests to the \
+                 daemon for each page show.",
     },
 ];
 
@@ -139,6 +146,7 @@ fn measure_part(
     work: &Path,
     goals: &mut Goals,
 ) -> Result<String> {
+    let from = goals.goals().len();
     let mut rows = String::new();
     let mut plot = Vec::new();
     for appliance in &APPLIANCES {
@@ -170,9 +178,17 @@ fn measure_part(
         }
         systems.end(site)?;
     }
+    let holds = goals.goals()[from..].iter().all(|goal| goal["holds"] == true);
+    let missed = match holds {
+        true => String::new(),
+        false => format!(
+            "{} On a busy machine, who waits for the daemon may wait for a processor twice.\n",
+            part.missed
+        ),
+    };
     Ok(format!(
         "{} Medians of {} rounds. More than 500 layers overlayfs does not take.\n\n| | layers | ext4 | overlayfs | Strata | Strata, data directory |\n\
-         |---|---|---|---|---|---|\n{rows}\n{}",
+         |---|---|---|---|---|---|\n{rows}\n{}\n{missed}",
         part.told,
         size.rounds,
         bars(&plot, "× ext4")

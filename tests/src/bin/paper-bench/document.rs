@@ -21,9 +21,9 @@ pub const SECTIONS: [(&str, &str); 6] = [
 
 const HEAD: &str = "# The paper's evaluation, run again
 
-Written by `ci/bench paper` from what it measured; a run with `--only` replaces the sections that it measured. Every
-figure that is compared comes from one run, in which all do the same in turn, on one ext4. The appliances are the paper's five, from the
-distribution's packages without what they only recommend.
+Written by `ci/bench paper` from what it measured; a run with `--only` replaces the sections that it measured. What is
+compared was measured in one run on one ext4: in Figure 7 and Table 1 in turn, round by round; in Table 2 Strata's VAs first, the plain ones
+after them. The appliances are the paper's five, from the distribution's packages without what they only recommend.
 ";
 
 const WIDTH: f64 = 50.0;
