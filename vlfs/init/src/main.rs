@@ -112,6 +112,7 @@ fn main() -> ExitCode {
         Some(["script", cgroup, group, pid]) => {
             code_of(namespaces::script(Path::new(cgroup), Path::new(group), pid, &command))
         }
+        Some([boot::clock::FORM]) => boot::clock::keep(),
         Some([boot::services::FORM]) => boot::services::first_process(),
         Some(["--help" | "-h"]) => {
             println!("{USAGE}");

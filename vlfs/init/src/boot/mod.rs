@@ -11,6 +11,7 @@
 //! machines, and a VA may be provisioned while its machine waits. Nothing here knows
 //! of the namespaces of a VA without a hypervisor, and nothing there of this.
 
+pub mod clock;
 mod disk;
 mod error;
 mod identity;
@@ -212,6 +213,7 @@ impl Machine {
 
     /// Hands the machine over to the appliance.
     fn start(&mut self, first: &First, daemon: Child, reports: &Path) -> Result<Never, BootError> {
+        clock::start();
         match first {
             First::Program(program) => {
                 // Should the program not run, its VA's report is past the new root.
