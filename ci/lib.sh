@@ -19,6 +19,7 @@ tools="$target/tools"
 # The tools that cargo installs, pinned so that a run today is a run tomorrow.
 cargo_deny_version=0.20.2
 s3s_fs_version=0.14.1
+virtiofsd_version=1.14.0
 cargo_fuzz_version=0.13.2
 
 # say TEXT: progress, on stderr.
@@ -111,6 +112,20 @@ need_debs() {
     mv "$debs/new/$kernel"_*.deb "$debs/kernel.deb"
     mv "$debs/new"/busybox-static_*.deb "$debs/busybox.deb"
     rmdir "$debs/new"
+}
+
+# need_libvirt_schemas: what libvirt takes as a domain, out of its package, which is not installed.
+need_libvirt_schemas() {
+    local libvirt="$ci_log/debs/libvirt"
+    [ -e "$libvirt/usr/share/libvirt/schemas/domain.rng" ] && return
+    say "downloading: libvirt's schemas"
+    rm -rf "$libvirt"
+    mkdir -p "$libvirt"
+    [ -n "$(apt-cache madison libvirt0)" ] || apt-get -q update >/dev/null </dev/null
+    (cd "$libvirt" && apt-get -q download libvirt0 >/dev/null 2>&1 && dpkg-deb -x libvirt0_*.deb .) \
+        || fail "the package libvirt0 cannot be downloaded" "apt-get update; apt-get download libvirt0"
+    [ -e "$libvirt/usr/share/libvirt/schemas/domain.rng" ] \
+        || fail "libvirt's package has no schemas" "apt-file search libvirt/schemas/domain.rng"
 }
 
 # need_rust: cargo, rustfmt and clippy of at least the workspace's rust-version.

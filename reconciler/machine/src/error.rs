@@ -7,7 +7,7 @@ use std::time::Duration;
 use strata_core::VaName;
 use strata_store::StoreError;
 
-use crate::qemu::QmpError;
+use crate::qemu::{HardwareError, QmpError};
 use crate::record::RecordError;
 
 #[derive(Debug, thiserror::Error)]
@@ -46,6 +46,24 @@ pub enum MachineError {
     NoBootEnvironment(PathBuf),
     #[error("the disk {path} cannot be made: {reason}")]
     NoDisk { path: PathBuf, reason: String },
+    #[error("the VA {0} is no machine and has no console")]
+    NoConsole(VaName),
+    #[error("somebody is at the console of the VA {0}")]
+    ConsoleTaken(VaName),
+    #[error("the VA {0} is no machine, which a domain of libvirt is")]
+    NoDomain(VaName),
+    #[error("there is no virtiofsd that does what a machine needs: {0}")]
+    NoVirtiofs(String),
+    #[error("the VA {0} sees its store over 9p, which keeps what is open in QEMU")]
+    NotToDisk(VaName),
+    #[error("the VA {0} is no machine, so what runs in it cannot be saved")]
+    NoState(VaName),
+    #[error("the VA {0} is suspended to disk, with what it had in memory")]
+    SuspendedToDisk(VaName),
+    #[error("{path}: {source}")]
+    Hardware { path: PathBuf, source: HardwareError },
+    #[error("the saved state {path} has {found} bytes and not {}", wanted.map_or("a length".to_owned(), |bytes| bytes.to_string()))]
+    CutState { path: PathBuf, wanted: Option<u64>, found: u64 },
     #[error(transparent)]
     Qmp(#[from] QmpError),
     #[error("processes of the VA {name} survive SIGKILL: {pids:?}")]

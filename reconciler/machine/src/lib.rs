@@ -4,6 +4,7 @@
 //! STORE/machines/<name>/va.json       the VA's record (`docs/formats.md`, "Machines")
 //! STORE/machines/<name>/private/      its private layer, unless the record says elsewhere
 //! STORE/machines/<name>/lock          held by the one command that changes the VA
+//! STORE/machines/<name>/suspended/    the state of a machine that is suspended to disk
 //! STORE/machines/<name>/console.log   what the VA's first process printed since its start
 //! STORE/machines/<name>/run/          the mount point, while the VA runs
 //! ```
@@ -19,9 +20,11 @@
 
 pub mod cgroup;
 mod clone;
+mod console;
 mod control;
 mod destroy;
 mod error;
+mod libvirt;
 mod machines;
 mod mounts;
 mod namespace;
@@ -33,6 +36,7 @@ mod rename;
 mod wait;
 
 pub use clone::CloneRequest;
+pub use console::Console;
 pub use control::{ControlError, Served, served};
 pub use error::MachineError;
 pub use machines::{
@@ -40,6 +44,6 @@ pub use machines::{
 };
 pub use mounts::Mount;
 pub use provision::{ProvisionError, ProvisionRequest, Provisioned};
-pub use qemu::AcceleratorChoice;
+pub use qemu::{AcceleratorChoice, TransportChoice};
 pub use record::{Driver, VaRecord};
 pub use strata_core::status::RunState;

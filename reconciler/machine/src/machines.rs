@@ -11,6 +11,7 @@ use std::process::{Command, ExitStatus};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, Mode, OFlags};
+use serde::{Deserialize, Serialize};
 use strata_core::status::RunState;
 use strata_core::{MacAddr, VaName};
 use strata_store::{Store, StoreError, read_limited};
@@ -19,7 +20,7 @@ use crate::cgroup::{self, Cgroup, MemoryLimits};
 use crate::error::{Context, MachineError};
 use crate::mounts::Mount;
 use crate::namespace::NamespaceVa;
-use crate::qemu::{AcceleratorChoice, QemuVa};
+use crate::qemu::{self, AcceleratorChoice, QemuVa, TransportChoice};
 use crate::record::{Driver, RECORD_BYTES, VaRecord};
 use crate::registry::{PrivateHold, try_private};
 use crate::wait;
@@ -51,10 +52,13 @@ pub struct Programs {
     pub vlfs: PathBuf,
     /// `strata-init`
     pub init: PathBuf,
+    /// `virtiofsd`, where a host has it: how machines see the store.
+    pub virtiofsd: Option<PathBuf>,
 }
 
-/// Which network a namespace VA has.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+/// Which network a VA has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Network {
     /// The host's.
     #[default]
@@ -64,7 +68,8 @@ pub enum Network {
 }
 
 /// A port of the host's loopback interface that leads to one of a machine's.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Forward {
     pub host: u16,
     pub machine: u16,
@@ -85,6 +90,8 @@ pub struct StartRequest {
     pub layer_scripts: bool,
     /// What executes a machine's instructions.
     pub accelerator: AcceleratorChoice,
+    /// How a machine sees the store.
+    pub transport: TransportChoice,
     /// The VLFS must answer and the VA run before that.
     pub deadline: Duration,
 }
@@ -240,9 +247,18 @@ impl<'store> Machines<'store> {
     /// The kernel's answer cannot be read.
     pub fn run_state(&self, record: &VaRecord) -> Result<RunState, MachineError> {
         match (record.driver, &self.cgroup) {
+            (Driver::Qemu, _) if self.is_saved(record) => Ok(RunState::Suspended),
             (_, None) => Ok(RunState::Stopped),
             (Driver::Namespace, Some(_)) => self.namespace(record)?.run_state(),
             (Driver::Qemu, Some(_)) => self.qemu(record)?.run_state(),
+        }
+    }
+
+    /// Whether a VA is suspended to disk, and so may be resumed on another host.
+    pub fn is_saved(&self, record: &VaRecord) -> bool {
+        match record.driver {
+            Driver::Namespace => false,
+            Driver::Qemu => qemu::is_saved(&self.directory(&record.name)),
         }
     }
 
@@ -290,22 +306,40 @@ impl<'store> Machines<'store> {
         }
     }
 
+    /// Suspends a machine to disk: nothing of it is left on the host, until it is resumed.
+    ///
+    /// # Errors
+    /// It is stopped, sees its store over 9p, or is not saved before the deadline and goes on.
+    pub fn suspend_to_disk(&self, name: &VaName, deadline: Duration) -> Result<(), MachineError> {
+        let (record, _lock) = self.locked(name)?;
+        match record.driver {
+            Driver::Namespace => Err(MachineError::NoState(name.clone())),
+            Driver::Qemu => self.qemu(&record)?.suspend_to_disk(deadline),
+        }
+    }
+
     /// Resumes a suspended VA; its VLFS first, which takes what the VA's link
     /// names by now.
     ///
     /// # Errors
     /// It is stopped, or does not thaw before the deadline.
-    pub fn resume(&self, name: &VaName, deadline: Duration) -> Result<(), MachineError> {
+    pub fn resume(
+        &self,
+        name: &VaName,
+        deadline: Duration,
+        programs: &Programs,
+    ) -> Result<(), MachineError> {
         let (record, _lock) = self.locked(name)?;
         let desired = self.store.desired(record.mac)?;
         match record.driver {
             Driver::Namespace => self.namespace(&record)?.resume(deadline, desired.as_ref()),
             // The VLFS in the machine looks at its link as soon as it goes on.
-            Driver::Qemu => self.qemu(&record)?.resume(deadline),
+            Driver::Qemu => self.qemu(&record)?.resume(deadline, programs),
         }
     }
 
-    /// Stops a VA and removes whatever is left of a run. Asks the VA to end and
+    /// Stops a VA and removes whatever is left of a run. One that is suspended to disk has its
+    /// state given up, where `patience` is zero. Asks the VA to end and
     /// kills what has not after `patience`. It is no error that it is stopped.
     ///
     /// # Errors
@@ -375,7 +409,7 @@ impl<'store> Machines<'store> {
         Ok(NamespaceVa::new(record, directory, root, cgroup, memory))
     }
 
-    fn qemu<'a>(&'a self, record: &'a VaRecord) -> Result<QemuVa<'a>, MachineError> {
+    pub(crate) fn qemu<'a>(&'a self, record: &'a VaRecord) -> Result<QemuVa<'a>, MachineError> {
         let cgroup = self.cgroup.as_ref().ok_or(MachineError::NoCgroups)?;
         Ok(QemuVa::new(record, self.directory(&record.name), self.store, cgroup))
     }

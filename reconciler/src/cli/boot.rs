@@ -129,7 +129,7 @@ fn beside(named: Option<&Path>, name: &str) -> Result<PathBuf, Failure> {
 #[derive(Debug, Args)]
 #[command(after_help = "Example: strata boot list
 
-One that is not current can be removed when no machine boots from it any more: rm -r its directory.")]
+One that is not current can be removed when no machine boots from it any more, or is suspended to disk on it: rm -r its directory.")]
 struct ListArgs {
     #[command(flatten)]
     place: PlaceArgs,

@@ -1,6 +1,7 @@
 //! `strata va`: the machines that VAs run on.
 
 mod clone;
+mod console;
 mod destroy;
 mod drift;
 mod lifecycle;
@@ -39,6 +40,7 @@ enum VaCommand {
     Suspend(lifecycle::SuspendArgs),
     Resume(lifecycle::ResumeArgs),
     Stop(lifecycle::StopArgs),
+    Console(console::ConsoleArgs),
     Logs(logs::LogsArgs),
     List(show::ListArgs),
     Status(show::StatusArgs),
@@ -61,6 +63,7 @@ pub fn run(args: &VaArgs) -> Result<Outcome, Failure> {
         VaCommand::Suspend(args) => lifecycle::suspend(args),
         VaCommand::Resume(args) => lifecycle::resume(args),
         VaCommand::Stop(args) => lifecycle::stop(args),
+        VaCommand::Console(args) => console::run(args),
         VaCommand::Logs(args) => logs::run(args),
         VaCommand::List(args) => show::list(args),
         VaCommand::Status(args) => show::status(args),
@@ -92,7 +95,26 @@ pub(super) fn programs() -> Result<Programs, Failure> {
     Ok(Programs {
         vlfs: find("STRATA_VLFS", "strata-vlfs")?,
         init: find("STRATA_INIT", "strata-init")?,
+        virtiofsd: virtiofsd()?,
     })
+}
+
+/// Where distributions have the daemon that shows directories to machines.
+const VIRTIOFSD: [&str; 4] = [
+    "/usr/libexec/virtiofsd",
+    "/usr/lib/virtiofsd",
+    "/usr/lib/qemu/virtiofsd",
+    "/usr/local/bin/virtiofsd",
+];
+
+/// `STRATA_VIRTIOFSD`, which must be there, or that of the distribution.
+fn virtiofsd() -> Result<Option<PathBuf>, Failure> {
+    match std::env::var_os("STRATA_VIRTIOFSD").map(PathBuf::from) {
+        Some(path) if path.is_file() => Ok(Some(path)),
+        Some(path) => Err(Failure::new(format!("there is no program {}", path.display()))
+            .hint("let STRATA_VIRTIOFSD name a virtiofsd, or unset it")),
+        None => Ok(VIRTIOFSD.map(PathBuf::from).into_iter().find(|path| path.is_file())),
+    }
 }
 
 /// Adds what to do about it.
@@ -121,6 +143,31 @@ pub(super) fn machine_failure(error: MachineError) -> Failure {
             "make it: strata boot build --kernel PACKAGE.deb (strata boot build --help)".to_owned(),
         ),
         MachineError::NoDisk { .. } => Some("see whether the disk of the store is full".to_owned()),
+        MachineError::NoConsole(name) => Some(format!(
+            "run a shell in it: strata va exec {name} sh; what it prints: strata va logs {name}"
+        )),
+        MachineError::ConsoleTaken(name) => {
+            Some(format!("see what it shows without it: strata va logs --follow {name}"))
+        }
+        MachineError::NoDomain(_) => {
+            Some("it needs nothing of libvirt: strata va start".to_owned())
+        }
+        MachineError::NoVirtiofs(_) => Some(
+            "install virtiofsd 1.13 or later (Debian 13: virtiofsd), name it with STRATA_VIRTIOFSD, or choose --transport 9p"
+                .to_owned(),
+        ),
+        MachineError::NotToDisk(name) => Some(format!(
+            "stop it and start it with --transport virtiofs, or suspend it in memory: strata va suspend {name}"
+        )),
+        MachineError::NoState(name) => {
+            Some(format!("suspend it in memory: strata va suspend {name}"))
+        }
+        MachineError::SuspendedToDisk(name) => Some(format!(
+            "resume it and stop it then; or give up what it had in memory: strata va stop --timeout 0 {name}"
+        )),
+        MachineError::Hardware { .. } | MachineError::CutState { .. } => Some(
+            "give the saved state up, as with a power failure: strata va stop --timeout 0 NAME".to_owned(),
+        ),
         MachineError::Qmp(_) => {
             Some("see qemu.log in the VA's directory; strata va stop --timeout 0 ends it".to_owned())
         }

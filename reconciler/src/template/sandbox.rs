@@ -21,6 +21,7 @@ use strata_core::{GenerationId, RingName, VaName};
 use strata_import::rooted::Rooted;
 use strata_machine::{
     AcceleratorChoice, Driver, Machines, Network, Programs, ProvisionRequest, StartRequest,
+    TransportChoice,
 };
 use strata_store::Store;
 
@@ -108,6 +109,7 @@ impl Sandbox {
             forwards: Vec::new(),
             memory_bytes: Some(options.memory_bytes),
             accelerator: AcceleratorChoice::Auto,
+            transport: TransportChoice::Auto,
             // They run in each appliance; what they wrote here would be in all of them before.
             layer_scripts: false,
             deadline: deadline.saturating_duration_since(Instant::now()),

@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
+
 use crate::error::{Context, MachineError};
 use crate::qemu::QEMU;
 use crate::wait;
@@ -21,7 +23,8 @@ const SIGN_OF_LIFE: &[u8] = b"Kernel panic - not syncing: VFS";
 /// No console of a trial is longer, in bytes.
 const CONSOLE_BYTES: usize = 1 << 20;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Accelerator {
     Kvm,
     Software,

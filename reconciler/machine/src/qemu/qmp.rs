@@ -7,7 +7,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::event::PollFlags;
 use rustix::io::Errno;
@@ -18,6 +18,8 @@ use crate::wait;
 
 /// No answer is longer, in bytes.
 const ANSWER_BYTES: usize = 4 << 20;
+/// How often to look whether a machine has been handed over.
+const LOOK: Duration = Duration::from_millis(20);
 
 #[derive(Debug, thiserror::Error)]
 pub enum QmpError {
@@ -111,6 +113,77 @@ impl Qmp {
         }
     }
 
+    /// QEMU's name of the type that the machine is of, with its version: `pc-q35-10.0`.
+    ///
+    /// # Errors
+    /// As [`Qmp::call`].
+    pub fn machine_type(&mut self) -> Result<String, QmpError> {
+        let answer = self.call("qom-get", &json!({ "path": "/machine", "property": "type" }))?;
+        match answer.as_str().and_then(|name| name.strip_suffix("-machine")) {
+            Some(name) => Ok(name.to_owned()),
+            None => Err(QmpError::Answer { path: self.path.clone(), text: answer.to_string() }),
+        }
+    }
+
+    /// Whether the machine has been handed over, to a file for example, and has not run since.
+    ///
+    /// # Errors
+    /// As [`Qmp::call`].
+    pub fn has_migrated(&mut self) -> Result<bool, QmpError> {
+        Ok(self.call("query-status", &json!({}))?["status"] == "postmigrate")
+    }
+
+    /// Begins to hand the machine over.
+    ///
+    /// # Errors
+    /// As [`Qmp::call`]; also where a device of the machine cannot be handed over.
+    pub fn migrate(&mut self, to: &str) -> Result<(), QmpError> {
+        // A file needs no consideration.
+        self.call("migrate-set-parameters", &json!({ "max-bandwidth": 1_u64 << 40 }))?;
+        self.call("migrate", &json!({ "uri": to })).map(drop)
+    }
+
+    /// Waits until the machine is handed over, or taken over.
+    ///
+    /// # Errors
+    /// As [`Qmp::call`]; also where that failed.
+    pub fn await_migration(&mut self) -> Result<(), QmpError> {
+        loop {
+            let answer = self.call("query-migrate", &json!({}))?;
+            match answer["status"].as_str() {
+                Some("completed") => return Ok(()),
+                Some(status @ ("failed" | "cancelled")) => {
+                    let reason = answer["error-desc"].as_str().unwrap_or(status).to_owned();
+                    return Err(QmpError::Refused { command: "migrate".to_owned(), reason });
+                }
+                _ => {}
+            }
+            if Instant::now() >= self.deadline {
+                return Err(QmpError::Deadline(self.path.clone()));
+            }
+            std::thread::sleep(LOOK);
+        }
+    }
+
+    /// Stops handing the machine over, if that is under way.
+    ///
+    /// # Errors
+    /// As [`Qmp::call`].
+    pub fn cancel_migration(&mut self) -> Result<(), QmpError> {
+        loop {
+            let answer = self.call("query-migrate", &json!({}))?;
+            match answer["status"].as_str() {
+                None | Some("none" | "completed" | "failed" | "cancelled") => return Ok(()),
+                Some("cancelling") => {}
+                Some(_) => self.call("migrate_cancel", &json!({})).map(drop)?,
+            }
+            if Instant::now() >= self.deadline {
+                return Err(QmpError::Deadline(self.path.clone()));
+            }
+            std::thread::sleep(LOOK);
+        }
+    }
+
     /// Presses Ctrl-Alt-Del, with which a machine without anything installed is asked to
     /// end: its first process gets a signal.
     ///
@@ -169,7 +242,6 @@ mod tests {
     use super::*;
     use std::io::{BufRead, BufReader, Write};
     use std::os::unix::net::UnixListener;
-    use std::time::Duration;
 
     const GREETING: &str = r#"{"QMP": {"version": {}, "capabilities": []}}"#;
 

@@ -12,6 +12,7 @@ use strata_core::generation::Generation;
 use strata_core::{CompositionName, RingName, VaName};
 use strata_machine::{
     AcceleratorChoice, Driver, Machines, Network, Programs, ProvisionRequest, StartRequest,
+    TransportChoice,
 };
 use strata_store::Store;
 use tempfile::TempDir;
@@ -57,6 +58,7 @@ pub fn start_request(command: Vec<OsString>) -> StartRequest {
         forwards: Vec::new(),
         memory_bytes: None,
         accelerator: AcceleratorChoice::Auto,
+        transport: TransportChoice::Auto,
         layer_scripts: true,
         deadline: DEADLINE,
     }
@@ -117,7 +119,7 @@ impl Fleet {
             let root = self.fake().join("root");
             run(Command::new("cp").arg("-a").arg(&*TINY_ROOT.1).arg(root));
         }
-        Programs { vlfs, init: built("strata-init") }
+        Programs { vlfs, init: built("strata-init"), virtiofsd: None }
     }
 
     /// Where the stand-in finds its root and its orders.

@@ -120,12 +120,12 @@ fn a_suspended_va_does_nothing() {
         machines.exec(&va("web"), &words(&["ls"]), &fleet.programs()),
         Err(MachineError::Suspended(_))
     ));
-    machines.resume(&va("web"), DEADLINE).expect("resumed");
+    machines.resume(&va("web"), DEADLINE, &fleet.programs()).expect("resumed");
     assert_eq!(state(&fleet, "web"), RunState::Running);
     eventually("the counter goes on", || {
         fs::metadata(&counter).is_ok_and(|now| now.ctime_nsec() != after.ctime_nsec())
     });
-    machines.resume(&va("web"), DEADLINE).expect("resuming twice is no error");
+    machines.resume(&va("web"), DEADLINE, &fleet.programs()).expect("resuming twice is no error");
     machines.suspend(&va("web"), DEADLINE).expect("suspended");
     machines.stop(&va("web"), DEADLINE).expect("a suspended VA can be stopped");
     assert_eq!(fleet.leftovers(), Vec::<String>::new());

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use strata_core::VaName;
-use strata_machine::{AcceleratorChoice, Forward, Machines, Network, StartRequest};
+use strata_machine::{
+    AcceleratorChoice, Forward, Machines, Network, StartRequest, TransportChoice,
+};
 
 use super::{each, machine_failure, programs};
 use crate::cli::{Failure, Outcome, StoreArgs, print_bytes};
@@ -37,6 +39,10 @@ pub struct StartArgs {
     /// What executes a machine's instructions: KVM where a trial shows that it works, KVM, or QEMU
     #[arg(long, value_enum, default_value = "auto", value_name = "ACCELERATOR")]
     accelerator: Acceleration,
+    /// How a machine sees the store: virtiofs where virtiofsd is installed and else 9p, or one of
+    /// them. Only with virtiofs it can be suspended to disk
+    #[arg(long, value_enum, default_value = "auto", value_name = "TRANSPORT")]
+    transport: Transport,
     /// How long the VLFS and the first process may each take to come up
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     timeout: u64,
@@ -85,6 +91,24 @@ impl From<Acceleration> for AcceleratorChoice {
     }
 }
 
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Transport {
+    Auto,
+    Virtiofs,
+    #[value(name = "9p")]
+    NinePea,
+}
+
+impl From<Transport> for TransportChoice {
+    fn from(choice: Transport) -> Self {
+        match choice {
+            Transport::Auto => TransportChoice::Auto,
+            Transport::Virtiofs => TransportChoice::Virtiofs,
+            Transport::NinePea => TransportChoice::NinePea,
+        }
+    }
+}
+
 pub fn start(args: &StartArgs) -> Result<Outcome, Failure> {
     let store = args.store.open()?;
     let machines = Machines::open(&store).map_err(machine_failure)?;
@@ -95,6 +119,7 @@ pub fn start(args: &StartArgs) -> Result<Outcome, Failure> {
         layer_scripts: true,
         memory_bytes: args.memory_mib.map(|mib| mib << 20),
         accelerator: args.accelerator.into(),
+        transport: args.transport.into(),
         deadline: Duration::from_secs(args.timeout),
     };
     machines.start(&args.name, &request, &programs()?).map_err(machine_failure)?;
@@ -133,23 +158,36 @@ pub fn exec(args: &ExecArgs) -> Result<Outcome, Failure> {
 
 /// Suspend running VAs: nothing in them runs until they are resumed
 #[derive(Debug, Args)]
-#[command(after_help = "Example: strata va suspend web-03
+#[command(after_help = "Examples:
+  strata va suspend web-03
+  strata va suspend --to-disk vm-01    # a machine (provision --driver qemu)
 
-An update reaches a suspended VA's link at once, and the VA itself when it is resumed.")]
+An update reaches a suspended VA's link at once, and the VA itself when it is resumed. One that is
+suspended to disk survives a restart of the host, and can be resumed on another one.")]
 pub struct SuspendArgs {
     #[arg(required = true, value_name = "NAME")]
     names: Vec<VaName>,
-    /// How long the VA may take to stand still; it goes on when it does not
-    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
-    timeout: u64,
+    /// Save a machine's memory beside its record, and leave nothing of it on the host
+    #[arg(long)]
+    to_disk: bool,
+    /// How long the VA may take to stand still, or be saved; it goes on when it does not
+    /// [default: 10; to disk: 120]
+    #[arg(long, value_name = "SECONDS")]
+    timeout: Option<u64>,
     #[command(flatten)]
     store: StoreArgs,
 }
 
 pub fn suspend(args: &SuspendArgs) -> Result<Outcome, Failure> {
     each(&args.names, &args.store, |machines, name| {
-        machines.suspend(name, Duration::from_secs(args.timeout)).map_err(machine_failure)?;
-        print_bytes(format!("{name} is suspended\n").as_bytes())
+        let patience = |seconds| Duration::from_secs(args.timeout.unwrap_or(seconds));
+        let (suspended, how) = if args.to_disk {
+            (machines.suspend_to_disk(name, patience(120)), " to disk")
+        } else {
+            (machines.suspend(name, patience(10)), "")
+        };
+        suspended.map_err(machine_failure)?;
+        print_bytes(format!("{name} is suspended{how}\n").as_bytes())
     })
 }
 
@@ -161,16 +199,20 @@ The VA's file system takes what its link names by now before its processes go on
 pub struct ResumeArgs {
     #[arg(required = true, value_name = "NAME")]
     names: Vec<VaName>,
-    /// How long the VA may take to go on
-    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
-    timeout: u64,
+    /// How long the VA may take to go on [default: 10; from disk: 120]
+    #[arg(long, value_name = "SECONDS")]
+    timeout: Option<u64>,
     #[command(flatten)]
     store: StoreArgs,
 }
 
 pub fn resume(args: &ResumeArgs) -> Result<Outcome, Failure> {
+    let programs = programs()?;
     each(&args.names, &args.store, |machines, name| {
-        machines.resume(name, Duration::from_secs(args.timeout)).map_err(machine_failure)?;
+        let record = machines.record(name).map_err(machine_failure)?;
+        let usual = if machines.is_saved(&record) { 120 } else { 10 };
+        let patience = Duration::from_secs(args.timeout.unwrap_or(usual));
+        machines.resume(name, patience, &programs).map_err(machine_failure)?;
         print_bytes(format!("{name} is running\n").as_bytes())
     })
 }
@@ -181,7 +223,8 @@ pub fn resume(args: &ResumeArgs) -> Result<Outcome, Failure> {
   strata va stop web-03
   strata va stop --timeout 0 web-03        # kills at once
 
-It is no error that a VA is stopped already.")]
+It is no error that a VA is stopped already. One that is suspended to disk is resumed first, or stopped with
+--timeout 0, which gives up what it had in memory.")]
 pub struct StopArgs {
     #[arg(required = true, value_name = "NAME")]
     names: Vec<VaName>,

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use serde::Serialize;
 use strata_core::{GenerationId, MacAddr, VaName};
 use strata_machine::{
@@ -14,7 +14,8 @@ use strata_store::{Store, VaTarget};
 
 use super::machine_failure;
 use crate::cli::{
-    Failure, Outcome, OutputArgs, OutputFormat, StoreArgs, known, print_json, print_text,
+    Failure, Outcome, OutputArgs, OutputFormat, StoreArgs, known, print_bytes, print_json,
+    print_text,
 };
 
 /// How long a VLFS may take to say its generation.
@@ -44,6 +45,24 @@ struct Row {
     ring: Option<String>,
     driver: Driver,
     state: RunState,
+    /// Where what it had in memory is, while it is suspended.
+    suspended_to: Option<SuspendedTo>,
+}
+
+#[derive(Serialize, Clone, Copy, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+enum SuspendedTo {
+    Memory,
+    Disk,
+}
+
+impl Row {
+    fn state(&self) -> String {
+        match self.suspended_to {
+            Some(SuspendedTo::Disk) => format!("{} (to disk)", self.state),
+            Some(SuspendedTo::Memory) | None => self.state.to_string(),
+        }
+    }
 }
 
 fn row(store: &Store, machines: &Machines<'_>, record: VaRecord) -> Result<Row, Failure> {
@@ -58,8 +77,14 @@ fn row(store: &Store, machines: &Machines<'_>, record: VaRecord) -> Result<Row, 
         Some(VaTarget::Ring { ring, .. }) => Some(ring.to_string()),
         Some(VaTarget::Pinned { .. }) | None => None,
     };
+    let state = machines.run_state(&record).map_err(machine_failure)?;
+    let suspended_to = (state == RunState::Suspended).then(|| match machines.is_saved(&record) {
+        true => SuspendedTo::Disk,
+        false => SuspendedTo::Memory,
+    });
     Ok(Row {
-        state: machines.run_state(&record).map_err(machine_failure)?,
+        state,
+        suspended_to,
         name: record.name,
         mac: record.mac,
         template: target.map(|target| target.composition().to_string()),
@@ -98,7 +123,7 @@ fn table(rows: &[Row]) -> String {
             row.mac.to_string(),
             row.template.clone().unwrap_or_else(incomplete),
             row.ring.clone().unwrap_or_else(|| "-".to_owned()),
-            row.state.to_string(),
+            row.state(),
         ]
     }));
     let mut widths = [0; 5];
@@ -121,7 +146,9 @@ fn table(rows: &[Row]) -> String {
 
 /// Show one VA: what it is, what it does and what it serves
 #[derive(Debug, Args)]
-#[command(after_help = "Example: strata va status web-03
+#[command(after_help = "Examples:
+  strata va status web-03
+  strata va status vm-01 --output libvirt-xml --view /run/strata-view | virsh define /dev/stdin
 
 The active generation is asked of the mounted file system itself, with a deadline:
 one that is suspended cannot answer, and its last report is shown instead.")]
@@ -129,10 +156,27 @@ pub struct StatusArgs {
     /// Its name or its MAC address.
     #[arg(value_name = "NAME")]
     va: String,
+    /// With --output libvirt-xml: what the machine sees of the store [default: the whole store]
+    #[arg(long, value_name = "DIRECTORY", value_parser = absolute)]
+    view: Option<PathBuf>,
     #[command(flatten)]
     store: StoreArgs,
-    #[command(flatten)]
-    output: OutputArgs,
+    /// How to print; libvirt-xml: the domain that a machine is to libvirt
+    #[arg(long, value_enum, default_value = "text", value_name = "FORMAT")]
+    output: StatusFormat,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum StatusFormat {
+    #[value(alias = "table")]
+    Text,
+    Json,
+    LibvirtXml,
+}
+
+fn absolute(text: &str) -> Result<PathBuf, String> {
+    let path = PathBuf::from(text);
+    if path.is_absolute() { Ok(path) } else { Err("write an absolute path".to_owned()) }
 }
 
 #[derive(Serialize)]
@@ -178,6 +222,17 @@ pub fn status(args: &StatusArgs) -> Result<Outcome, Failure> {
     let store = args.store.open()?;
     let machines = Machines::open(&store).map_err(machine_failure)?;
     let record = machine(&store, &machines, &args.va)?;
+    if args.output == StatusFormat::LibvirtXml {
+        let domain = machines.libvirt_domain(&record, args.view.as_deref());
+        print_bytes(domain.map_err(machine_failure)?.as_bytes())?;
+        if args.view.is_none() {
+            eprintln!(
+                "note: root of this machine can read the whole store, with the private layers of other VAs\n  \
+                 hint: make a view of it, and name it with --view: docs/machines.md, libvirt"
+            );
+        }
+        return Ok(Outcome::Done);
+    }
     let observed = machines.observe(&record).map_err(machine_failure)?;
     let (active, active_unknown) = match active(&observed) {
         Ok(generation) => (Some(generation), None),
@@ -204,9 +259,9 @@ pub fn status(args: &StatusArgs) -> Result<Outcome, Failure> {
         report_age_s: report.map(|report| age(report.written_at_ms)),
         row: row(&store, &machines, record)?,
     };
-    match args.output.output {
-        OutputFormat::Json => print_json(&status)?,
-        OutputFormat::Text => print_text(&describe(&status))?,
+    match args.output {
+        StatusFormat::Json => print_json(&status)?,
+        StatusFormat::Text | StatusFormat::LibvirtXml => print_text(&describe(&status))?,
     }
     Ok(Outcome::Done)
 }
@@ -239,7 +294,7 @@ fn describe(status: &Status) -> String {
     line("mac", &row.mac.to_string());
     line("template", row.template.as_ref().unwrap_or(&unknown));
     line("ring", row.ring.as_ref().unwrap_or(&unknown));
-    line("state", &row.state.to_string());
+    line("state", &row.state());
     line("private", &status.private.display().to_string());
     let first = status.init.map_or(unknown.clone(), |init| init.to_string());
     line("processes", &format!("{}, PID 1 is {first} on the host", status.processes.len()));
