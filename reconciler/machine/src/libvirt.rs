@@ -11,7 +11,7 @@ use strata_core::MacAddr;
 
 use crate::error::MachineError;
 use crate::machines::{Forward, Machines, Network};
-use crate::qemu::Hardware;
+use crate::qemu::{Hardware, identity};
 use crate::record::{Driver, VaRecord};
 
 /// The first half of the domains' identifiers ("STRATA"), the second is the VA's address. The
@@ -72,8 +72,8 @@ fn domain(domain: &Domain<'_>) -> String {
         if domain.kvm { ("kvm", "host-passthrough") } else { ("qemu", "maximum") };
     let line = format!(
         "console=ttyS0 quiet panic=-1 strata.store=virtiofs:store strata.reports=virtiofs:reports \
-         strata.mac={} strata.hostname={}",
-        record.mac, record.name
+         {}",
+        identity(record.mac, &record.name)
     );
     let path = |path: &Path| escaped(&path.to_string_lossy());
     let mut text = String::new();

@@ -10,8 +10,6 @@ const BYTES: usize = 1600;
 const OWN: [&str; 4] = ["strata.mac=", "strata.hostname=", "BOOTIF=", "initrd="];
 /// Stands for a machine's address.
 const MAC: &str = "{mac}";
-/// Bytes of a host name (gethostname(2)).
-const HOSTNAME_BYTES: usize = 64;
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CommandLineError {
@@ -63,7 +61,7 @@ impl CommandLine {
         let mac = mac.to_string();
         let mut words: Vec<String> = self.0.iter().map(|word| word.replace(MAC, &mac)).collect();
         words.push(format!("strata.mac={mac}"));
-        if let Some(hostname) = name.and_then(hostname) {
+        if let Some(hostname) = name.and_then(VaName::hostname) {
             words.push(format!("strata.hostname={hostname}"));
         }
         if !words.iter().any(|word| word.starts_with("ip=")) {
@@ -71,13 +69,6 @@ impl CommandLine {
         }
         words.join(" ")
     }
-}
-
-/// A VA's name where it can be the name of a host.
-fn hostname(name: &VaName) -> Option<&str> {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
-    let name = name.as_str();
-    (name.len() <= HOSTNAME_BYTES && name.chars().all(plain)).then_some(name)
 }
 
 #[cfg(test)]

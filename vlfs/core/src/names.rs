@@ -142,6 +142,16 @@ name!(
     "VA"
 );
 
+/// Bytes of a host name (gethostname(2)).
+const HOSTNAME_BYTES: usize = 64;
+
+impl VaName {
+    /// The name where it can be the name of a host too.
+    pub fn hostname(&self) -> Option<&str> {
+        (self.0.len() <= HOSTNAME_BYTES && !self.0.contains('+')).then_some(&self.0)
+    }
+}
+
 /// A name hashes as its text, so that text finds it.
 impl std::borrow::Borrow<str> for LayerName {
     fn borrow(&self) -> &str {
@@ -296,6 +306,13 @@ mod tests {
             assert!(LayerName::new(good).is_ok(), "{good:?}");
         }
         assert!(LayerName::new("x".repeat(201)).is_err());
+    }
+
+    #[test]
+    fn not_every_name_of_a_va_is_one_of_a_host() {
+        let hostname = |name: &str| VaName::new(name).expect("valid").hostname().is_some();
+        assert!(hostname("web-03.example_1") && hostname(&"x".repeat(64)));
+        assert!(!hostname("web+3") && !hostname(&"x".repeat(65)));
     }
 
     #[test]

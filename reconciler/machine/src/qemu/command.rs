@@ -43,6 +43,12 @@ pub struct Machine<'a> {
     pub incoming: bool,
 }
 
+/// The words of the kernel's command line that say whose machine it is.
+pub fn identity(mac: MacAddr, name: &VaName) -> String {
+    let hostname = name.hostname().map(|name| format!(" strata.hostname={name}"));
+    format!("strata.mac={mac}{}", hostname.unwrap_or_default())
+}
+
 /// A path in one of QEMU's lists of options: a comma is written twice.
 fn escaped(path: &Path) -> OsString {
     use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -101,8 +107,8 @@ pub fn arguments(machine: &Machine<'_>) -> Vec<OsString> {
     // The last ones help where each instruction is emulated; panics end the machine.
     let line = format!(
         "console=ttyS0 quiet panic=-1 strata.store={transport}:store strata.reports={transport}:reports \
-         strata.mac={} strata.hostname={} no_timer_check nokaslr mitigations=off",
-        machine.mac, machine.name
+         {} no_timer_check nokaslr mitigations=off",
+        identity(machine.mac, machine.name)
     );
     add("-append", &plain(&line));
     let mut console =
@@ -194,6 +200,13 @@ mod tests {
             assert!(told.contains(part), "{part}: {told}");
         }
         assert!(!told.contains("kvm") && !told.contains("virtiofs") && !told.contains("incoming"));
+    }
+
+    #[test]
+    fn a_name_that_is_none_of_a_host_is_not_told() {
+        let mac = "52:54:00:12:34:56".parse().expect("an address");
+        let name = VaName::new("web+3").expect("valid");
+        assert_eq!(identity(mac, &name), "strata.mac=52:54:00:12:34:56");
     }
 
     #[test]

@@ -33,6 +33,7 @@ use crate::record::VaRecord;
 use crate::wait;
 
 pub use accelerator::AcceleratorChoice;
+pub(crate) use command::identity;
 pub(crate) use hardware::Hardware;
 pub use hardware::HardwareError;
 pub use qmp::QmpError;
