@@ -201,3 +201,31 @@ fn where_the_disk_can_files_share_blocks_and_not_an_inode() {
     assert!(String::from_utf8_lossy(&mapped.stdout).contains("shared"), "{mapped:?}");
     bench.good(&["repo", "verify", &name::<strata_core::RepositoryName>("main").to_string()]);
 }
+
+/// What the distribution does with a new version: the same files at another time.
+#[test]
+fn where_the_disk_can_files_of_another_owner_mode_and_time_share_blocks() {
+    let disk = Reflinks::new();
+    let store = Store::init(&disk.directory.path().join("disk/store")).expect("a store");
+    let bench = Bench::on(store);
+    let [one, _] = two(&bench);
+    let later = bench.path("roots/main/later-1/usr");
+    fs::create_dir_all(&later).expect("made");
+    let path = later.join("licence");
+    fs::write(&path, licence()).expect("written");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).expect("set");
+    std::os::unix::fs::chown(&path, Some(1), Some(2)).expect("set");
+    bench.layer("main", "later", "1", &[]);
+    let file = bench.unit("main", "later", "1").join("filesystem/usr/licence");
+    let found = fs::metadata(&file).expect("there");
+    assert_eq!((found.mode() & 0o7777, found.uid(), found.gid()), (0o640, 1, 2));
+    let blocks = |path: &Path| {
+        let output = Command::new("filefrag").arg("-v").arg(path).output();
+        let output = output.expect("filefrag: apt-get install e2fsprogs");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let extent = text.lines().find(|line| line.trim_start().starts_with("0:"));
+        extent.and_then(|line| line.split(':').nth(2)).expect("an extent").trim().to_owned()
+    };
+    assert_eq!(blocks(&one), blocks(&file));
+    bench.good(&["repo", "verify", "main"]);
+}

@@ -292,6 +292,22 @@ impl Disk {
         }
     }
 
+    /// Whether files in this directory can share their blocks with one another.
+    ///
+    /// # Errors
+    /// No file can be made there.
+    pub fn can_clone(&self, directory: &Path) -> Result<bool, StoreError> {
+        if self.no_clones.load(Ordering::Relaxed) {
+            return Ok(false);
+        }
+        let [one, other] = ["one", "other"].map(|name| temporary::beside(&directory.join(name)));
+        let made = File::create_new(&one).at("create", &one)?;
+        let cloned = self.clone_file(&made, &other);
+        self.clean_up(true, &one);
+        self.clean_up(matches!(cloned, Ok(Some(_))), &other);
+        cloned.map(|file| file.is_some())
+    }
+
     /// Puts a finished file in the place of another one in an open directory, without
     /// a sync.
     ///

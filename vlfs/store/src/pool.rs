@@ -1,12 +1,12 @@
 //! Identical files of different layer units, stored once.
 //!
-//! `pool/<2 digits>/<key>` is one more name of a file that some unit has. A further
-//! unit with the same file gets, where the disk can, a file of its own that shares the
-//! blocks (reflink), and otherwise one more name of the same inode. An inode has one
-//! owner, mode, time and set of attributes, so the key is a hash of all these and the
-//! content; what is shared is compared byte for byte before, so a damaged file does
-//! not spread. Two files of one unit never become one: its own hard links, which its
-//! manifest lists, stay what they are. How many names an inode has on the disk nobody sees
+//! `pool/<2 digits>/<key>` is one more name of a file that some unit has. Where the disk
+//! can, a further file with the same content keeps its own inode and shares the blocks
+//! (reflink), and the key is a hash of the content. Elsewhere a further unit with the same file gets one more name of
+//! the same inode. An inode has one owner, mode, time and set of attributes, so the key is a hash of all
+//! these and the content, and two files of one unit never become one: its own hard links, which its
+//! manifest lists, stay what they are. What is shared is compared byte for byte before, so a
+//! damaged file does not spread. How many names an inode has on the disk nobody sees
 //! in a VA: link counts are the manifest's.
 //!
 //! Sharing is never needed: where it fails (another file system, no permission, no
@@ -35,6 +35,13 @@ use crate::temporary;
 
 /// Smaller files cost more to look for than the block that they save.
 const SMALLEST: u64 = 4096;
+
+/// What files that are alike can have in common on this disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Common {
+    Blocks,
+    Inode,
+}
 
 /// What sharing did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -68,12 +75,21 @@ impl Store {
                 return shared;
             }
         };
+        let common = match self.common() {
+            Ok(common) => common,
+            Err(error) => {
+                tracing::debug!(unit = %unit.display(), %error, "its files are not shared");
+                return shared;
+            }
+        };
         for entry in manifest.entries() {
             let Kind::Regular { size, digest } = &entry.kind else { continue };
-            if *size < SMALLEST || entry.link_count != 1 || !seen.insert(key(entry, digest)) {
+            let key = key(entry, digest, common);
+            let is_second = common == Common::Inode && !seen.insert(key);
+            if *size < SMALLEST || entry.link_count != 1 || is_second {
                 continue;
             }
-            match self.share_file(&root, entry, digest, manifest) {
+            match self.share_file(&root, entry, &key, common, manifest) {
                 Ok(true) => {
                     shared.files += 1;
                     shared.bytes += *size;
@@ -102,15 +118,36 @@ impl Store {
         Ok(self.share(&opened.path, &opened.manifest))
     }
 
+    /// What this disk can.
+    fn common(&self) -> Result<Common, StoreError> {
+        // Where objects are, so that what a crash leaves of the question is swept like theirs.
+        let directory = self.pool().join("00");
+        self.make_private(&directory)?;
+        let can_clone = self.disk.can_clone(&directory)?;
+        Ok(if can_clone { Common::Blocks } else { Common::Inode })
+    }
+
+    /// Makes a directory of the pool, which is its owner's alone.
+    fn make_private(&self, directory: &Path) -> Result<(), StoreError> {
+        if directory.is_dir() {
+            return Ok(());
+        }
+        self.disk.create_directory(directory)?;
+        let private = fs::Permissions::from_mode(0o700);
+        let pool = self.pool();
+        fs::set_permissions(&pool, private).at("change the mode of", &pool)
+    }
+
     /// Whether the file shares with another one now and did not before.
     fn share_file(
         &self,
         root: &OwnedFd,
         entry: &Entry,
-        digest: &Digest,
+        key: &Digest,
+        common: Common,
         manifest: &Manifest,
     ) -> Result<bool, StoreError> {
-        let key = key(entry, digest).to_string();
+        let key = key.to_string();
         let directory = self.pool().join(&key[..2]);
         let object = directory.join(&key);
         let place = Place::of(root, entry).at("open", &object)?;
@@ -120,7 +157,7 @@ impl Store {
             Some(pooled) if (pooled.dev(), pooled.ino()) == (own.st_dev, own.st_ino) => {
                 return Ok(false);
             }
-            Some(_) if place.equals(&object, entry) => {}
+            Some(_) if place.equals(&object, entry, common) => {}
             Some(_) => {
                 tracing::warn!(object = %object.display(), "a damaged file of the pool is dropped");
                 self.disk.remove_file(&object)?;
@@ -129,15 +166,17 @@ impl Store {
             None => return self.pool_file(&directory, &object, &place),
         }
         let temporary = temporary::beside(&object);
-        if !self.clone_file(&object, &temporary, entry)? {
-            match self.disk.hard_link(&object, &temporary) {
+        match common {
+            Common::Blocks if self.clone_file(&object, &temporary, entry)? => {}
+            Common::Blocks => return Ok(false),
+            Common::Inode => match self.disk.hard_link(&object, &temporary) {
                 // So many units have it that the inode takes no more names.
                 Err(StoreError::Io { source, .. }) if is(&source, Errno::MLINK) => {
                     self.disk.remove_file(&object)?;
                     return self.pool_file(&directory, &object, &place);
                 }
                 linked => linked?,
-            }
+            },
         }
         let replaced = self.disk.move_into(&temporary, &place.directory, place.name);
         let above = manifest.get(parent_path(&entry.path).unwrap_or(&[]));
@@ -154,12 +193,7 @@ impl Store {
         object: &Path,
         place: &Place<'_>,
     ) -> Result<bool, StoreError> {
-        if !directory.is_dir() {
-            self.disk.create_directory(directory)?;
-            let private = fs::Permissions::from_mode(0o700);
-            let pool = self.pool();
-            fs::set_permissions(&pool, private).at("change the mode of", &pool)?;
-        }
+        self.make_private(directory)?;
         match self.disk.hard_link(&place.path(), object) {
             Err(StoreError::Io { source, .. }) if is(&source, Errno::EXIST) => Ok(false),
             linked => linked.map(|()| false),
@@ -233,8 +267,11 @@ fn is(error: &io::Error, errno: Errno) -> bool {
     error.raw_os_error() == Some(errno.raw_os_error())
 }
 
-/// What files must have in common to be one inode.
-fn key(entry: &Entry, digest: &Digest) -> Digest {
+/// What files must have in common to share that much.
+fn key(entry: &Entry, digest: &Digest, common: Common) -> Digest {
+    if common == Common::Blocks {
+        return *digest;
+    }
     let Timestamp { seconds, nanoseconds } = entry.mtime;
     let (mode, uid, gid) = (entry.mode, entry.uid, entry.gid);
     let mut text =
@@ -284,11 +321,12 @@ impl<'e> Place<'e> {
         Path::new(&directory).join(self.name)
     }
 
-    /// Whether the object has the content and the attributes that the entry says.
-    fn equals(&self, object: &Path, entry: &Entry) -> bool {
+    /// Whether the object has the content and, if need be, the attributes that the entry says.
+    fn equals(&self, object: &Path, entry: &Entry, common: Common) -> bool {
         let compare = || -> io::Result<bool> {
             let (mut own, mut other) = (self.open()?, File::open(object)?);
-            Ok(described(&other, entry)? && same_bytes(&mut own, &mut other)?)
+            let is_like = common == Common::Blocks || described(&other, entry)?;
+            Ok(is_like && same_bytes(&mut own, &mut other)?)
         };
         compare().unwrap_or(false)
     }
