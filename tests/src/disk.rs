@@ -1,5 +1,5 @@
-//! The disk that file systems of a comparison are on: ext4 with a journal, as
-//! appliances have it, in a file below the scratch directory.
+//! The disk that what is compared is on: ext4 with a journal, as
+//! appliances have it, or XFS, in a file below the scratch directory.
 //!
 //! What the scratch directory itself is on is the machine's affair. An ext4 without a
 //! journal, for one, looks at every inode that was freed in the last minutes before it
@@ -22,6 +22,13 @@ const INODES: u32 = 2_000_000;
 const PATIENCE: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_millis(50);
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    Ext4,
+    /// Files can share blocks on it.
+    Xfs,
+}
+
 /// A mounted disk; unmounted when it is dropped.
 #[derive(Debug)]
 pub struct Disk {
@@ -33,15 +40,21 @@ impl Disk {
     /// takes what is written, `bytes` at most.
     ///
     /// # Errors
-    /// There is no loop device, or no ext4.
-    pub fn make(directory: &Path, bytes: u64) -> Result<Disk> {
-        let (image, root) = (directory.join("disk.ext4"), directory.join("disk"));
+    /// There is no loop device, or no such file system.
+    pub fn make(directory: &Path, bytes: u64, format: Format) -> Result<Disk> {
+        let (image, root) = (directory.join("disk.image"), directory.join("disk"));
         std::fs::File::create(&image)?.set_len(bytes)?;
         std::fs::create_dir(&root)?;
-        // Nothing is left to be initialised while something is measured.
-        let mut make = Command::new("mkfs.ext4");
-        make.args(["-q", "-E", "lazy_itable_init=0,lazy_journal_init=0", "-N"]);
-        run(make.arg(INODES.to_string()).arg(&image)).context("making an ext4")?;
+        let inodes = INODES.to_string();
+        let (make, arguments) = match format {
+            // Nothing is left to be initialised while something is measured.
+            Format::Ext4 => {
+                let now = "lazy_itable_init=0,lazy_journal_init=0";
+                ("mkfs.ext4", vec!["-q", "-E", now, "-N", &inodes])
+            }
+            Format::Xfs => ("mkfs.xfs", vec!["-q", "-m", "reflink=1"]),
+        };
+        run(Command::new(make).args(arguments).arg(&image)).context(make)?;
         let mut attach = Command::new("losetup");
         // Past the memory of what is below, or files would be kept twice.
         attach.args(["--find", "--show", "--direct-io=on"]).arg(&image);

@@ -114,12 +114,11 @@ impl Archive {
             .collect()
     }
 
-    /// Layers of the appliances that the archive has at an older version, too: the layer,
-    /// the older and the newer version, and the package of the older as a file.
-    pub fn former(&self) -> Result<Vec<(Versions, PathBuf)>> {
+    /// Layers of the appliances that the archive has at an older version, too.
+    pub fn former(&self) -> Result<Vec<Versions>> {
         let units: BTreeSet<UnitId> = self.closures.iter().flatten().copied().collect();
         let version = |unit: UnitId| &self.universe.unit(unit).metadata.version;
-        let (mut olders, mut layers) = (Vec::new(), Vec::new());
+        let (mut olders, mut newers, mut layers) = (Vec::new(), Vec::new(), Vec::new());
         for unit in units {
             let layer = &self.universe.unit(unit).metadata.layer;
             let older = self.universe.named(layer);
@@ -128,15 +127,28 @@ impl Archive {
                 let versions = [version(older).clone(), version(unit).clone()];
                 layers.push((layer.to_string(), versions));
                 olders.push(older);
+                newers.push(unit);
             }
         }
-        let files = packages::download(&self.universe, olders, &self.directory)?;
-        Ok(layers.into_iter().zip(files).collect())
+        let download = |units| packages::download(&self.universe, units, &self.directory);
+        let files = download(olders)?.into_iter().zip(download(newers)?);
+        let pairs = layers.into_iter().zip(files);
+        Ok(pairs
+            .map(|((layer, versions), (older, newer))| Versions {
+                layer,
+                versions,
+                files: [older, newer],
+            })
+            .collect())
     }
 }
 
-/// A layer, its older and its newer version.
-pub type Versions = (String, [LayerVersion; 2]);
+/// A layer, its older and its newer version, and their packages.
+pub struct Versions {
+    pub layer: String,
+    pub versions: [LayerVersion; 2],
+    pub files: [PathBuf; 2],
+}
 
 fn closure(universe: &Universe, goals: &[&str]) -> Result<BTreeSet<UnitId>> {
     let (found, _) = resolution::resolved(universe, &resolution::desired(goals)?)?;

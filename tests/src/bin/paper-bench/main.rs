@@ -19,7 +19,7 @@ mod update;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, bail};
-use strata_tests::disk::Disk;
+use strata_tests::disk::{Disk, Format};
 use strata_tests::goals::{Goals, scratch};
 use strata_tests::workloads::Sources;
 
@@ -112,7 +112,7 @@ fn bench() -> Result<bool> {
     let arguments = arguments()?;
     let mut goals = Goals::default();
     let directory = tempfile::Builder::new().prefix("strata-paper.").tempdir_in(scratch())?;
-    let disk = Disk::make(directory.path(), DISK)?;
+    let disk = Disk::make(directory.path(), DISK, Format::Ext4)?;
     management::measure(&arguments, disk.root(), &mut goals)?;
     applications::measure(&arguments, disk.root(), &mut goals)?;
     goals.progress("removing what was made");

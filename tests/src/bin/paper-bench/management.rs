@@ -63,11 +63,8 @@ pub fn measure(arguments: &Arguments, work: &Path, goals: &mut Goals) -> Result<
         let from = goals.goals().len();
         let mut text = storage::measure(&site, &archive, &disks, goals)?;
         let pairs = archive.former()?;
-        for (_, file) in &pairs {
-            site.import(file)?;
-        }
-        let pairs: Vec<_> = pairs.into_iter().map(|(pair, _)| pair).collect();
-        text.push_str(&storage::versions(&site.store, &pairs, goals)?);
+        goals.progress(&format!("two versions of {} layers", pairs.len()));
+        text.push_str(&storage::versions(&site, work, &pairs, goals)?);
         arguments.write("storage", &text, &goals.goals()[from..])?;
     }
     if arguments.wants("provisioning") {

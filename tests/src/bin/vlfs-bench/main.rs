@@ -20,7 +20,7 @@ use std::time::Instant;
 use anyhow::{Context as _, Result, bail};
 
 use report::Report;
-use strata_tests::disk::Disk;
+use strata_tests::disk::{Disk, Format};
 use strata_tests::goals::scratch;
 use strata_tests::workloads::Sources;
 use system::{ALL, Kind, System};
@@ -82,7 +82,7 @@ fn bench() -> Result<bool> {
     let size = if arguments.quick { QUICK } else { FULL };
     let started = Instant::now();
     let directory = tempfile::Builder::new().prefix("strata-bench.").tempdir_in(scratch())?;
-    let disk = Disk::make(directory.path(), DISK)?;
+    let disk = Disk::make(directory.path(), DISK, Format::Ext4)?;
     let work = disk.root();
     let wanted = |name: &str| arguments.only.as_ref().is_none_or(|only| name.contains(only));
     let mut report = Report::new(started);
