@@ -16,7 +16,9 @@ pub mod users;
 pub mod verify;
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::SystemTime;
 
 use strata_core::configuration::{CONFIGURATION_FILE, Configuration, RepositoryConfiguration};
@@ -30,6 +32,9 @@ use strata_core::{Diagnostic, Digest};
 use strata_store::{Store, StoreError};
 
 use local::LoadError;
+
+/// Fewer manifests are read before threads have begun.
+const THREAD_AT_LEAST: usize = 16;
 
 /// The databases of all configured repositories, and what is wrong with them.
 #[derive(Debug, Default)]
@@ -165,24 +170,51 @@ impl<'s> StoreManifests<'s> {
     pub fn new(store: &'s Store) -> Self {
         StoreManifests { store, read: Mutex::default() }
     }
+
+    fn read(&self, entry: &LayerSetEntry) -> Result<Arc<Manifest>, StoreError> {
+        if let Some(manifest) = self.held().get(&entry.digest) {
+            return Ok(manifest.clone());
+        }
+        let read = self.store.manifest(&entry.repository, &entry.layer, &entry.version);
+        let manifest = Arc::new(read?);
+        self.held().insert(entry.digest, manifest.clone());
+        Ok(manifest)
+    }
+
+    fn held(&self) -> MutexGuard<'_, HashMap<Digest, Arc<Manifest>>> {
+        self.read.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl ManifestSource for StoreManifests<'_> {
     fn manifest(&self, entry: &LayerSetEntry) -> Option<Arc<Manifest>> {
-        let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(manifest) = read.get(&entry.digest) {
-            return Some(manifest.clone());
-        }
-        match self.store.manifest(&entry.repository, &entry.layer, &entry.version) {
-            Ok(manifest) => {
-                let manifest = Arc::new(manifest);
-                read.insert(entry.digest, manifest.clone());
-                Some(manifest)
-            }
+        match self.read(entry) {
+            Ok(manifest) => Some(manifest),
             Err(error) => {
                 tracing::warn!(unit = %entry, %error, "manifest not readable");
                 None
             }
         }
+    }
+
+    fn prepare(&self, entries: &[LayerSetEntry]) {
+        let missing: Vec<_> = {
+            let held = self.held();
+            entries.iter().filter(|entry| !held.contains_key(&entry.digest)).collect()
+        };
+        let threads = thread::available_parallelism().map_or(1, usize::from);
+        if threads == 1 || missing.len() < THREAD_AT_LEAST {
+            return;
+        }
+        let next = AtomicUsize::new(0);
+        thread::scope(|scope| {
+            for _ in 0..threads {
+                scope.spawn(|| {
+                    while let Some(entry) = missing.get(next.fetch_add(1, Ordering::Relaxed)) {
+                        let _told_when_it_is_asked_for = self.read(entry);
+                    }
+                });
+            }
+        });
     }
 }

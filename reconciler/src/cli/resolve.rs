@@ -154,8 +154,9 @@ fn cannot_run(
             definition.ldf = resolved.ldf.clone();
         }
     }
-    let checked =
-        check_desired(desired, Vec::new(), universe, &Here(StoreManifests::new(store), store));
+    // Not given back either, for the same reason as the universe.
+    let manifests = std::mem::ManuallyDrop::new(Here(StoreManifests::new(store), store));
+    let checked = check_desired(desired, Vec::new(), universe, &*manifests);
     let is_told = |found: &Diagnostic| matches!(found.code, "shared-path" | "two-systems");
     checked.diagnostics.into_iter().filter(is_told).collect()
 }
@@ -163,11 +164,20 @@ fn cannot_run(
 /// The manifests of the units that are here; those of a mirror may not have come yet.
 struct Here<'s>(StoreManifests<'s>, &'s Store);
 
+impl Here<'_> {
+    fn has(&self, entry: &LayerSetEntry) -> bool {
+        self.1.unit_path(&entry.repository, &entry.layer, &entry.version).is_dir()
+    }
+}
+
 impl ManifestSource for Here<'_> {
     fn manifest(&self, entry: &LayerSetEntry) -> Option<Arc<Manifest>> {
-        let LayerSetEntry { repository, layer, version, .. } = entry;
-        let is_here = self.1.unit_path(repository, layer, version).is_dir();
-        if is_here { self.0.manifest(entry) } else { None }
+        if self.has(entry) { self.0.manifest(entry) } else { None }
+    }
+
+    fn prepare(&self, entries: &[LayerSetEntry]) {
+        let here: Vec<_> = entries.iter().filter(|entry| self.has(entry)).cloned().collect();
+        self.0.prepare(&here);
     }
 }
 

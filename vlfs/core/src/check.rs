@@ -154,8 +154,10 @@ impl PathCheck<'_> {
         }
         let mut diagnostics = Vec::new();
         let mut known: Vec<(UnitId, &FlatLayer, Arc<Manifest>)> = Vec::new();
-        for (id, layer) in layers {
-            match self.manifests.manifest(&self.universe.entry(id)) {
+        let entries: Vec<_> = layers.iter().map(|(id, _)| self.universe.entry(*id)).collect();
+        self.manifests.prepare(&entries);
+        for ((id, layer), entry) in layers.into_iter().zip(&entries) {
+            match self.manifests.manifest(entry) {
                 Some(manifest) => known.push((id, layer, manifest)),
                 None => {
                     let message =

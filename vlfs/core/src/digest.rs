@@ -37,6 +37,11 @@ impl Digest {
         Err(DigestError(text.chars().take(80).collect()))
     }
 
+    /// Appends what [`Display`](fmt::Display) writes, without its machinery.
+    pub(crate) fn print(&self, text: &mut String) {
+        text.push_str(&blake3::Hash::from_bytes(self.0).to_hex());
+    }
+
     /// The first 12 hexadecimal digits, for people; never for comparing.
     pub fn short(&self) -> String {
         let mut text = self.to_string();

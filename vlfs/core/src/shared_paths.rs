@@ -19,6 +19,9 @@ use crate::relation::Relation;
 pub trait ManifestSource {
     /// The manifest of a unit; `None` where it cannot be had.
     fn manifest(&self, entry: &LayerSetEntry) -> Option<Arc<Manifest>>;
+
+    /// Says what will be asked for next, for those who can read several at once.
+    fn prepare(&self, _entries: &[LayerSetEntry]) {}
 }
 
 impl<F: Fn(&LayerSetEntry) -> Option<Arc<Manifest>>> ManifestSource for F {

@@ -32,19 +32,26 @@ pub(super) fn print_entry(text: &mut String, entry: &Entry) {
     text.push('/');
     escape(text, &entry.path, false);
     let hard_link = matches!(entry.kind, Kind::HardLink { .. });
-    let at = if hard_link { "@" } else { "" };
-    let _infallible = write!(
-        text,
-        " {size} {at}{:o} {} {} {} {}:{} {}.{:09} ",
-        type_bits | entry.mode,
-        entry.link_count,
-        entry.uid,
-        entry.gid,
-        rdev.0,
-        rdev.1,
-        entry.mtime.seconds,
-        entry.mtime.nanoseconds
-    );
+    let mut decimal = itoa::Buffer::new();
+    text.push(' ');
+    text.push_str(decimal.format(size));
+    text.push_str(if hard_link { " @" } else { " " });
+    let _infallible = write!(text, "{:o}", type_bits | entry.mode);
+    for number in [entry.link_count, entry.uid, entry.gid] {
+        text.push(' ');
+        text.push_str(decimal.format(number));
+    }
+    text.push(' ');
+    text.push_str(decimal.format(rdev.0));
+    text.push(':');
+    text.push_str(decimal.format(rdev.1));
+    text.push(' ');
+    text.push_str(decimal.format(entry.mtime.seconds));
+    text.push('.');
+    let nanoseconds = decimal.format(entry.mtime.nanoseconds);
+    text.push_str("000000000".get(nanoseconds.len()..).unwrap_or_default());
+    text.push_str(nanoseconds);
+    text.push(' ');
     match payload {
         None => text.push('-'),
         Some(payload) => {
@@ -57,7 +64,7 @@ pub(super) fn print_entry(text: &mut String, entry: &Entry) {
     text.push_str(" - ");
     match digest {
         None => text.push('-'),
-        Some(digest) => text.push_str(&digest.to_string()),
+        Some(digest) => digest.print(text),
     }
     for (key, value) in &entry.xattrs {
         text.push(' ');
@@ -73,6 +80,14 @@ pub(super) fn print_entry(text: &mut String, entry: &Entry) {
 pub(crate) fn escape(text: &mut String, bytes: &[u8], equals: bool) {
     if bytes == b"-" {
         text.push_str("\\x2d");
+        return;
+    }
+    let is_plain =
+        |byte: &u8| matches!(byte, 0x21..=0x7e) && *byte != b'\\' && !(equals && *byte == b'=');
+    if bytes.iter().all(is_plain)
+        && let Ok(plain) = std::str::from_utf8(bytes)
+    {
+        text.push_str(plain);
         return;
     }
     for byte in bytes {
@@ -91,6 +106,9 @@ pub(crate) fn escape(text: &mut String, bytes: &[u8], equals: bool) {
 }
 
 pub(crate) fn unescape(bytes: &[u8], field: &'static str) -> Result<Vec<u8>, ManifestError> {
+    if !bytes.contains(&b'\\') {
+        return Ok(bytes.to_vec());
+    }
     let mut plain = Vec::with_capacity(bytes.len());
     let mut rest = bytes;
     while let Some((first, tail)) = rest.split_first() {
@@ -160,10 +178,9 @@ fn number<T: std::str::FromStr>(value: &[u8], field: &'static str) -> Result<T, 
 }
 
 fn absolute(field: &[u8], name: &'static str) -> Result<Vec<u8>, ManifestError> {
-    let path = unescape(field, name)?;
-    match path.split_first() {
-        Some((b'/', rest)) => Ok(rest.to_vec()),
-        _ => Err(ManifestError::Path(lossy(&path))),
+    match field.strip_prefix(b"/") {
+        Some(rest) => unescape(rest, name),
+        None => Err(ManifestError::Path(lossy(&unescape(field, name)?))),
     }
 }
 
