@@ -13,7 +13,7 @@ use strata_core::manifest::Manifest;
 use strata_core::preview::UnitSource;
 use strata_core::shared_paths::ManifestSource;
 use strata_core::universe::Universe;
-use strata_machine::MachineError;
+use strata_machine::{MachineError, without_batch};
 use strata_store::{Store, StoreError, VaTarget};
 
 use crate::fleet;
@@ -52,7 +52,7 @@ pub fn va_groups(store: &Store) -> Result<Vec<VaGroup>, ExportError> {
     let mut groups = BTreeMap::new();
     for (mac, target) in store.va_links()?.targets {
         let run_state = machines.get(&mac).and_then(|machine| machine.run_state);
-        let (composition, ring, pinned) = match target {
+        let (composition, ring, pinned) = match without_batch(target) {
             VaTarget::Ring { composition, ring } => (composition, Some(ring), None),
             VaTarget::Pinned { composition, generation } => (composition, None, Some(generation)),
         };

@@ -15,7 +15,7 @@ use strata_store::VaTarget;
 
 use crate::error::{Context, MachineError};
 use crate::machines::Machines;
-use crate::provision::{Entropy, ProvisionError, ProvisionRequest, Provisioned};
+use crate::provision::{Entropy, ProvisionError, ProvisionRequest, Provisioned, without_batch};
 use crate::record::{self, Driver, VaRecord};
 use crate::registry::{hold_private, is_private_layer};
 
@@ -68,7 +68,7 @@ impl Machines<'_> {
 
     /// The template and ring of a VA, by its link; of a pinned one, by its record.
     fn follows(&self, record: &VaRecord) -> Result<(CompositionName, RingName), MachineError> {
-        match self.store().va_target(record.mac)? {
+        match self.store().va_target(record.mac)?.map(without_batch) {
             None => Err(MachineError::Incomplete(record.name.clone())),
             Some(VaTarget::Ring { composition, ring }) => Ok((composition, ring)),
             Some(VaTarget::Pinned { composition, .. }) => Ok((composition, record.ring.clone())),

@@ -43,7 +43,7 @@ pub use machines::{
     ExecCommand, Forward, Machines, Network, Observation, Programs, Resting, StartRequest,
 };
 pub use mounts::Mount;
-pub use provision::{ProvisionError, ProvisionRequest, Provisioned};
+pub use provision::{ProvisionError, ProvisionRequest, Provisioned, without_batch};
 pub use qemu::{AcceleratorChoice, TransportChoice};
 pub use record::{Driver, VaRecord};
 pub use strata_core::status::RunState;

@@ -85,6 +85,18 @@ fn listed(rings: &[RingName]) -> String {
 
 /// What to provision.
 #[derive(Debug, Clone)]
+/// Where a VA's link leads when no batch of its ring is under way (`docs/rollouts.md`,
+/// "Batches").
+#[must_use]
+pub fn without_batch(target: VaTarget) -> VaTarget {
+    match target {
+        VaTarget::Ring { composition, ring } => {
+            VaTarget::Ring { composition, ring: base_ring(&ring).0 }
+        }
+        VaTarget::Pinned { .. } => target,
+    }
+}
+
 pub struct ProvisionRequest {
     pub composition: CompositionName,
     /// The ring `everyone` or the only one where none is given.
@@ -278,7 +290,7 @@ impl Machines<'_> {
                 }
                 (Err(StoreError::MacTaken(mac)), Some(_)) => {
                     // No other record has the address: it was looked for under the lock.
-                    let found = self.store().va_target(mac)?;
+                    let found = self.store().va_target(mac)?.map(without_batch);
                     if found.as_ref() == Some(target) {
                         return Ok(());
                     }
@@ -301,7 +313,8 @@ impl Machines<'_> {
         name: Option<&VaName>,
         wanted: &VaTarget,
     ) -> Result<(), ProvisionError> {
-        let Some(target) = self.store().va_target(mac)? else { return Ok(()) };
+        let target = self.store().va_target(mac)?.map(without_batch);
+        let Some(target) = target else { return Ok(()) };
         match self.find(mac)?.map(|record| record.name) {
             Some(owner) if Some(&owner) == name => Err(ProvisionError::Exists(owner)),
             Some(owner) => Err(ProvisionError::MacTaken { mac, owner: Some(owner) }),

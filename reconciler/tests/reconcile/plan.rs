@@ -36,8 +36,11 @@ fn fleet() -> World {
     let world = World::new();
     world.once();
     world.claim("web", "canary", 0..1);
-    world.claim("web", "everyone", 1..4);
+    world.claim("web", "everyone", 1..3);
     let generation = world.ring("web", "everyone").expect("rolled out");
+    // One is moved in a batch of its ring.
+    world.store.move_ring(&name("web"), &name("everyone+next"), &generation).expect("moved");
+    world.claim("web", "everyone+next", 3..4);
     let pin = VaTarget::Pinned { composition: name("web"), generation };
     world.store.claim_va(mac(9), &pin).expect("claimed");
     world.git(&["checkout", "-q", "-b", "bump"]);

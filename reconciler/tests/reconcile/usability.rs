@@ -5,7 +5,7 @@ use std::process::{Command, Output};
 use std::time::Duration;
 
 use crate::daemon::Daemon;
-use crate::support::{World, mac, wait_until};
+use crate::support::{World, mac, name, wait_until};
 use strata_store::VaTarget;
 
 fn strata(world: &World, arguments: &[&str]) -> Output {
@@ -137,6 +137,57 @@ fn vas_have_the_names_that_git_gives_them() {
     world.once();
     let status = out(&strata(&world, &["status"]));
     assert!(status.contains("web-1 "), "{status}");
+/// Two VAs of one name would be the same to every command.
+#[test]
+fn a_name_that_git_gives_to_an_address_is_no_other_vas() {
+    let world = World::new();
+    let numbered = DECLARED.replace("web-1", "web-0001");
+    world.write("appliances.toml", &format!("{DECLARED}\n{}", numbered.replace(":01", ":02")));
+    world.push("declares two VAs");
+    world.once();
+    let provision = ["va", "provision", "--template", "web", "--ring", "everyone"];
+    let other = strata(&world, &[&provision[..], &["other"]].concat());
+    assert_eq!(other.status.code(), Some(0), "{other:?}");
+    for command in [
+        &[&provision[..], &["web-1"]].concat()[..],
+        &[&provision[..], &["--mac", "02:00:00:00:00:09", "web-1"]].concat(),
+        &["va", "clone", "other", "web-1"],
+        &["va", "clone", "--private", "other", "web-1"],
+        &["va", "rename", "other", "web-1"],
+    ] {
+        let refused = strata(&world, command);
+        assert_eq!(refused.status.code(), Some(2), "{command:?}: {refused:?}");
+        let error = said(&refused);
+        assert!(error.contains("declares a VA web-1, with the MAC address 02:00:"), "{error}");
+        assert!(error.contains("--mac 02:00:00:00:00:01"), "{error}");
+    }
+    let many = strata(&world, &[&provision[..], &["--count", "2"]].concat());
+    assert!(out(&many).starts_with("web-0002 "), "{many:?}");
+    let its_own = [&provision[..], &["--mac", "02:00:00:00:00:01", "web-1"]].concat();
+    let made = strata(&world, &its_own);
+    assert_eq!(made.status.code(), Some(0), "{made:?}");
+}
+
+/// The link of a batch is no ring that anybody named.
+#[test]
+fn vas_that_swap_in_a_batch_are_those_of_their_ring() {
+    let world = World::new();
+    world.once();
+    let provision = ["va", "provision", "--template", "web", "--ring", "everyone"];
+    let made = strata(&world, &[&provision[..], &["--mac", &mac(1).to_string(), "web-1"]].concat());
+    assert_eq!(made.status.code(), Some(0), "{made:?}");
+    let target = world.ring("web", "everyone").expect("rolled out");
+    let batch = name::<strata_core::RingName>("everyone+next");
+    world.store.move_ring(&name("web"), &batch, &target).expect("moved");
+    let staged = VaTarget::Ring { composition: name("web"), ring: batch };
+    world.store.move_va(mac(1), &staged).expect("moved");
+    for command in [&["va", "list"][..], &["va", "status", "web-1"], &["get", "rings"], &["status"]]
+    {
+        let shown = out(&strata(&world, command));
+        assert!(shown.contains("everyone") && !shown.contains("+next"), "{command:?}: {shown}");
+    }
+}
+
     let events = strata(&world, &["events", "--va", "web-1"]);
     assert!(out(&events).contains("web-1 follows web/everyone"), "{events:?}");
     let history = strata(&world, &["history", "--va", "web-1"]);

@@ -9,12 +9,12 @@ use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use strata_core::generation::Generation;
-use strata_core::{CompositionName, RingName, VaName};
+use strata_core::{CompositionName, MacAddr, RingName, VaName};
 use strata_machine::{
     AcceleratorChoice, Driver, Machines, Network, Programs, ProvisionRequest, StartRequest,
     TransportChoice,
 };
-use strata_store::Store;
+use strata_store::{Store, VaTarget};
 use tempfile::TempDir;
 
 pub const DEADLINE: Duration = Duration::from_secs(20);
@@ -125,6 +125,15 @@ impl Fleet {
     /// Where the stand-in finds its root and its orders.
     pub fn fake(&self) -> PathBuf {
         self.directory.path().join("fake")
+    }
+
+    /// Points a VA's link at the one of a batch of its ring.
+    pub fn batch(&self, mac: MacAddr) {
+        let generation = self.store.desired(mac).expect("read").expect("linked");
+        let staged = RingName::new("everyone+next").expect("valid");
+        self.store.move_ring(&composition(), &staged, &generation).expect("moved");
+        let target = VaTarget::Ring { composition: composition(), ring: staged };
+        self.store.move_va(mac, &target).expect("moved");
     }
 
     pub fn provision(&self, name: &str) {

@@ -106,6 +106,21 @@ fn a_clone_without_the_private_layer_is_a_new_va() {
 }
 
 #[test]
+fn a_clone_follows_the_ring_and_no_batch_of_it() {
+    let fleet = Fleet::new();
+    let mac = written(&fleet, "web");
+    fleet.batch(mac);
+    let own =
+        VaTarget::Ring { composition: composition(), ring: "everyone".parse().expect("valid") };
+    for (name, private) in [("second", false), ("third", true)] {
+        let wanted = CloneRequest { private, ..clone_request("web", name) };
+        let made = fleet.machines().clone_va(&wanted).expect("cloned").record;
+        let target = fleet.store.va_target(made.mac).expect("read");
+        assert_eq!((target.as_ref(), made.ring.as_str()), (Some(&own), "everyone"), "{name}");
+    }
+}
+
+#[test]
 fn a_clone_with_the_private_layer_has_all_of_it() {
     let fleet = Fleet::new();
     let mac = written(&fleet, "web");

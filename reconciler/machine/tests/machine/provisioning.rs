@@ -53,6 +53,13 @@ fn a_declared_va_gets_its_record() {
         .provision(&ProvisionRequest { mac: Some(declared), ..request("other") }, &mut |_, _| ());
     assert!(matches!(other, Err(ProvisionError::MacTaken { owner: Some(_), .. })), "{other:?}");
 
+    // While its ring swaps in batches, too.
+    let batched = link("52:54:00:00:00:03", "web-server");
+    fleet.batch(batched);
+    let wanted = ProvisionRequest { mac: Some(batched), ..request("web-03") };
+    let made = fleet.machines().provision(&wanted, &mut |_, _| ()).expect("provisioned");
+    assert_eq!((made[0].record.mac, made[0].record.ring.as_str()), (batched, "everyone"));
+
     let wanted = ProvisionRequest { mac: Some(elsewhere), ..request("web-02") };
     let refused = fleet.machines().provision(&wanted, &mut |_, _| ());
     assert!(matches!(refused, Err(ProvisionError::Linked { .. })), "{refused:?}");

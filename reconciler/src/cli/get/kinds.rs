@@ -156,7 +156,8 @@ pub fn rings(store: &Store, wanted: &Wanted<'_>) -> Result<Vec<Ring>, Failure> {
     let mut rings = Vec::new();
     for ((template, name), generation) in store.rings()? {
         let chosen = wanted.name(name.as_str()) && wanted.template(&template);
-        if !chosen || !wanted.ring(Some(&name)) {
+        let is_batch = base_ring(&name).1;
+        if is_batch || !chosen || !wanted.ring(Some(&name)) {
             continue;
         }
         let state = file.compositions.get(&template).and_then(|state| state.rings.get(&name));

@@ -8,7 +8,7 @@ use clap::{Args, ValueEnum};
 use serde::Serialize;
 use strata_core::{GenerationId, MacAddr, VaName};
 use strata_machine::{
-    ControlError, Driver, MachineError, Machines, Observation, RunState, VaRecord,
+    ControlError, Driver, MachineError, Machines, Observation, RunState, VaRecord, without_batch,
 };
 use strata_store::{Store, VaTarget};
 
@@ -71,7 +71,7 @@ fn row(store: &Store, machines: &Machines<'_>, record: VaRecord) -> Result<Row, 
             eprintln!("note: {error}");
             None
         }
-        target => target?,
+        target => target?.map(without_batch),
     };
     let ring = match &target {
         Some(VaTarget::Ring { ring, .. }) => Some(ring.to_string()),
