@@ -81,6 +81,7 @@ impl Machines<'_> {
         composition: CompositionName,
         ring: RingName,
     ) -> Result<VaRecord, ProvisionError> {
+        self.refuse_declared(&request.name, request.mac)?;
         let (source, _source_lock) = self.locked(&request.source)?;
         self.require_stopped(&source)?;
         let private = source.private_in(&self.directory(&source.name));

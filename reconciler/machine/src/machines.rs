@@ -1,6 +1,7 @@
 //! All machines of a store: their records, locks, states, and the way to the
 //! driver of each.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::File;
 use std::io;
@@ -144,6 +145,8 @@ pub struct Machines<'store> {
     cgroup: Option<Cgroup>,
     /// Likewise where memory is limited, on hosts that do that in another hierarchy.
     memory: Option<Cgroup>,
+    /// The names that a commit gives to VAs, each of one address.
+    declared: BTreeMap<VaName, MacAddr>,
 }
 
 /// A VA that runs nowhere and is not started while this is held.
@@ -178,7 +181,18 @@ impl<'store> Machines<'store> {
             Some(MemoryLimits::Former(path)) => Some(group(path)),
             Some(MemoryLimits::Unified) | None => None,
         };
-        Ok(Machines { store, cgroup: hierarchy.map(group), memory })
+        let declared = BTreeMap::new();
+        Ok(Machines { store, cgroup: hierarchy.map(group), memory, declared })
+    }
+
+    /// With the names that a commit gives to VAs: no VA of another address gets one of them.
+    #[must_use]
+    pub fn with_declared(self, declared: BTreeMap<VaName, MacAddr>) -> Self {
+        Machines { declared, ..self }
+    }
+
+    pub(crate) fn declared(&self, name: &VaName) -> Option<MacAddr> {
+        self.declared.get(name).copied()
     }
 
     pub fn store(&self) -> &'store Store {

@@ -40,6 +40,8 @@ pub enum ProvisionError {
     MacTaken { mac: MacAddr, owner: Option<VaName> },
     #[error("a commit declares the VA of {mac}, which follows {}", place(target))]
     Linked { mac: MacAddr, target: VaTarget },
+    #[error("a commit declares a VA {name}, with the MAC address {mac}")]
+    Declared { name: VaName, mac: MacAddr },
     #[error(
         "the template {composition} has not been rolled out to the ring {ring}{}",
         listed(available)
@@ -83,8 +85,6 @@ fn listed(rings: &[RingName]) -> String {
     if names.is_empty() { String::new() } else { format!("; its rings: {}", names.join(", ")) }
 }
 
-/// What to provision.
-#[derive(Debug, Clone)]
 /// Where a VA's link leads when no batch of its ring is under way (`docs/rollouts.md`,
 /// "Batches").
 #[must_use]
@@ -97,6 +97,8 @@ pub fn without_batch(target: VaTarget) -> VaTarget {
     }
 }
 
+/// What to provision.
+#[derive(Debug, Clone)]
 pub struct ProvisionRequest {
     pub composition: CompositionName,
     /// The ring `everyone` or the only one where none is given.
@@ -212,6 +214,7 @@ impl Machines<'_> {
         count: u32,
     ) -> Result<Vec<VaName>, ProvisionError> {
         if let (Some(name), None) = (&request.name, request.count) {
+            self.refuse_declared(name, request.mac)?;
             return Ok(vec![name.clone()]);
         }
         let base = request.name.as_ref().map_or(request.composition.as_str(), VaName::as_str);
@@ -224,7 +227,15 @@ impl Machines<'_> {
             let text = format!("{base}-{number:0DIGITS$}");
             let name =
                 VaName::new(text.as_str()).map_err(|error| ProvisionError::Name(text, error))?;
-            if !present.contains(&name) || self.is_half(&name)? {
+            let is_free = match present.contains(&name) {
+                false => true,
+                true => match self.is_half(&name) {
+                    // Whose record is damaged has its name all the same.
+                    Err(ProvisionError::Machine(MachineError::Record { .. })) => false,
+                    is_half => is_half?,
+                },
+            };
+            if is_free && self.declared(&name).is_none() {
                 names.push(name);
             }
         }
@@ -246,9 +257,13 @@ impl Machines<'_> {
             result => result.at("stat", &path)?,
         };
         let record = self.record(name)?;
-        Ok(match self.store().va_target(record.mac)? {
-            Some(_) => Present::Whole,
-            None => Present::Half,
+        Ok(match self.store().va_target(record.mac) {
+            // Somebody put something else in the place of its link.
+            Err(error) if error.is_foreign_link() => Present::Whole,
+            target => match target? {
+                Some(_) => Present::Whole,
+                None => Present::Half,
+            },
         })
     }
 
@@ -303,6 +318,20 @@ impl Machines<'_> {
                 }
                 (Err(error), _) => return Err(error.into()),
             }
+        }
+    }
+
+    /// A name that a commit gives to the VA of one address is no other's.
+    pub(crate) fn refuse_declared(
+        &self,
+        name: &VaName,
+        mac: Option<MacAddr>,
+    ) -> Result<(), ProvisionError> {
+        match self.declared(name) {
+            Some(declared) if mac != Some(declared) => {
+                Err(ProvisionError::Declared { name: name.clone(), mac: declared })
+            }
+            Some(_) | None => Ok(()),
         }
     }
 

@@ -28,6 +28,7 @@ impl Machines<'_> {
         self.require_stopped(&record)?;
         let directory = self.directory(old);
         let _private = hold_private(&record.private_in(&directory))?;
+        self.refuse_declared(new, Some(record.mac))?;
         if self.directory(new).exists() {
             return Err(ProvisionError::Exists(new.clone()));
         }

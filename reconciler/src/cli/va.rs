@@ -18,9 +18,11 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 use strata_core::VaName;
 use strata_core::links::VaTarget;
-use strata_machine::{MachineError, Programs, ProvisionError};
+use strata_machine::{MachineError, Machines, Programs, ProvisionError};
+use strata_store::Store;
 
 use super::{Failure, Outcome, StoreArgs};
+use crate::fleet;
 
 /// Provision, clone, start, suspend, resume, stop and look at VAs
 #[derive(Debug, Args)]
@@ -221,6 +223,9 @@ fn provision_failure(error: ProvisionError) -> Failure {
         ProvisionError::MacTaken { .. } => {
             Some("choose another address, or none for a random one".to_owned())
         }
+        ProvisionError::Declared { mac, .. } => Some(format!(
+            "choose another name; or, to make that VA here: --mac {mac}, with the template and the ring that it is declared with"
+        )),
         ProvisionError::Linked { target: VaTarget::Ring { composition, ring }, .. } => {
             Some(format!("provision it so: --template {composition} --ring {ring}"))
         }
@@ -251,15 +256,22 @@ fn with_hint(error: impl std::fmt::Display, hint: Option<String>) -> Failure {
     }
 }
 
+/// The machines of a store, none of which gets a name that a commit gives to another address.
+fn machines_beside_declared(store: &Store) -> Result<Machines<'_>, Failure> {
+    let declared = fleet::declared(store).into_iter().map(|(mac, name)| (name, mac));
+    let machines = Machines::open(store).map_err(machine_failure)?;
+    Ok(machines.with_declared(declared.collect()))
+}
+
 /// Does something to each of several VAs; one that fails does not keep the
 /// others from it. What failed before the last failure is told at once.
 fn each(
     names: &[VaName],
     store: &StoreArgs,
-    mut act: impl FnMut(&strata_machine::Machines<'_>, &VaName) -> Result<(), Failure>,
+    mut act: impl FnMut(&Machines<'_>, &VaName) -> Result<(), Failure>,
 ) -> Result<Outcome, Failure> {
     let store = store.open()?;
-    let machines = strata_machine::Machines::open(&store).map_err(machine_failure)?;
+    let machines = Machines::open(&store).map_err(machine_failure)?;
     let mut last = None;
     for name in names {
         if let Err(failure) = act(&machines, name)

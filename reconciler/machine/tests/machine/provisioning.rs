@@ -97,6 +97,22 @@ fn a_half_is_completed() {
 }
 
 #[test]
+fn a_va_that_is_damaged_keeps_its_name_and_nobody_else_from_theirs() {
+    let fleet = Fleet::new();
+    let many = |count| ProvisionRequest { count: Some(count), name: None, ..request("x") };
+    fleet.machines().provision(&many(2), &mut |_, _| ()).expect("provisioned");
+    let record = fleet.store.machines().join("web-server-0001/va.json");
+    fs::write(&record, "{").expect("damaged");
+    let other = fleet.machines().record(&va("web-server-0002")).expect("there").mac;
+    fleet.store.release_va(other).expect("released");
+    fs::create_dir(fleet.store.root().join(format!("va/{other}"))).expect("in the link's place");
+    let made = fleet.machines().provision(&many(2), &mut |_, _| ()).expect("provisioned");
+    let names: Vec<_> = made.into_iter().map(|va| va.record.name).collect();
+    assert_eq!(names, [va("web-server-0003"), va("web-server-0004")]);
+    assert_eq!(fs::read_to_string(record).expect("left"), "{");
+}
+
+#[test]
 fn commands_at_once_never_collide() {
     let fleet = Fleet::new();
     let many = ProvisionRequest { count: Some(50), name: None, ..request("x") };

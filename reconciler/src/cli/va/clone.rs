@@ -5,10 +5,10 @@ use std::time::Duration;
 use clap::Args;
 use indicatif::ProgressBar;
 use strata_core::{MacAddr, RingName, VaName};
-use strata_machine::{CloneRequest, Machines};
+use strata_machine::CloneRequest;
 
 use super::provision::print;
-use super::{machine_failure, provision_failure};
+use super::{machines_beside_declared, provision_failure};
 use crate::cli::{Failure, Outcome, OutputArgs, StoreArgs};
 
 /// Make another VA like one that exists, with or without what it wrote
@@ -48,7 +48,7 @@ pub fn run(args: &CloneArgs) -> Result<Outcome, Failure> {
             .hint("leave --mac out, or clone them one by one"));
     }
     let store = args.store.open()?;
-    let machines = Machines::open(&store).map_err(machine_failure)?;
+    let machines = machines_beside_declared(&store)?;
     let mut made = Vec::new();
     let mut failed = None;
     for name in &args.names {

@@ -6,9 +6,9 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use strata_core::{CompositionName, MacAddr, RingName, VaName};
-use strata_machine::{Driver, Machines, ProvisionRequest, Provisioned};
+use strata_machine::{Driver, ProvisionRequest, Provisioned};
 
-use super::{machine_failure, provision_failure};
+use super::{machines_beside_declared, provision_failure};
 use crate::cli::{Failure, Outcome, OutputArgs, OutputFormat, StoreArgs, print_bytes, print_json};
 
 /// From this many on, one line a VA is no help.
@@ -79,7 +79,7 @@ struct Line<'a> {
 
 pub fn run(args: &ProvisionArgs) -> Result<Outcome, Failure> {
     let store = args.store.open()?;
-    let machines = Machines::open(&store).map_err(machine_failure)?;
+    let machines = machines_beside_declared(&store)?;
     let private = args.private.as_ref().map(std::path::absolute).transpose();
     let private = private.map_err(Failure::new)?;
     let request = ProvisionRequest {

@@ -2,9 +2,8 @@
 
 use clap::Args;
 use strata_core::VaName;
-use strata_machine::Machines;
 
-use super::{machine_failure, provision_failure};
+use super::{machines_beside_declared, provision_failure};
 use crate::cli::{Failure, Outcome, StoreArgs, print_bytes};
 
 /// Give a stopped VA another name
@@ -27,7 +26,7 @@ pub struct RenameArgs {
 
 pub fn run(args: &RenameArgs) -> Result<Outcome, Failure> {
     let store = args.store.open()?;
-    let machines = Machines::open(&store).map_err(machine_failure)?;
+    let machines = machines_beside_declared(&store)?;
     let record = machines.rename(&args.old, &args.new).map_err(provision_failure)?;
     print_bytes(format!("{} is {} now\n", args.old, record.name).as_bytes())?;
     Ok(Outcome::Done)
