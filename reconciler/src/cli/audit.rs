@@ -101,7 +101,7 @@ pub fn run(args: &AuditArgs) -> Result<Outcome, Failure> {
 fn list(args: &ListArgs) -> Result<Outcome, Failure> {
     let store = Arc::new(args.store.open()?);
     let chosen = args.filter.resolve(&store)?;
-    let mut reader = Reader::since(store, chosen.since_ms)?;
+    let mut reader = Reader::since(store.clone(), chosen.since_ms)?;
     let mut records = std::collections::VecDeque::new();
     let mut omitted = 0;
     while let Some(record) = reader.next_with(|json| chosen.may_match(json))? {
@@ -114,6 +114,9 @@ fn list(args: &ListArgs) -> Result<Outcome, Failure> {
             omitted += 1;
         }
         records.push_back(record);
+    }
+    if records.is_empty() {
+        args.filter.refuse_unknown(&store)?;
     }
     let records = Vec::from(records);
     match args.output.output {

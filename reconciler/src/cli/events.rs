@@ -113,6 +113,16 @@ impl Filter {
             importance: self.importance.into(),
         })
     }
+
+    /// Fails where a template or ring is named that is not there. Only for who found nothing:
+    /// one that is gone still has its events.
+    ///
+    /// # Errors
+    /// There is none, or the store cannot be read.
+    pub fn refuse_unknown(&self, store: &Store) -> Result<(), Failure> {
+        known::template_if_named(store, self.template.as_ref())?;
+        known::ring_if_named(store, self.ring.as_ref())
+    }
 }
 
 impl Chosen {
@@ -243,14 +253,15 @@ pub fn run(args: &EventsArgs) -> Result<Outcome, Failure> {
             events.push(record);
         }
         if events.is_empty() {
-            // One that is gone still has its events.
-            known::template_if_named(&store, args.filter.template.as_ref())?;
+            args.filter.refuse_unknown(&store)?;
         }
         args.format.print(&Report { version: VERSION, events })?;
         return Ok(Outcome::Done);
     }
+    let mut waits = false;
     loop {
         while let Some(record) = next(&mut reader)? {
+            waits = true;
             let line = match args.format.is_data() {
                 true => serde_json::to_string(&record).map_err(Failure::new)?,
                 false => record_line(&record, args.format.is_wide()),
@@ -258,6 +269,12 @@ pub fn run(args: &EventsArgs) -> Result<Outcome, Failure> {
             if !print_live(format!("{line}\n").as_bytes())? {
                 return Ok(Outcome::Done);
             }
+        }
+        if !std::mem::replace(&mut waits, true)
+            && let Err(unknown) = args.filter.refuse_unknown(&store)
+        {
+            // It may be there yet.
+            eprintln!("note: {}", printable(unknown.message()));
         }
         std::thread::sleep(LOOK);
     }

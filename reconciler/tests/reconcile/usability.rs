@@ -37,6 +37,7 @@ fn a_template_that_is_not_there_is_an_error() {
         &["history"],
         &["status", "--template"],
         &["events", "--template"],
+        &["audit", "list", "--template"],
         &["get", "templates", "--template"],
         &["get", "vas", "--template"],
     ] {
@@ -50,7 +51,14 @@ fn a_template_that_is_not_there_is_an_error() {
     }
     let far = strata(&world, &["get", "templates", "--template", "mail"]);
     assert!(said(&far).ends_with("hint: there are: sql, web\n"), "none is like it: {far:?}");
-    for command in [&["get", "rings"][..], &["get", "vas"], &["status"], &["diff"]] {
+    for command in [
+        &["get", "rings"][..],
+        &["get", "vas"],
+        &["status"],
+        &["diff"],
+        &["events"],
+        &["audit", "list"],
+    ] {
         let unknown = strata(&world, &[command, &["--ring", "canari"]].concat());
         assert_eq!(unknown.status.code(), Some(2), "{command:?}: {unknown:?}");
         let error = said(&unknown);
@@ -129,14 +137,6 @@ fn an_order_says_whom_it_is_for_and_what_came_of_it() {
     daemon.terminate();
 }
 
-#[test]
-fn vas_have_the_names_that_git_gives_them() {
-    let world = World::new();
-    world.write("appliances.toml", DECLARED);
-    world.push("declares a VA");
-    world.once();
-    let status = out(&strata(&world, &["status"]));
-    assert!(status.contains("web-1 "), "{status}");
 /// Two VAs of one name would be the same to every command.
 #[test]
 fn a_name_that_git_gives_to_an_address_is_no_other_vas() {
@@ -188,6 +188,14 @@ fn vas_that_swap_in_a_batch_are_those_of_their_ring() {
     }
 }
 
+#[test]
+fn vas_have_the_names_that_git_gives_them() {
+    let world = World::new();
+    world.write("appliances.toml", DECLARED);
+    world.push("declares a VA");
+    world.once();
+    let status = out(&strata(&world, &["status"]));
+    assert!(status.contains("web-1 "), "{status}");
     let events = strata(&world, &["events", "--va", "web-1"]);
     assert!(out(&events).contains("web-1 follows web/everyone"), "{events:?}");
     let history = strata(&world, &["history", "--va", "web-1"]);
