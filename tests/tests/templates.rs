@@ -397,7 +397,7 @@ fn a_template_is_configured_by_hand_and_kept() {
     bench.sh(
         "draft",
         "mkdir -p /etc/ssh /etc/web; echo tuned >/etc/web/conf; rm /etc/host.conf; \
-         echo secret >/etc/ssh/ssh_host_rsa_key; echo x >/tmp/x",
+         echo secret >/etc/ssh/ssh_host_rsa_key; echo x >/tmp/x; echo 7 >/etc/machine-id",
     );
     let arguments = ["web", "draft", "--repo", "main"];
     let running = bench.template("commit", &arguments).exits(2);
@@ -409,6 +409,7 @@ fn a_template_is_configured_by_hand_and_kept() {
         assert!(dry.lines().any(|found| found == line), "{line}: {dry}");
     }
     assert!(!dry.contains("+ /etc/ssh/ssh_host_rsa_key"), "{dry}");
+    assert!(dry.contains("0 /etc/machine-id\n") && dry.contains(", 1 of them empty (0)"), "{dry}");
     fs::write(bench.git.join("templates/web.ldf"), "main/tools 1 # mine\n").expect("written");
     let dirty = bench.template("commit", &arguments).exits(2);
     assert!(dirty.stderr.contains("not committed"), "{dirty:?}");

@@ -36,7 +36,7 @@ use crate::template::handmade::{self, Handmade};
   strata template commit . web-server web-draft --repo main --select '/etc/**'
 
 The layer is NAME-changes, and its versions are 1, 2, 3 and so on. Not in it, as no two VAs share them: host keys, the
-machine's id, logs, caches, temporary files, data directories. All else is taken as it is: look with --dry-run
+machine's id, logs, caches, temporary files, data directories; what programs expect of it is there, empty. All else is taken as it is: look with --dry-run
 before you share passwords or histories of shells. Once the commit is rolled out, destroy or reset the VA.")]
 pub struct CommitArgs {
     /// The directory that holds strata.toml, the root of the git repository
@@ -79,6 +79,8 @@ struct Report {
     version: LayerVersion,
     /// Paths that it has, those that it hides, and those that are every VA's own.
     paths: Vec<String>,
+    /// Of the paths, those that it has without what is in them.
+    emptied: Vec<String>,
     hidden: Vec<String>,
     left_out: Vec<String>,
     /// Whether the layer was made and the LDF names it.
@@ -115,6 +117,7 @@ pub fn run(args: &CommitArgs) -> Result<Outcome, Failure> {
         return Err(Failure::new(message).hint("host keys, logs and data are every VA's own"));
     }
     let version = handmade::next_version(&store, &repository, &layer).map_err(Failure::new)?;
+    let emptied = changes.selected.iter().filter(|selected| selected.emptied);
     let mut report = Report {
         composition: args.name.clone(),
         va: args.va.clone(),
@@ -122,6 +125,7 @@ pub fn run(args: &CommitArgs) -> Result<Outcome, Failure> {
         layer: layer.clone(),
         version: version.clone(),
         paths: changes.selected.iter().map(|selected| shown(&selected.path)).collect(),
+        emptied: emptied.map(|selected| shown(&selected.path)).collect(),
         hidden: changes.hidden.iter().map(shown).collect(),
         left_out: changes.left_out.iter().map(|path| shown(path)).collect(),
         written: !args.dry_run,
@@ -235,7 +239,7 @@ fn print(args: &CommitArgs, report: &Report) -> Result<(), Failure> {
     if args.output.output == OutputFormat::Json {
         return print_json(report);
     }
-    let Report { repository, layer, version, paths, hidden, left_out, .. } = report;
+    let Report { repository, layer, version, paths, emptied, hidden, left_out, .. } = report;
     let unit = format!("{repository}/{layer} {version}");
     let (has, hides, leaves) = (quantity(paths.len(), "path"), hidden.len(), left_out.len());
     let mut text = String::new();
@@ -248,10 +252,17 @@ fn print(args: &CommitArgs, report: &Report) -> Result<(), Failure> {
     } else {
         for (mark, paths) in [('+', paths), ('-', hidden), ('!', left_out)] {
             // A VA names its files as it likes.
-            text.extend(paths.iter().map(|path| format!("{mark} {}\n", printable(path))));
+            text.extend(paths.iter().map(|path| match emptied.contains(path) {
+                true => format!("0 {}\n", printable(path)),
+                false => format!("{mark} {}\n", printable(path)),
+            }));
         }
+        let empty = match emptied.len() {
+            0 => String::new(),
+            count => format!(", {count} of them empty (0)"),
+        };
         text.push_str(&format!(
-            "{unit} would have {has} (+), hide {hides} (-), leave out {leaves} (!)\n"
+            "{unit} would have {has} (+){empty}, hide {hides} (-), leave out {leaves} (!)\n"
         ));
     }
     print_text(&text)
