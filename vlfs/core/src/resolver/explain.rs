@@ -17,6 +17,8 @@ use crate::universe::{UnitId, Universe};
 const MOST_REASONS: usize = 4;
 /// Versions that one list shows at most.
 const MOST_VERSIONS: usize = 4;
+/// Resolutions that the search for a smaller set takes at most.
+const MOST_TRIALS: usize = 256;
 
 /// A root or a hold: what the operator could change.
 #[derive(Clone, Copy)]
@@ -42,6 +44,14 @@ impl<'t> Blamed<'t> {
 
     fn is_base(self) -> bool {
         matches!(self, Blamed::Root(Root { cause: Cause::Base { .. }, .. }))
+    }
+
+    fn is_included(self) -> bool {
+        matches!(self, Blamed::Root(Root { cause: Cause::Line { own: false, .. }, .. }))
+    }
+
+    fn is_asked(self) -> bool {
+        matches!(self, Blamed::Root(Root { cause: Cause::Asked, .. }))
     }
 
     /// The line of the LDF that is being resolved.
@@ -79,7 +89,8 @@ impl<'t> Blamed<'t> {
 /// Explains a task that has no solution.
 pub(super) fn explain(task: &Task<'_>) -> Diagnostic {
     let mut solving = Solving::new(task.universe, &[], []);
-    let core = smallest(task, &mut solving);
+    let core = irreducible(task, &mut solving);
+    let core = smallest(task, &mut solving, core);
     let (demands, limits) = split(&core);
     let shown: Vec<_> = core.iter().map(|blamed| blamed.show(task)).collect();
     let mut message = match shown.as_slice() {
@@ -111,13 +122,19 @@ fn split<'t>(blamed: &[Blamed<'t>]) -> (Vec<&'t Demand>, Vec<Limit>) {
     (demands, limits)
 }
 
-/// The smallest set (no member of it could be left out) without a solution.
+/// All that could be blamed, in the order in which it is let off.
+fn blameable<'t>(task: &'t Task<'_>) -> Vec<Blamed<'t>> {
+    let mut all: Vec<Blamed<'t>> = task.roots.iter().map(Blamed::Root).collect();
+    all.extend(task.holds.iter().map(Blamed::Hold));
+    all.sort_by_key(|blamed| blamed.reluctance());
+    all
+}
+
+/// A set without a solution of which no member could be left out.
 /// Halves are tried before single members, so that a hundred included lines
 /// cost a few attempts only.
-fn smallest<'t>(task: &'t Task<'_>, solving: &mut Solving<'_>) -> Vec<Blamed<'t>> {
-    let mut core: Vec<Blamed<'t>> = task.roots.iter().map(Blamed::Root).collect();
-    core.extend(task.holds.iter().map(Blamed::Hold));
-    core.sort_by_key(|blamed| blamed.reluctance());
+fn irreducible<'t>(task: &'t Task<'_>, solving: &mut Solving<'_>) -> Vec<Blamed<'t>> {
+    let mut core = blameable(task);
     let mut size = core.len().div_ceil(2).max(1);
     loop {
         let mut at = 0;
@@ -136,6 +153,38 @@ fn smallest<'t>(task: &'t Task<'_>, solving: &mut Solving<'_>) -> Vec<Blamed<'t>
         }
         size = size.div_ceil(2);
     }
+}
+
+/// A set with fewer members that has no solution either, where there is one: several faults
+/// may meet in one LDF, and the simplest is told first. Single members are tried, then pairs,
+/// and no larger sets: nobody grasps those at a glance.
+fn smallest<'t>(
+    task: &'t Task<'_>,
+    solving: &mut Solving<'_>,
+    core: Vec<Blamed<'t>>,
+) -> Vec<Blamed<'t>> {
+    let all = blameable(task);
+    // What is dearest to the operator comes last there, and is what they can change.
+    let singles = all.iter().rev().map(|blamed| vec![*blamed]);
+    let pairs =
+        all.iter().enumerate().rev().flat_map(|(at, second)| {
+            all[..at].iter().rev().map(move |first| vec![*first, *second])
+        });
+    // What was resolved before goes together: the lines of references, and all but the unit
+    // that is asked about.
+    let is_asking = all.iter().any(|blamed| blamed.is_asked());
+    let is_suspect = |set: &Vec<Blamed<'_>>| match is_asking {
+        true => set.iter().any(|blamed| blamed.is_asked()),
+        false => !set.iter().all(|blamed| blamed.is_included()),
+    };
+    let sets = singles.chain(pairs).filter(is_suspect).take(MOST_TRIALS);
+    for set in sets.take_while(|set| set.len() < core.len()) {
+        let (demands, limits) = split(&set);
+        if !demands.is_empty() && solving.attempt(&demands, &limits).is_none() {
+            return set;
+        }
+    }
+    core
 }
 
 /// The facts that meet, each with the way that leads to it.
@@ -166,6 +215,7 @@ fn reasons(
     let ways = Ways::new(universe, &nodes, conflict.root_node.index(), &children);
     let mut reasons: BTreeSet<(usize, String)> = BTreeSet::new();
     let mut rivals: BTreeMap<LayerName, BTreeSet<UnitId>> = BTreeMap::new();
+    let mut excluded: BTreeMap<(UnitId, String), BTreeSet<UnitId>> = BTreeMap::new();
     for edge in conflict.graph.raw_edges() {
         let (source, target) = (nodes[edge.source().index()], nodes[edge.target().index()]);
         match (edge.weight, source, target) {
@@ -175,7 +225,7 @@ fn reasons(
                 }
             }
             (ConflictEdge::Conflict(ConflictCause::Constrains(_)), Some(from), Some(to)) => {
-                reasons.insert((ways.length(from), ways.conflict(from, to)));
+                excluded.entry((from, ways.conflict(from, to))).or_default().insert(to);
             }
             // The root's constraints are the holds.
             (ConflictEdge::Conflict(ConflictCause::Constrains(_)), None, Some(to)) => {
@@ -187,6 +237,10 @@ fn reasons(
             }
             _ => {}
         }
+    }
+    for ((from, said), units) in excluded {
+        let reason = format!("{} {said}, which is {}", ways.show(from), ways.either(&units));
+        reasons.insert((ways.length(from), reason));
     }
     for units in rivals.into_values() {
         let length = units.iter().map(|unit| ways.length(*unit)).max().unwrap_or(0);
@@ -272,7 +326,9 @@ impl<'u> Ways<'u> {
             Some((from, all.next()?))
         });
         match dependency {
-            Some((from, dependency)) => format!("{} depends on {dependency}", self.show(from)),
+            Some((from, dependency)) => {
+                format!("{} depends on {}", self.show(from), brief(dependency))
+            }
             None => format!("{} is needed", self.show(unit)),
         }
     }
@@ -283,8 +339,11 @@ impl<'u> Ways<'u> {
             Some(bar) => format!("{}{provides} ({bar})", universe.show(unit)),
             None => format!("{}{provides}", universe.show(unit)),
         };
+        let alternatives = &dependency.alternatives;
+        // Of each alternative something, as long as that stays short.
+        let each = (MOST_VERSIONS / alternatives.len().max(1)).max(1);
         let mut known: Vec<String> = Vec::new();
-        for Relation { name, constraint, .. } in &dependency.alternatives {
+        for Relation { name, constraint, .. } in alternatives {
             let named = universe.named(name).map(|unit| show(unit, String::new()));
             let providers = universe.providers(name).iter().map(|(unit, version)| {
                 let version = match (version, constraint) {
@@ -294,19 +353,24 @@ impl<'u> Ways<'u> {
                 };
                 show(*unit, format!(", which provides {name}{version}"))
             });
-            known.extend(named.chain(providers).take(MOST_VERSIONS));
+            known.extend(named.chain(providers).take(each));
+        }
+        if known.len() > MOST_VERSIONS {
+            known.truncate(MOST_VERSIONS);
+            known.push("…".to_owned());
         }
         let found = match known.as_slice() {
             [] => "no repository has it".to_owned(),
             _ => format!("there is only {}", known.join(", ")),
         };
-        format!("{} depends on {dependency}, and {found}", self.show(from))
+        format!("{} depends on {}, and {found}", self.show(from), brief(dependency))
     }
 
+    /// What a unit says against another.
     fn conflict(&self, from: UnitId, to: UnitId) -> String {
         let metadata = &self.universe.unit(from).metadata;
         let meant = |relation: &&_| self.universe.satisfies(to, relation, from);
-        let said = metadata
+        metadata
             .conflicts
             .iter()
             .find(meant)
@@ -314,16 +378,29 @@ impl<'u> Ways<'u> {
             .or_else(|| {
                 metadata.breaks.iter().find(meant).map(|relation| format!("breaks {relation}"))
             })
-            .unwrap_or_else(|| "conflicts with it".to_owned());
-        format!("{} {said}, which is {}", self.show(from), self.show(to))
+            .unwrap_or_else(|| "conflicts with it".to_owned())
     }
 
     fn rivals(&self, units: &BTreeSet<UnitId>) -> String {
+        format!("only one of these can be in: {}", self.either(units))
+    }
+
+    fn either(&self, units: &BTreeSet<UnitId>) -> String {
         let mut ways: Vec<_> =
             units.iter().take(MOST_VERSIONS).map(|unit| self.show(*unit)).collect();
         ways.sort();
-        format!("only one of these can be in: {}", ways.join(" or "))
+        ways.join(" or ")
     }
+}
+
+/// A dependency with as many of its alternatives as people read.
+fn brief(dependency: &Dependency) -> String {
+    let alternatives = dependency.alternatives.iter().take(MOST_VERSIONS);
+    let mut shown: Vec<_> = alternatives.map(ToString::to_string).collect();
+    if dependency.alternatives.len() > MOST_VERSIONS {
+        shown.push("…".to_owned());
+    }
+    shown.join(" | ")
 }
 
 /// What would help, each tried by resolving again: another version of one
@@ -385,6 +462,7 @@ fn advice(task: &Task<'_>, solving: &mut Solving<'_>, core: &[Blamed<'_>]) -> St
             "change `base` in strata.toml, or the repositories".to_owned()
         }
         0 => "import what is lacking, or ask for another version".to_owned(),
+        1 if core.len() > 1 => "remove that line".to_owned(),
         1 => "remove that line, or import what it lacks".to_owned(),
         _ => "remove one of these lines; others have faults as well".to_owned(),
     }

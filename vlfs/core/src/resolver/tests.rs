@@ -252,6 +252,44 @@ fn explanations_name_the_lines_the_reason_and_a_way_out() {
 }
 
 #[test]
+fn of_several_faults_the_one_with_the_fewest_lines_is_told() {
+    let universe = main_universe(
+        "lost 1; Depends: gone\na 1\nb 1; Conflicts: a\nc 1; Depends: ssl (= 1)\nd 1; Depends: ssl (= 2) | ssl (= 3)\ne 1; Conflicts: ssl (= 3)\nssl 1\nssl 2\nssl 3\nf 1; Conflicts: ssl (= 2)\n",
+    );
+    let told = explained(&universe, "main/lost\nmain/a\nmain/b\n");
+    assert!(told.starts_with("1: main/lost (line 1) cannot be had: "), "{told}");
+    let three = explained(&universe, "main/d\nmain/e\nmain/f\n");
+    assert!(three.contains("main/d (line 1), main/e (line 2) and main/f (line 3)"), "{three}");
+    let two = explained(&universe, "main/a\nmain/b\nmain/d\nmain/e\nmain/f\n");
+    assert!(two.contains(": main/a (line 1) and main/b (line 2) cannot go together"), "{two}");
+}
+
+#[test]
+fn a_conflict_with_all_versions_is_told_once() {
+    let universe = main_universe("a 1\na 2\na 3\nfoe 1; Conflicts: a\n");
+    assert_eq!(
+        explained(&universe, "main/foe\nmain/a\n"),
+        "2: main/foe (line 1) and main/a (line 2) cannot go together: main/foe 1 conflicts with a, which is main/a 1 or main/a 2 or main/a 3 | remove line 1 or 2"
+    );
+}
+
+#[test]
+fn an_explanation_is_short_whatever_there_is() {
+    let names: Vec<_> = (0..20).map(|at| format!("p{at} (>= 9)")).collect();
+    let mut units = format!("lost 1; Depends: {}\n", names.join(" | "));
+    for at in 0..20 {
+        for version in 1..5 {
+            units.push_str(&format!("p{at} {version}\n"));
+        }
+    }
+    let universe = main_universe(&units);
+    assert_eq!(
+        explained(&universe, "main/lost\n"),
+        "1: main/lost (line 1) cannot be had: main/lost 1 depends on p0 (>= 9) | p1 (>= 9) | p2 (>= 9) | p3 (>= 9) | …, and there is only main/p0 4, main/p1 4, main/p2 4, main/p3 4, … | remove that line, or import what it lacks"
+    );
+}
+
+#[test]
 fn a_large_universe_is_resolved_in_a_moment() {
     let mut text = String::new();
     for layer in 0..20_000u32 {
