@@ -114,7 +114,8 @@ pub enum EditError {
 }
 
 /// Makes a layer explicit. One that is explicit already stays, at the given
-/// version where one is given; an implicit one moves up with its version.
+/// version or from the given repository where one is given; an implicit one moves up
+/// with its version. Where no repository is given, that of the line is tried first.
 ///
 /// # Errors
 /// No repository has it.
@@ -123,18 +124,26 @@ pub fn add(
     universe: &Universe,
     wanted: &Wanted,
 ) -> Result<(), EditError> {
-    let unit = wanted.find(universe)?;
+    let is_its = |line: &&LayerLine| line.layer == wanted.layer;
+    let explicit = definition.ldf.explicit().map(|(_, line)| line).find(is_its);
+    let present = explicit.or(definition.ldf.implicit().map(|(_, line)| line).find(is_its));
+    let near = present.and_then(|line| {
+        let repository = wanted.repository.clone().or(Some(line.repository.clone()));
+        Wanted { repository, ..wanted.clone() }.find(universe).ok()
+    });
+    let unit = near.map_or_else(|| wanted.find(universe), Ok)?;
     let repository = universe.repository(unit).clone();
-    let explicit = definition.ldf.explicit().any(|(_, line)| line.layer == wanted.layer);
-    if explicit {
-        if let Some(version) = &wanted.version {
-            definition.ldf.set_version(&repository, &wanted.layer, version);
+    if let Some(line) = explicit {
+        let is_other = wanted.repository.is_some() && line.repository != repository;
+        if wanted.version.is_some() || is_other {
+            let (hold, layer) = (line.hold, wanted.layer.clone());
+            let version = wanted.version.clone();
+            definition.ldf.put_explicit(LayerLine { hold, repository, layer, version });
         }
         return Ok(());
     }
-    let implicit = definition.ldf.implicit().find(|(_, line)| line.layer == wanted.layer);
-    let mut line = match implicit {
-        Some((_, line)) => line.clone(),
+    let mut line = match present {
+        Some(line) => line.clone(),
         None => {
             let layer = wanted.layer.clone();
             LayerLine { hold: false, repository: repository.clone(), layer, version: None }

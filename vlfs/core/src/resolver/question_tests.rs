@@ -150,6 +150,32 @@ fn layers_are_added_and_removed() {
     assert!(matches!(remove(web, "web"), Err(EditError::Last { .. })));
 }
 
+#[test]
+fn an_added_layer_of_another_repository_takes_the_place_of_the_line() {
+    let (main, local) =
+        (stanzas("a 1\na 2\nb 1\nuser 1; Depends: a\n"), stanzas("a 1\na 3\nb 1\n"));
+    let universe = universe(&[("main", 500, &main), ("local", 900, &local)]);
+    let add = |ldf: &str, wanted: &str| {
+        let configuration =
+            "[[repository]]\nname = \"main\"\n[[repository]]\nname = \"local\"\npriority = 900\n";
+        let wanted: Wanted = wanted.parse().expect("a layer");
+        let mut desired = desired(&[("strata.toml", configuration), ("templates/t.ldf", ldf)]);
+        let definition = desired.definitions.values_mut().next().expect("one");
+        edit::add(definition, &universe, &wanted).expect("it is there");
+        let result = resolve(&desired, &universe, &Upgrade::Nothing);
+        assert_eq!(result.diagnostics, []);
+        result.resolved.into_values().next().expect("resolved").ldf.print()
+    };
+    assert_eq!(add("main/a 1 # mine\n", "local/a"), "local/a 3 # mine\n");
+    assert_eq!(add("main/a 1\n", "local/a 1"), "local/a 1\n");
+    assert_eq!(add("main/a 1\n", "a 3"), "local/a 3\n", "only there");
+    assert_eq!(add("main/a 2\n", "a 1"), "main/a 1\n", "the line's own repository first");
+    assert_eq!(add("main/a 2\n", "a"), "main/a 2\n");
+    assert_eq!(add("=main/a 2\n", "local/a 3"), "=local/a 3\n");
+    assert_eq!(add("main/user 1\n\nmain/a 2\n", "a 1"), "main/user 1\nmain/a 1\n");
+    assert_eq!(add("main/user 1\n\nmain/a 2\n", "a"), "main/user 1\nmain/a 2\n");
+}
+
 /// A universe that the configuration was applied to, and what an LDF becomes in it.
 fn configured(text: &str, units: &[(&str, u32, &str)], ldf: &str, upgrade: &Upgrade) -> String {
     let units: Vec<_> = units.iter().map(|(name, p, text)| (*name, *p, stanzas(text))).collect();
