@@ -187,7 +187,13 @@ impl Filter {
     pub(crate) fn read(file: &mut TomlFile<'_>, reader: &mut TableReader<'_, '_>) -> Self {
         let mut filter = Filter::default();
         for (key, rules) in [("allow", &mut filter.allow), ("deny", &mut filter.deny)] {
-            for (table, at) in reader.tables(file, key).into_iter().take(RULES) {
+            let tables = reader.tables(file, key);
+            if let Some((_, at)) = tables.get(RULES) {
+                let message = format!("a filter has at most {RULES} rules of a kind");
+                let hint = "a pattern such as `lib*` stands for many names".to_owned();
+                file.report(*at, "limit", message, Some(hint));
+            }
+            for (table, at) in tables.into_iter().take(RULES) {
                 rules.extend(Rule::read(file, table, at));
             }
         }
@@ -275,6 +281,17 @@ mod tests {
         assert_eq!(filter.reason(&unit("base", "1", "admin", 1)), None);
         let other = filter.reason(&unit("games", "1", "games", 1)).expect("left out");
         assert_eq!(other, "strata.toml:3 allows others only");
+    }
+
+    #[test]
+    fn more_rules_than_the_limit_are_a_fault() {
+        for (rules, codes) in [(RULES, vec![]), (RULES + 2, vec![("limit", 2 * RULES + 3)])] {
+            let text = "[[repository.deny]]\nname = \"a\"\n".repeat(rules);
+            let text = format!("[[repository]]\nname = \"main\"\n{text}");
+            let (_, faults) = Configuration::read(text.as_bytes());
+            let found: Vec<_> = faults.iter().map(|f| (f.code, f.line as usize)).collect();
+            assert_eq!(found, codes);
+        }
     }
 
     #[test]
