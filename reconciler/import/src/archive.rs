@@ -195,13 +195,10 @@ pub fn unpack(
     content_bytes: u64,
     staged: &StagedUnit,
 ) -> Result<Unpacked, ArchiveError> {
-    let input = BufReader::with_capacity(BUFFER_BYTES, input);
-    let mut decoder = zstd::Decoder::with_buffer(input).map_err(ArchiveError::Read)?;
-    decoder.window_log_max(WINDOW_LOG_MAX).map_err(ArchiveError::Read)?;
-    let mut archive = TarReader::new(decoder.single_frame());
-    let Described { metadata, scripts, modes, manifest } = describe(&mut archive)?;
-    let contents = scripts.iter().map(|(name, text)| (name.clone(), text.clone())).collect();
-    let found = unit_digest(&metadata, &manifest.print(), &contents);
+    let mut archive = open(input)?;
+    let described = describe(&mut archive)?;
+    let found = described.digest();
+    let Described { metadata, scripts, modes, manifest } = described;
     if found != expected {
         return Err(ArchiveError::OtherUnit { expected, found });
     }
@@ -233,12 +230,35 @@ pub fn unpack(
     }
 }
 
+/// The digest of the unit that an archive says it holds; contents are not read.
+///
+/// # Errors
+/// The archive is cut short or damaged before its contents.
+pub fn digest(input: impl Read) -> Result<Digest, ArchiveError> {
+    Ok(describe(&mut open(input)?)?.digest())
+}
+
+type Opened<R> = TarReader<zstd::Decoder<'static, BufReader<R>>>;
+
+fn open<R: Read>(input: R) -> Result<Opened<R>, ArchiveError> {
+    let input = BufReader::with_capacity(BUFFER_BYTES, input);
+    let mut decoder = zstd::Decoder::with_buffer(input).map_err(ArchiveError::Read)?;
+    decoder.window_log_max(WINDOW_LOG_MAX).map_err(ArchiveError::Read)?;
+    Ok(TarReader::new(decoder.single_frame()))
+}
+
 /// What comes before the contents.
 struct Described {
     metadata: Metadata,
     scripts: BTreeMap<String, Vec<u8>>,
     modes: BTreeMap<String, u32>,
     manifest: Manifest,
+}
+
+impl Described {
+    fn digest(&self) -> Digest {
+        unit_digest(&self.metadata, &self.manifest.print(), &self.scripts)
+    }
 }
 
 fn describe<R: Read>(archive: &mut TarReader<R>) -> Result<Described, ArchiveError> {

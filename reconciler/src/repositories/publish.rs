@@ -2,7 +2,8 @@
 //! web server, FTP server or bucket (`docs/formats.md`, "Published repositories").
 //!
 //! Archives come first, then the databases, what names them last, each by rename: whoever
-//! mirrors meanwhile sees the former state or the new one. What is there is not made again.
+//! mirrors meanwhile sees the former state or the new one. What is there is not made again,
+//! unless it is of another unit than the database lists.
 
 mod place;
 
@@ -141,10 +142,11 @@ fn pack_all(
     threads: usize,
     progress: &Progress,
 ) -> Result<usize, PublishError> {
+    let published = published(store, repository, directory);
     let wanted: Vec<_> = units
         .iter()
         .map(|unit| (unit, directory.join(archive_name(unit))))
-        .filter(|(_, path)| !path.is_file())
+        .filter(|(unit, path)| !(path.is_file() && (published(unit) || is_of(path, unit))))
         .collect();
     let total = wanted.iter().map(|(unit, _)| unit.content_bytes).sum();
     progress.total_bytes.store(total, Ordering::Relaxed);
@@ -167,6 +169,28 @@ fn pack_all(
         None => Ok(wanted.len()),
         Some(error) => Err(error),
     }
+}
+
+/// Whether the last publication into the directory listed a unit as it is now.
+fn published(
+    store: &Store,
+    repository: &RepositoryName,
+    directory: &Path,
+) -> impl Fn(&Unit) -> bool + use<> {
+    let bytes = strata_store::read_limited(&directory.join("database"), limits::DATABASE_BYTES);
+    let database = bytes.and_then(|bytes| store.parse_whole_database(repository, bytes));
+    // Where there is none, the archives themselves tell.
+    let database = database.unwrap_or_default();
+    move |unit| {
+        let known = database.get(&unit.metadata.layer, &unit.metadata.version);
+        known.is_some_and(|known| known.digest == unit.digest)
+    }
+}
+
+/// Whether an archive is of a unit, and not of a former one of its name and version.
+fn is_of(path: &Path, unit: &Unit) -> bool {
+    let file = File::open(path);
+    file.is_ok_and(|file| archive::digest(file).is_ok_and(|digest| digest == unit.digest))
 }
 
 /// The name of a unit's archive.

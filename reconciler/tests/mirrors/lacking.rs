@@ -3,6 +3,8 @@
 
 use std::fs;
 
+use strata_store::Store;
+
 use crate::support::{Bench, text};
 
 #[test]
@@ -38,4 +40,30 @@ fn what_is_not_there_is_a_failure() {
     assert!(said.contains("failed main/app: all its versions are withdrawn\n"), "{said}");
     fs::write(bench.path("gitops/templates/web.ldf"), "main/lib 1:2\n").expect("written");
     bench.mirror();
+}
+
+/// An owner who takes a unit as it was changed (`strata repo index --accept`) gives the readers
+/// who have no such layer yet what the database says, and the others no second unit of one name.
+#[test]
+fn a_unit_that_its_owner_changed_is_published_anew_and_refused_where_it_is() {
+    let bench = Bench::new();
+    bench.configure(text(&bench.path("published/main")), "");
+    let (directory, metadata) =
+        (bench.gitops(), bench.path("owner/repos/main/app_1").join("metadata"));
+    let other = Store::init(&bench.path("other")).expect("a store");
+    bench.good(&bench.reader, &["repo", "mirror", &directory]);
+    let changed = fs::read_to_string(&metadata).expect("there") + "Description: another\n";
+    fs::remove_file(&metadata).expect("removed");
+    fs::write(&metadata, changed).expect("written");
+    bench.good(&bench.owner, &["repo", "index", "main", "--accept", "app 1"]);
+    bench.publish();
+    let said = bench.good(&other, &["repo", "mirror", &directory]);
+    assert!(said.contains("mirrored main/app 1\n"), "{said}");
+    let said = bench.refused(&["repo", "sync", &directory]);
+    assert!(said.contains("app 1 is another unit than the one that is here"), "{said}");
+    assert!(said.contains("  hint: ") && said.contains("strata layer users main/app 1"), "{said}");
+    // Once it is gone, the other one comes.
+    fs::remove_dir_all(bench.path("reader/repos/main/app_1")).expect("removed");
+    bench.good(&bench.reader, &["repo", "mirror", &directory]);
+    bench.good(&bench.reader, &["repo", "verify", "main"]);
 }

@@ -5,12 +5,14 @@
 //! any moment, the mirror is as it was or as it should be. The high-water mark is raised last.
 
 use strata_core::configuration::RepositoryConfiguration;
+use strata_core::database::{Database, Unit};
 use strata_core::remote::Location;
 use strata_core::signed::Role;
-use strata_core::{RepositoryName, limits};
+use strata_core::{LayerName, LayerVersion, RepositoryName, limits};
 use strata_store::{SignedFile, Store, StoreError, signed_database_name};
 
 use super::storage::{Storage, StorageError};
+use super::units::is_there;
 use crate::repositories::high_water::{self, HighWaterError};
 use crate::repositories::signed::{Accepted, Chain, TrustError};
 
@@ -22,6 +24,11 @@ pub enum SyncError {
     Trust { location: Location, error: TrustError },
     #[error("{0}: there is no database, so it is no repository")]
     NoDatabase(String),
+    #[error(
+        "{location} is refused: {layer} {version} is another unit than the one that is here{}, and a unit never changes",
+        and_more(.more)
+    )]
+    Changed { location: Location, layer: LayerName, version: LayerVersion, more: usize },
     #[error(transparent)]
     HighWater(#[from] HighWaterError),
     #[error(transparent)]
@@ -50,11 +57,21 @@ impl SyncError {
             SyncError::Storage(StorageError::Denied { .. }) => Some(
                 "say with `credentials` in strata.toml where a name and password are".to_owned(),
             ),
+            SyncError::Changed { layer, version, .. } => Some(format!(
+                "its owner gives another content another version; or see who uses it here (strata layer users {repository}/{layer} {version}): once nobody does, `strata store gc --apply` takes it and the other one can come"
+            )),
             SyncError::NoDatabase(_) => {
                 Some("`url` must lead to the directory that holds `database`".to_owned())
             }
             _ => None,
         }
+    }
+}
+
+fn and_more(count: &usize) -> String {
+    match count {
+        0 => String::new(),
+        count => format!(" (and {count} more)"),
     }
 }
 
@@ -92,8 +109,11 @@ async fn unsigned(
 ) -> Result<Synced, SyncError> {
     let bytes = storage.read("database", limits::DATABASE_BYTES as u64).await?;
     let bytes = bytes.ok_or_else(|| SyncError::NoDatabase(storage.what("")))?;
-    let units = store.parse_database(name, bytes.clone())?.len();
     let changed = store.database_file(name)?.as_deref() != Some(bytes.as_slice());
+    let units = match changed {
+        true => check_units(store, name, storage, &bytes)?,
+        false => store.parse_database(name, bytes.clone())?.len(),
+    };
     let writer = store.write_mirror(name)?;
     if changed {
         writer.replace_database(&bytes)?;
@@ -130,7 +150,10 @@ async fn signed(
         Some(bytes) if !is_new => bytes,
         _ => fetch_database(storage, &accepted, refused).await?,
     };
-    let units = store.parse_database(name, database.clone())?.len();
+    let units = match is_new {
+        true => check_units(store, name, storage, &database)?,
+        false => store.parse_database(name, database.clone())?.len(),
+    };
     let before = store.signed_file(name, SignedFile::Snapshot)?;
     let changed = is_new || before != snapshot || !roots.is_empty();
     if changed {
@@ -147,6 +170,35 @@ async fn signed(
     }
     high_water::raise(store, name, seen, accepted.high_water)?;
     Ok(Synced { units, changed, accepted: Some(accepted) })
+}
+
+/// Refuses a database that lists another unit under the name and version of one that is here:
+/// generations and VAs name that one. Returns how many units it lists.
+fn check_units(
+    store: &Store,
+    name: &RepositoryName,
+    storage: &Storage,
+    bytes: &[u8],
+) -> Result<usize, SyncError> {
+    let new = store.parse_whole_database(name, bytes.to_vec())?;
+    let former = match store.database(name) {
+        Err(StoreError::NoRepository(_)) => Database::default(),
+        database => database?,
+    };
+    let is_other = |unit: &&Unit| {
+        let known = new.get(&unit.metadata.layer, &unit.metadata.version);
+        known.is_some_and(|known| known.digest != unit.digest) && is_there(store, name, unit)
+    };
+    let mut others = former.units().filter(is_other);
+    match others.next() {
+        None => Ok(new.len()),
+        Some(Unit { metadata, .. }) => Err(SyncError::Changed {
+            location: storage.location().clone(),
+            layer: metadata.layer.clone(),
+            version: metadata.version.clone(),
+            more: others.count(),
+        }),
+    }
 }
 
 /// The database that the snapshot names: by its digest, or by the name that an owner gives it
