@@ -176,7 +176,8 @@ impl Summary {
             0 => Ok(Outcome::Done),
             failed => {
                 let error = format!("{failed} of {total} packages were not imported");
-                Err(Failure::new(error).hint("the reasons stand above; the others are layers now"))
+                let others = if failed < total { "; the others are layers now" } else { "" };
+                Err(Failure::new(error).hint(format!("the reasons stand above{others}")))
             }
         }
     }
