@@ -433,7 +433,9 @@ impl Vfs {
         let disk = &self.private.disk;
         let fd = disk.temporary(&inside, mode)?;
         disk.chown_open(&fd, (Some(new.owner.0), Some(new.owner.1)))?;
-        disk.chmod_open(&fd, mode)?;
+        // The other bits are as a default ACL has left them.
+        let now = rustix::fs::fstat(&fd)?.st_mode & 0o777;
+        disk.chmod_open(&fd, Mode::from_raw_mode(new.mode & 0o7000 | now))?;
         let inode = rustix::fs::fstat(fd.as_fd())?.st_ino;
         let upper = Upper::Orphan(Arc::new(affordable(fd)?));
         let node = self.table.new_node(crate::tree::PRIVATE_TAG | inode, kind, upper);

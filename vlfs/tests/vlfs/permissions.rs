@@ -4,12 +4,13 @@
 //! directory with the same content: the answers must be the same.
 
 use std::fs::{self, Permissions};
+use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use rustix::fs::XattrFlags;
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, XattrFlags};
 
 use crate::fixture::{Mount, read};
 
@@ -148,6 +149,24 @@ fn a_default_acl_is_handed_down_and_takes_the_umasks_place() {
     }
     let reads = |user| twins.same("reading", |at| may(user, "cat \"$1\"", &at.join("d/below/f")));
     assert_eq!((reads(NAMED), reads(OTHER)), (true, false));
+}
+
+#[test]
+fn a_file_made_without_a_name_inherits_from_a_default_acl() {
+    let twins = Twins::new(|at| {
+        fs::create_dir(at.join("d")).expect("made");
+        set_acl(&at.join("d"), DEFAULT, &acl(6, 4));
+    });
+    let found = twins.same("made without a name", |at| {
+        let flags = OFlags::TMPFILE | OFlags::RDWR;
+        let file = rustix::fs::open(at.join("d"), flags, Mode::from_raw_mode(0o644)).expect("made");
+        let own = format!("/proc/self/fd/{}", file.as_raw_fd());
+        let linked = at.join("d/linked");
+        rustix::fs::linkat(CWD, own, CWD, &linked, AtFlags::SYMLINK_FOLLOW).expect("linked");
+        let meta = fs::metadata(&linked).expect("there");
+        (meta.mode(), meta.uid(), get_acl(&linked, ACCESS))
+    });
+    assert_eq!(found.0 & 0o777, 0o640, "others have nothing");
 }
 
 #[test]
