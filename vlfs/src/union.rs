@@ -145,6 +145,15 @@ impl Union {
         shows
     }
 
+    /// Whether all that the layers have at a node is shown once no white-out hides the node
+    /// itself. Not with layers that hide in the ones below them.
+    pub fn is_open(&self, node: u32) -> bool {
+        let is_whole = |node| !self.overlay.is_partial(node);
+        let is_plain = |above| self.index.node(above).flags & NodeRecord::OBSCURES == 0;
+        let leads_there = |above| is_whole(above) && is_plain(above) && !self.is_hidden(above);
+        is_whole(node) && self.parents(node).all(leads_there)
+    }
+
     /// Whether a white-out stands at or below a directory, or stood there.
     pub fn is_touched(&self, node: u32) -> bool {
         self.overlay.is_touched(node)

@@ -129,6 +129,9 @@ impl Vfs {
         {
             return Err(Errno::ISDIR);
         }
+        if !self.shows_again(&active, at, path) {
+            return Err(Errno::NODATA);
+        }
         // First the white-out, which the private copy obscures; then the copy.
         let units = originals.into_iter().map(|of| &active.layers[of.layer as usize].unit);
         let shown = self.show_in_all(units, path, rebuild)?;
@@ -147,6 +150,21 @@ impl Vfs {
         };
         *rebuild = shown && !self.show_in_place(&active, at);
         Ok((reverted, known.map(|node| node.id)))
+    }
+
+    /// Whether a path has an original to be seen once its own white-outs are gone: what hides
+    /// a directory above it, or a layer that hides or obscures it, stays.
+    fn shows_again(&self, active: &ActiveSet, at: u32, path: &[u8]) -> bool {
+        let plain = active.layers.iter().all(|layer| layer.hides_below.is_none());
+        if active.union.find(path).is_some() || (plain && active.union.is_open(at)) {
+            return true;
+        }
+        let mut hidden = self.private.hidden();
+        for tree in hidden.values_mut() {
+            tree.show(path);
+        }
+        let shown = ActiveSet::build(active.set(), &hidden, active.info.clone());
+        shown.union.find(path).is_some()
     }
 
     /// Drops the white-outs of a path, or none: `stuck` is set where one that was dropped

@@ -27,6 +27,8 @@ pub struct RevertedTree {
 /// A walk of the private layer.
 struct Walk {
     active: Arc<ActiveSet>,
+    /// The same layers without the white-outs that go: what has an original there.
+    shown: Arc<ActiveSet>,
     done: RevertedTree,
     notices: Vec<Notice>,
 }
@@ -49,7 +51,8 @@ impl Vfs {
         let _swapping = self.swapping.lock().expect("no panic while held");
         let active = self.active();
         active.union.index().find(path).ok_or(Errno::NODATA)?;
-        let mut walk = Walk { active, done: RevertedTree::default(), notices: Vec::new() };
+        let (shown, done) = (active.clone(), RevertedTree::default());
+        let mut walk = Walk { active, shown, done, notices: Vec::new() };
         let reverted = {
             let _exclusive = self.namespace.write().expect("no panic while held");
             self.show_below(&mut walk, path).and_then(|()| self.revert_top(&mut walk, path))
@@ -65,6 +68,10 @@ impl Vfs {
     fn show_below(&self, walk: &mut Walk, path: &[u8]) -> Result<()> {
         for (unit, hidden) in self.hidden_below(&walk.active, path) {
             walk.done.whiteouts += usize::from(self.private.show(&unit, &hidden)?);
+        }
+        if walk.done.whiteouts > 0 {
+            let (set, info) = (walk.active.set(), walk.active.info.clone());
+            walk.shown = Arc::new(ActiveSet::build(set, &self.private.hidden(), info));
         }
         Ok(())
     }
@@ -107,7 +114,7 @@ impl Vfs {
 
     fn revert_object(&self, walk: &mut Walk, above: &OwnedFd, path: &[u8]) -> Result<()> {
         let name = strata_core::manifest::file_name(path);
-        if walk.active.union.index().find(path).is_none() {
+        if walk.shown.union.find(path).is_none() {
             walk.done.left += 1;
             return Ok(());
         }
@@ -141,7 +148,7 @@ impl Vfs {
                 let mode = backing::stat_at(descent.here(), &entry.name)?.st_mode;
                 if FileType::from_raw_mode(mode) == FileType::Directory {
                     descent.enter(&entry.name)?;
-                    if own > 0 || walk.active.union.index().find(&path).is_none() {
+                    if own > 0 || walk.shown.union.find(&path).is_none() {
                         own += 1;
                     }
                     continue;
@@ -166,8 +173,8 @@ impl Vfs {
     }
 
     fn revert_attributes(&self, walk: &mut Walk, directory: &OwnedFd, path: &[u8]) -> Result<()> {
-        let active = walk.active.clone();
-        let at = active.union.index().find(path);
+        let active = walk.shown.clone();
+        let at = active.union.find(path);
         match at.and_then(|at| Some((at, active.union.entry(at)?))) {
             Some((at, entry)) if entry.is_directory() => {
                 self.restore_attributes(directory, &active, at, &entry)?;

@@ -82,6 +82,52 @@ fn a_tree_is_reverted_with_all_below_it_and_what_is_its_own_stays() {
     }
 }
 
+/// Where something that the revert does not take away hides the original, what is private
+/// is the only one there is.
+#[test]
+fn a_file_whose_original_stays_hidden_is_not_dropped() {
+    let mount = Mount::new();
+    let below = mount.layer("below", &[("c/x", "below"), ("d/x", "below")]);
+    let above = mount.layer("above", &[("c", "a file")]);
+    let own_stays = |name: &str, expected: Option<i32>| {
+        fs::write(mount.path(name), "mine").expect("written");
+        let path = mount.path(name).display().to_string();
+        let single = mount.run(&["revert", &path]);
+        assert_eq!((single.status.code(), read(mount.path(name))), (Some(2), "mine".into()));
+        let tree = mount.run(&["revert", "--recursive", &path]);
+        assert_eq!((tree.status.code(), read(mount.path(name))), (expected, "mine".into()));
+    };
+    let all = mount.path("").display().to_string();
+    mount.mount(&[&above, &below]);
+    // In a directory that took the place of the layers'.
+    fs::remove_dir_all(mount.path("d")).expect("removed");
+    fs::create_dir(mount.path("d")).expect("made");
+    own_stays("d/x", Some(0));
+    // Below a file of a layer, which was replaced.
+    fs::remove_file(mount.path("c")).expect("removed");
+    fs::create_dir(mount.path("c")).expect("made");
+    own_stays("c/x", Some(0));
+    assert!(mount.run(&["revert", "--recursive", &all]).status.success());
+    assert_eq!((read(mount.path("c/x")), read(mount.path("d/x"))), ("mine".into(), "below".into()));
+    mount.unmount();
+    // Hidden by a former private directory that is a layer.
+    let former = Mount::new();
+    former.mount(&[&below]);
+    fs::remove_file(former.path("d/x")).expect("removed");
+    former.unmount();
+    let other = Mount::new();
+    other.mount(&[&former.private(), &below]);
+    fs::write(other.path("d/x"), "mine").expect("written");
+    let (path, all) = (other.path("d/x"), other.path(""));
+    for arguments in [vec!["revert"], vec!["revert", "--recursive"]] {
+        for path in [&path, &all] {
+            let path = path.display().to_string();
+            other.run(&[&arguments[..], &[&path]].concat());
+            assert_eq!(read(other.path("d/x")), "mine", "{arguments:?} {path}");
+        }
+    }
+}
+
 #[test]
 fn reverting_a_white_out_costs_what_it_changes() {
     let mount = Mount::new();
