@@ -10,8 +10,9 @@ use strata_core::{Digest, limits};
 use super::Change;
 use super::originals::Originals;
 use crate::backing;
+use crate::private::NAMES_XATTR;
 use crate::private::borrowed;
-use crate::private::origin::{Origin, xattrs_digest};
+use crate::private::origin::{Origin, is_named, xattrs_digest};
 
 /// A private object as it is found.
 pub struct Object<'a> {
@@ -65,14 +66,12 @@ pub fn compare(
         return Ok(Some(Compared { change, origin, obscures: None }));
     }
     let origin = true_origin.as_ref().unwrap_or(claimed);
-    // Hard links share one record, with the path of one of them.
-    let own = backing::path_of(object.directory, file_name(object.path));
-    // The name of a borrowed file in the registry is none of its own.
-    let names = if borrowed::mark(&own, object.stat)?.is_some() { 2 } else { 1 };
-    let shared = !is_directory && object.stat.st_nlink > names;
-    if claimed.path != object.path && !shared {
-        let origin = Some(source);
-        return Ok(Some(Compared { change: Change::Added, origin, obscures: obscured() }));
+    let hides = originals.and_then(|originals| originals.hidden_by(object.path, &claimed.unit));
+    let is_elsewhere = !is_name_of(claimed, object, originals)?;
+    if is_elsewhere || (hides.is_some() && !orphaned && !is_directory) {
+        let replaces = object.hidden_in.is_some() || obscured().is_some();
+        let change = if replaces { Change::Modified } else { Change::Added };
+        return Ok(Some(Compared { change, origin: Some(source), obscures: hides }));
     }
     let changed = changed(object, origin)?;
     if orphaned && !is_directory {
@@ -80,6 +79,28 @@ pub fn compare(
         return Ok(Some(Compared { change, origin, obscures: obscured() }));
     }
     Ok(changed.map(|change| Compared { change, origin: Some(source), obscures: None }))
+}
+
+/// Whether the path of an object is one that its original has: hard links share one record,
+/// with the path of one of them.
+fn is_name_of(
+    claimed: &Origin,
+    object: &Object<'_>,
+    originals: Option<&Originals>,
+) -> Result<bool, Errno> {
+    if claimed.path == object.path {
+        return Ok(true);
+    }
+    let known = originals.and_then(|of| of.is_link(&claimed.unit, &claimed.path, object.path));
+    if let Some(is_link) = known {
+        return Ok(is_link);
+    }
+    let own = backing::path_of(object.directory, file_name(object.path));
+    match backing::xattr(&own, NAMES_XATTR) {
+        Ok(record) => Ok(is_named(&record, object.path)),
+        Err(Errno::NODATA | Errno::NOTSUP) => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 fn changed(object: &Object<'_>, origin: &Origin) -> Result<Option<Change>, Errno> {

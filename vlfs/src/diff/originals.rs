@@ -13,8 +13,8 @@ use strata_store::Store;
 
 use super::DiffError;
 use crate::backing;
-use crate::private::UnitKey;
 use crate::private::origin::{Origin, xattrs_digest};
+use crate::private::{UnitKey, borrowed};
 
 /// One layer: where its files are, and its manifest where it has one.
 #[derive(Debug)]
@@ -140,6 +140,31 @@ impl Originals {
         found.map(|layer| layer.unit.clone())
     }
 
+    /// The topmost unit with something other than a directory at a path, if it is not `unit`.
+    pub fn hidden_by(&self, path: &[u8], unit: &str) -> Option<String> {
+        self.unit_at(path).filter(|top| top != unit)
+    }
+
+    /// Whether two paths of a unit are one file; `None` where the unit is not at hand.
+    pub fn is_link(&self, unit: &str, one: &[u8], other: &[u8]) -> Option<bool> {
+        let layer = self.layer(unit)?;
+        let Some(manifest) = &layer.manifest else {
+            let stat = |path: &[u8]| {
+                let (above, name) = backing::open_parent(backing::open_root(&layer.files)?, path)?;
+                backing::stat_at(above, name)
+            };
+            let pair = stat(one).and_then(|one| Ok((one, stat(other)?)));
+            return Some(pair.is_ok_and(|(one, other)| {
+                (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino)
+            }));
+        };
+        let file = |path: &[u8]| match manifest.get(path)? {
+            Entry { kind: Kind::HardLink { target }, .. } => Some(target.clone()),
+            entry => Some(entry.path.clone()),
+        };
+        Some(file(one).is_some() && file(one) == file(other))
+    }
+
     /// Names that layers have in a directory, each with its topmost unit, where `is_hidden`
     /// says of every unit and path below the directory that has it that nothing shows it.
     pub fn hidden_names(
@@ -166,13 +191,23 @@ impl Originals {
     /// # Errors
     /// `ENOENT`: its layer is not at hand.
     pub fn open(&self, unit: &str, path: &[u8]) -> Result<OwnedFd, Errno> {
-        let layer = self.layer(unit).ok_or(Errno::NOENT)?;
-        let flags = OFlags::RDONLY | OFlags::NONBLOCK;
-        let root = backing::open_root(&layer.files)?;
-        let file = backing::open_beneath(root, path, flags, Mode::empty())?;
-        match FileType::from_raw_mode(rustix::fs::fstat(&file)?.st_mode) {
-            FileType::RegularFile => Ok(file),
-            _ => Err(Errno::ISDIR),
+        let (mut at, mut path) = (*self.by_unit.get(unit).ok_or(Errno::NOENT)?, path.to_vec());
+        loop {
+            let layer = &self.layers[at];
+            let flags = OFlags::RDONLY | OFlags::NONBLOCK;
+            let root = backing::open_root(&layer.files)?;
+            let file = backing::open_beneath(root, &path, flags, Mode::empty())?;
+            match FileType::from_raw_mode(rustix::fs::fstat(&file)?.st_mode) {
+                FileType::RegularFile => {}
+                _ => return Err(Errno::ISDIR),
+            }
+            if layer.manifest.is_some() || !borrowed::is_marked(&file)? {
+                return Ok(file);
+            }
+            // Of a former private layer: its data is that of one below.
+            let origin = borrowed::origin_of(&file)?;
+            let below = self.by_unit.get(&origin.unit).filter(|below| **below > at);
+            (at, path) = (*below.ok_or(Errno::NOENT)?, origin.path);
         }
     }
 }

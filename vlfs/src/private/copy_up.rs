@@ -10,7 +10,7 @@ use rustix::io::Errno;
 
 use super::disk::Disk;
 use super::origin::Origin;
-use super::{INO_XATTR, ORIGIN_XATTR, Private};
+use super::{INO_XATTR, NAMES_XATTR, ORIGIN_XATTR, Private};
 use crate::tree::{Entry, Kind};
 use crate::{backing, interrupt};
 
@@ -33,6 +33,8 @@ pub struct Copied<'a> {
     /// The open file of a regular one whose data is wanted.
     pub source: Option<&'a OwnedFd>,
     pub origin: &'a Origin,
+    /// The original's names, if it has several.
+    pub names: &'a [Vec<u8>],
     pub data: Data,
     /// Wait until the data is on the disk.
     pub flush: bool,
@@ -53,7 +55,7 @@ pub fn copy(private: &Private, wanted: &Copied<'_>) -> Result<(), Errno> {
 }
 
 fn copy_whole(private: &Private, wanted: &Copied<'_>) -> Result<(), Errno> {
-    let Copied { name, entry, source, origin, data, flush } = *wanted;
+    let Copied { name, entry, source, origin, names, data, flush } = *wanted;
     let (disk, work) = (&private.disk, &private.work);
     let attributes = &entry.attributes;
     let mode = Mode::from_raw_mode(0o600);
@@ -103,6 +105,15 @@ fn copy_whole(private: &Private, wanted: &Copied<'_>) -> Result<(), Errno> {
             tracing::debug!("the record of origin does not fit on the private copy");
         }
         other => other?,
+    }
+    if names.len() > 1 {
+        let record = super::origin::print_names(names);
+        match disk.set_xattr(&path, NAMES_XATTR, &record, XattrFlags::empty()) {
+            Err(Errno::NOSPC | Errno::RANGE | Errno::TOOBIG) => {
+                tracing::debug!("the record of names does not fit on the private copy");
+            }
+            other => other?,
+        }
     }
     if borrows {
         let unit = origin.unit_key().ok_or(Errno::IO)?;

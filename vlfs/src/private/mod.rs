@@ -58,6 +58,8 @@ pub const BORROWED: &[u8] = b"borrowed";
 pub const INO_XATTR: &[u8] = b"trusted.strata.ino";
 /// Extended attribute with what a private copy was made from.
 pub const ORIGIN_XATTR: &[u8] = b"trusted.strata.origin";
+/// Extended attribute of a copy with the names that the original had, if several.
+pub const NAMES_XATTR: &[u8] = b"trusted.strata.names";
 /// Extended attribute of a private file whose data is still the layer's.
 pub const DATA_XATTR: &[u8] = b"trusted.strata.data";
 /// Extended attribute in which an earlier program kept what copying that data in

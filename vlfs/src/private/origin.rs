@@ -4,6 +4,8 @@
 //! changed file is told from one whose attributes changed, without the layers.
 //! One line of text: `1 <repo>/<unit> <mode> <uid> <gid> <size> <seconds>.<nanoseconds>
 //! <digest or -> <digest of the extended attributes> <path>`; the path is the rest of the line, as bytes.
+//! A file with several names in its layer has a record of them (`trusted.strata.names`), of a bounded
+//! size: `1`, and of each path the first digits of its digest.
 
 use strata_core::Digest;
 use strata_core::manifest::Timestamp;
@@ -36,6 +38,26 @@ pub fn xattrs_digest<T: AsRef<[u8]>>(xattrs: impl IntoIterator<Item = (T, T)>) -
         }
     }
     Digest::of(&bytes)
+}
+
+/// Digits of a name in a record of names.
+const NAME_DIGITS: usize = 16;
+
+fn name_digits(path: &[u8]) -> String {
+    Digest::of(path).to_string()[..NAME_DIGITS].to_owned()
+}
+
+/// The record of the names that an original has.
+pub fn print_names(paths: &[Vec<u8>]) -> Vec<u8> {
+    let names = paths.iter().map(|path| format!(" {}", name_digits(path)));
+    format!("1{}", names.collect::<String>()).into_bytes()
+}
+
+/// Whether a path is in a record of names.
+pub fn is_named(record: &[u8], path: &[u8]) -> bool {
+    let wanted = name_digits(path);
+    let mut words = record.split(|b| *b == b' ');
+    words.next() == Some(b"1") && words.any(|word| word == wanted.as_bytes())
 }
 
 impl Origin {
@@ -130,5 +152,13 @@ mod tests {
         };
         assert_eq!(Origin::parse(&origin.print()), Some(origin));
         assert_eq!(Origin::parse(b"2 x"), None);
+    }
+
+    #[test]
+    fn names_are_found_in_their_record() {
+        let record = print_names(&[b"a".to_vec(), b"b c\xff".to_vec()]);
+        assert_eq!(record.len(), 1 + 2 * 17);
+        assert!(is_named(&record, b"a") && is_named(&record, b"b c\xff"));
+        assert!(!is_named(&record, b"b") && !is_named(&record, b"") && !is_named(b"2", b"2"));
     }
 }

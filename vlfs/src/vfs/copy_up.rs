@@ -84,8 +84,11 @@ impl Vfs {
             (Some(_), Data::Attributes) if regular => Data::All,
             _ => data,
         };
-        let (entry, origin) = (&entry, &origin);
-        let wanted = Copied { name: work, entry, source: None, origin, data: Data::All, flush };
+        let names = set.union.links(at).into_iter().map(|at| set.union.path(at));
+        let names: Vec<_> = names.collect();
+        let (entry, origin, names) = (&entry, &origin, &names[..]);
+        let (source, name) = (None, work);
+        let wanted = Copied { name, entry, source, origin, names, data: Data::All, flush };
         let mut made = Err(Errno::AGAIN);
         if data != Data::All {
             made = copy(&self.private, &Copied { data, ..wanted });
@@ -331,8 +334,8 @@ impl Vfs {
         entry.attributes.mtime = self.dated(active, at, &entry);
         let work = self.private.next_name();
         let (entry, origin) = (&entry, &origin);
-        let (source, data, flush) = (None, Data::None, false);
-        copy(&self.private, &Copied { name: &work, entry, source, origin, data, flush })?;
+        let (source, names, data, flush) = (None, &[][..], Data::None, false);
+        copy(&self.private, &Copied { name: &work, entry, source, origin, names, data, flush })?;
         let times = kept_times(above)?;
         let from = &self.private.work;
         let disk = &self.private.disk;

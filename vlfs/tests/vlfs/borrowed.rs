@@ -59,7 +59,7 @@ fn attributes_of_a_large_file_change_without_its_data() {
     mount.mount(&[&layer]);
     let after = fs::metadata(mount.path("moved")).expect("described");
     assert_eq!((after.nlink(), after.blocks()), (2, before.blocks()));
-    assert_eq!(mount.diff(), ["D big", "a link (was big)", "a moved (was big)"]);
+    assert_eq!(mount.diff(), ["D big", "A link (was big)", "A moved (was big)"]);
     let file = OpenOptions::new().write(true).open(mount.path("link")).expect("opened");
     file.write_at(b"head", 0).expect("written");
     assert_eq!(&read(mount.path("moved"))[..6], "headxx");
@@ -194,6 +194,9 @@ fn a_former_private_directory_reads_what_it_borrowed_from_the_layers_below() {
     assert_eq!(read(second.path("e/g")), "g");
     fs::write(second.path("f"), "new").expect("written");
     assert_eq!(read(second.path("link")), "new");
+    let told = second.run(&["diff", "--content", &point]);
+    let told = String::from_utf8_lossy(&told.stdout).into_owned();
+    assert!(told.contains("\n-f\n") && told.contains("\n+new\n"), "{told}");
 }
 
 #[test]

@@ -104,6 +104,56 @@ fn diff_tells_every_class_and_does_not_believe_times_or_records() {
     va.mount.unmount();
 }
 
+/// A copy has names that its original has not: by a link, or in the place of another file.
+#[test]
+fn a_name_that_its_original_has_not_is_told() {
+    let mount = Mount::new();
+    let layer = mount.layer("one", &[("moved", "text"), ("tool", "tool"), ("x", "text")]);
+    fs::hard_link(layer.join("x"), layer.join("y")).expect("linked");
+    mount.mount(&[&layer]);
+    fs::hard_link(mount.path("y"), mount.path("further")).expect("linked");
+    fs::rename(mount.path("moved"), mount.path("tool")).expect("renamed");
+    let at = layer.display().to_string();
+    let told = |more: &[&str]| -> Vec<String> {
+        let lines = lines(&diff(&mount.private(), more)).into_iter();
+        lines.map(|line| line.split(" [").next().expect("a part").to_owned()).collect()
+    };
+    let mut expected = vec!["A further (was y)", "D moved", "M tool (was moved)"];
+    assert_eq!((told(&[]), told(&["--layer", &at])), (owned(&expected), owned(&expected)));
+    // The copy stays, with a name that its record does not tell.
+    fs::remove_file(mount.path("y")).expect("removed");
+    expected.push("D y");
+    assert_eq!((told(&[]), told(&["--layer", &at])), (owned(&expected), owned(&expected)));
+}
+
+fn owned(lines: &[&str]) -> Vec<String> {
+    lines.iter().map(|line| (*line).to_owned()).collect()
+}
+
+/// With the store, a record that names another file, and a second link, excuse nothing.
+#[test]
+fn a_record_of_another_file_hides_no_change() {
+    let va = Va::new();
+    let units = ["good", "other"].map(|name| va.unit(name, "1", name, name));
+    va.roll_out(units.to_vec());
+    va.mount();
+    for name in ["good", "other"] {
+        fs::write(va.path(name), "good").expect("written");
+    }
+    va.mount.unmount();
+    let upper = va.mount.private().join("upper");
+    let mut record = [0; 1024];
+    let name = "trusted.strata.origin";
+    let length = rustix::fs::getxattr(upper.join("good"), name, &mut record[..]).expect("read");
+    rustix::fs::setxattr(upper.join("other"), name, &record[..length], XattrFlags::REPLACE)
+        .expect("forged");
+    fs::hard_link(upper.join("other"), va.mount.private().join("work/link")).expect("linked");
+    let store = va.store.root().display().to_string();
+    let found = lines(&diff(&va.mount.private(), &["--store", &store]));
+    let other = "M other (was good) (hides that of main/other_1) [main/good_1]";
+    assert_eq!(found, ["R good [main/good_1]", other]);
+}
+
 /// One white-out hides a whole directory; what stood in it and does not stand in the one that
 /// took its place was removed.
 #[test]
