@@ -19,7 +19,7 @@ use strata_store::Store;
 use strata_vlfs::daemon::{self, FormerLayers, Options, Source};
 use strata_vlfs::fuse::device;
 use strata_vlfs::index::cache;
-use strata_vlfs::private::Private;
+use strata_vlfs::private::{self, Private};
 use strata_vlfs::scripts::place::Place;
 use strata_vlfs::{control, reset};
 
@@ -263,6 +263,14 @@ impl Mount {
     fn source(&self) -> anyhow::Result<Source> {
         let Some(former) = &self.former else { return self.living_source() };
         let former = canonical(former)?;
+        let directory = File::open(&former).with_context(|| former.display().to_string())?;
+        if !private::is_private_directory(&directory.into())? {
+            let message = format!("{} is no private directory of Strata", former.display());
+            return Err(hinted(
+                message,
+                "`strata-vlfs reset --list PRIVATE` lists what it put aside",
+            ));
+        }
         let store = || {
             let store = self.store.as_ref();
             let store = store.ok_or_else(|| hinted("no store is given", "give --store DIR"))?;

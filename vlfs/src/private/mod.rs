@@ -39,7 +39,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{FlockOperation, Mode, OFlags, XattrFlags};
+use rustix::fs::{FlockOperation, Mode, OFlags, RenameFlags, XattrFlags};
 use rustix::io::Errno;
 use strata_core::MacAddr;
 
@@ -49,6 +49,8 @@ use disk::Disk;
 use hidden::Hidden;
 
 pub const FORMAT: &str = "strata-private 1\n";
+/// `format` in the making.
+const FORMAT_NEW: &[u8] = b"format.new";
 pub const UPPER: &[u8] = b"upper";
 pub const WORK: &[u8] = b"work";
 pub const WHITEOUTS: &[u8] = b"whiteouts";
@@ -346,7 +348,7 @@ impl Private {
         let names = backing::list(root).map_err(io)?;
         let known = |name: &[u8]| {
             matches!(name, b"format" | b"owner" | b"lock" | b"vlfs.log" | b"lost+found")
-                || [UPPER, WORK, WHITEOUTS, JOURNAL, BORROWED].contains(&name)
+                || [UPPER, WORK, WHITEOUTS, JOURNAL, BORROWED, FORMAT_NEW].contains(&name)
         };
         let has_format = names.iter().any(|name| &*name.name == b"format");
         if !has_format && names.iter().any(|name| !known(&name.name)) {
@@ -386,7 +388,9 @@ impl Private {
             Ok(_) => return Ok(()),
         }
         write_small(disk, root, b"owner", format!("{owner}\n").as_bytes()).map_err(io)?;
-        write_small(disk, root, b"format", FORMAT.as_bytes()).map_err(io)?;
+        // Whole or not at all: an empty one would be of a format that nobody knows.
+        write_small(disk, root, FORMAT_NEW, FORMAT.as_bytes()).map_err(io)?;
+        disk.rename((root, FORMAT_NEW), (root, b"format"), RenameFlags::empty()).map_err(io)?;
         disk.sync(root).map_err(io)
     }
 

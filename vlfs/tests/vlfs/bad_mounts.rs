@@ -73,6 +73,9 @@ fn nothing_is_left_in_a_directory_of_somebody_else() {
         ["--layer", &text(&layer), "--private", &text(&foreign), &text(&mount.path(""))];
     let error = refused("a directory of somebody else", &mount, &arguments.map(str::to_owned));
     assert!(error.contains("holds other files"), "{error}");
+    let arguments = ["--layer", &text(&layer), "--former", &text(&foreign), &text(&mount.path(""))];
+    let error = refused("no former private layer", &mount, &arguments.map(str::to_owned));
+    assert!(error.contains("is no private directory"), "{error}");
     assert_eq!(names(&foreign), ["precious"]);
 }
 
@@ -240,6 +243,31 @@ fn disks_that_hold_no_private_directory_are_refused() {
         check_refusal(what, &mount, &done);
         let error = String::from_utf8_lossy(&done.stderr).into_owned();
         assert!(error.contains(said), "{what}: {error}");
+    }
+}
+
+/// What a refused mount left is no hindrance once there is room.
+#[test]
+fn a_disk_that_was_full_is_taken_once_there_is_room() {
+    for pages in 1..8 {
+        let mount = Mount::new();
+        let layer = mount.layer("one", &[("a", "a")]);
+        let disk = Disk::new(mount.private(), "tmpfs", &format!("size={}k", 4 * pages));
+        let try_mount = || {
+            let mut command = Command::new(PROGRAM);
+            command.args(["mount", "--layer", &text(&layer), "--private", &text(&disk.0)]);
+            command.arg(mount.path("")).output().expect("it runs")
+        };
+        let first = try_mount();
+        if first.status.success() {
+            mount.unmount();
+        }
+        let room = Command::new("mount").args(["-o", "remount,size=4m"]).arg(&disk.0).status();
+        assert!(room.expect("mount runs").success());
+        let done = try_mount();
+        let error = String::from_utf8_lossy(&done.stderr).into_owned();
+        assert!(done.status.success(), "after {pages} pages: {error}");
+        mount.unmount();
     }
 }
 
