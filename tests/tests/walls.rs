@@ -32,9 +32,10 @@ const MANAGEMENT_ONLY: [&str; 8] =
 const INPUT_OUTPUT: [&str; 10] =
     ["rustix", "nix", "fuser", "tempfile", "walkdir", "socket2", "tar", "tokio", "mio", "notify"];
 /// What strata-core may use directly: formats, hashes, versions, time zones, the solver.
-const CORE_DIRECT: [&str; 10] = [
+const CORE_DIRECT: [&str; 11] = [
     "blake3",
     "jiff",
+    "itoa",
     "memchr",
     "resolvo",
     "serde",
