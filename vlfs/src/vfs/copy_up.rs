@@ -116,12 +116,12 @@ impl Vfs {
             return self.commit_orphan(node, work);
         }
         let at = self.lower(&active, node).filter(|at| !active.union.is_hidden(*at));
-        let at = at.ok_or(Errno::STALE)?;
-        if self.shown_links(&active, at)?.len() > 1 {
+        let links = self.shown_links(&active, at.ok_or(Errno::STALE)?)?;
+        if links.len() > 1 {
             drop(shared);
             return self.commit_linked(node, work);
         }
-        let (shown, stale) = self.names_of(&active, node, &[at]);
+        let (shown, stale) = self.names_of(&active, node, &links);
         let (parent, name) = shown.last().ok_or(Errno::STALE)?;
         let directory = self.private_directory(&active, parent)?;
         let mut place = node.place.write().expect("no panic while held");

@@ -197,6 +197,32 @@ fn regression_rename_of_a_tree_with_an_obscured_directory() {
     run(units, &operations);
 }
 
+/// The one name of a hard-linked file that is shown got no copy: a private directory stands at
+/// another name, which was known from before.
+#[test]
+fn regression_a_copy_of_hard_links_goes_to_the_name_that_no_private_object_obscures() {
+    let directory: Tree =
+        [("a".to_owned(), Object::Directory), ("b".to_owned(), Object::Directory)].into();
+    let mut linked = linked(&["b/c", "c"]);
+    linked.insert("b".to_owned(), Object::Directory);
+    let units = vec![Tree::new(), directory, Tree::new(), linked];
+    let before = [
+        Operation::Swap(vec![1]),
+        Operation::Rename("a".to_owned(), "b/c".to_owned()),
+        Operation::Swap(vec![3]),
+    ];
+    for copied in [
+        Operation::Write("c".to_owned(), 0),
+        Operation::Chmod("c".to_owned()),
+        Operation::Link("c".to_owned(), "b/d".to_owned()),
+        Operation::Rename("c".to_owned(), "b/d".to_owned()),
+    ] {
+        let mut operations = before.to_vec();
+        operations.extend([copied, Operation::Remount]);
+        run(units.clone(), &operations);
+    }
+}
+
 /// A rename that is refused must copy nothing: the copy would outlive a swap.
 #[test]
 fn regression_a_refused_rename_copies_nothing() {
