@@ -7,7 +7,7 @@ mod options;
 mod workers;
 
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -24,6 +24,7 @@ use crate::data::{self, binding::Binding};
 use crate::follow::{Follower, Progress};
 use crate::fuse::device::{self, Device, UnmountError};
 use crate::fuse::latency::IdleLatency;
+use crate::fuse::root;
 use crate::fuse::session::{Ready, Session};
 use crate::index::cache::Cache;
 use crate::layer::{LayerSet, find_lenders};
@@ -137,6 +138,7 @@ pub fn take_over(state: i32) -> anyhow::Result<()> {
     let (files, kernel) = (vfs.clone(), device.clone());
     let session = Session::new(files, kernel, options.passthrough, latency, state.ino_gen);
     session.resume(state.agreed);
+    session.root.resume(state.second_root);
     vfs.import(&state.vfs, &ioctl::adopt)?;
     let session = Arc::new(session);
     let server = Server::adopt(listener, control::socket_path(state.number), state.listener_inode);
@@ -363,6 +365,7 @@ fn serve(service: &Service<'_>, follower: Option<Follower>, start: Start) -> any
     let (server, taken_over) = match start {
         Start::TakenOver { server, notices, client } => (server, Some((notices, client))),
         Start::Mounted(ready) => {
+            session.root.offer();
             session.on_ready(when_bound(options, source, unbound.clone(), ready));
             (Server::bind(control::socket_path(number))?, None)
         }
@@ -424,8 +427,8 @@ fn serve(service: &Service<'_>, follower: Option<Follower>, start: Start) -> any
     unbound.map_or(result, Err)
 }
 
-/// Mounts the data directories once the file system answers, and only then calls
-/// `ready`. Where that fails the whole mount goes: an appliance must not write its
+/// Mounts the root in its own place (`fuse::root`) and the data directories once the file system answers,
+/// and only then calls `ready`. Where that fails the whole mount goes: an appliance must not write its
 /// data elsewhere.
 fn when_bound(
     options: &Options,
@@ -437,10 +440,7 @@ fn when_bound(
     let (paths, read_only) = (source.mounted_data.clone(), options.read_only);
     let number = source.number;
     let binding = Binding { private, mount_point, paths, read_only };
-    if binding.paths.is_empty() {
-        return ready;
-    }
-    let vfs = source.vfs.clone();
+    let (vfs, session) = (source.vfs.clone(), source.session.clone());
     vfs.set_unfinished(true);
     Box::new(move || {
         // The caller answers requests, which the mounting waits for.
@@ -454,17 +454,30 @@ fn when_bound(
         };
         let give_up = fail.clone();
         let bind = move || {
-            let bound = binding.run();
+            let bound = mount_root(&binding.mount_point, &session)
+                .and_then(|()| binding.run().map_err(anyhow::Error::from));
             vfs.set_unfinished(false);
             match bound {
                 Ok(()) => ready(),
-                Err(error) => fail(error.into()),
+                Err(error) => fail(error),
             }
         };
         if let Err(error) = spawn("bind", bind) {
             give_up(error);
         }
     })
+}
+
+fn mount_root(mount_point: &Path, session: &Session) -> anyhow::Result<()> {
+    match root::mount(mount_point) {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(error)) => {
+            session.root.withdraw();
+            tracing::info!(%error, "the root keeps the kernel's own number: paths cost users other than root more");
+            Ok(())
+        }
+        Err(error) => Err(error).context("the mount cannot be put in its place"),
+    }
 }
 
 fn spawn<T: Send + 'static>(

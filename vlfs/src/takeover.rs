@@ -42,7 +42,7 @@ use crate::status::StatusSource;
 use crate::vfs::{Notice, handover};
 
 /// Version of the state's format.
-pub const VERSION: u32 = 5;
+pub const VERSION: u32 = 6;
 /// Bytes of a program that is copied into memory.
 const PROGRAM_BYTES: u64 = 256 << 20;
 /// Bytes of a state.
@@ -95,6 +95,8 @@ pub struct State {
     pub started_ms: u64,
     pub ino_gen: u64,
     pub agreed: Agreed,
+    /// The mounted directory has the root's second number (`fuse::root`).
+    pub second_root: bool,
     /// The mount's number, which names the control socket.
     pub number: (u32, u32),
     pub generation: Option<GenerationId>,
@@ -283,6 +285,7 @@ impl Predecessor {
             started_ms: source.started_ms(),
             ino_gen: self.ino_gen,
             agreed,
+            second_root: source.session.root.is_taken(),
             number: self.number,
             generation: active.info.generation,
             data: source.mounted_data.clone(),

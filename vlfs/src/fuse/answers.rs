@@ -8,11 +8,12 @@ use rustix::fs::{FileType, SeekFrom};
 use rustix::io::Errno;
 use strata_core::manifest::Timestamp;
 
+use super::root;
 use super::session::{MAX_WRITE, Request, Session};
 use super::wire::{Reader, Writer};
 use super::worker::Means;
 use crate::vfs::file::OpenMode;
-use crate::vfs::{Attr, Caller, Found, Opened, SetAttr, SetTime, rename};
+use crate::vfs::{Attr, Caller, Found, Opened, ROOT_ID, SetAttr, SetTime, rename};
 
 /// Flags of OPEN's answer.
 mod fopen {
@@ -86,7 +87,7 @@ impl Session {
             42 => {
                 let (count, _) = (body.u32()?, body.u32()?);
                 for _ in 0..count {
-                    let (id, references) = (body.u64()?, body.u64()?);
+                    let (id, references) = (root::node(body.u64()?), body.u64()?);
                     vfs.forget(id, references);
                 }
                 Ok(Answer::Silent)
@@ -106,6 +107,10 @@ impl Session {
     }
 
     fn lookup(&self, parent: u64, name: &[u8]) -> Answered {
+        if parent == ROOT_ID && name == root::NAME.as_bytes() && self.root.take() {
+            let (attr, valid) = self.vfs.getattr(ROOT_ID)?;
+            return self.entry(&Found { id: ROOT_ID, attr, entry_valid: valid, attr_valid: valid });
+        }
         match self.vfs.lookup(parent, name) {
             Ok(found) => self.entry(&found),
             // Node 0: the kernel remembers that there is none.
@@ -128,7 +133,10 @@ impl Session {
 
     fn write_entry(&self, out: &mut Writer, found: &Found) {
         let (entry, attr) = (found.entry_valid, found.attr_valid);
-        out.u64(found.id).u64(self.ino_gen).u64(entry.as_secs()).u64(attr.as_secs());
+        out.u64(self.root.number(found.id))
+            .u64(self.ino_gen)
+            .u64(entry.as_secs())
+            .u64(attr.as_secs());
         out.u32(entry.subsec_nanos()).u32(attr.subsec_nanos());
         write_attr(out, &found.attr);
     }
@@ -163,7 +171,7 @@ impl Session {
     }
 
     fn rename(&self, parent: u64, with_flags: bool, body: &mut Reader<'_>) -> Answered {
-        let new_parent = body.u64()?;
+        let new_parent = root::node(body.u64()?);
         let mut mode = rename::Mode::Replace;
         if with_flags {
             let (flags, _) = (body.u32()?, body.u32()?);

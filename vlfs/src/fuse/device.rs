@@ -10,10 +10,11 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
 
+use super::root;
 use super::wire::Writer;
 use crate::proc;
 use crate::sys::ioctl;
-use crate::vfs::{Notice, Passthrough};
+use crate::vfs::{Notice, Passthrough, ROOT_ID};
 
 /// Name of the file system type, as `/proc/mounts` shows it after `fuse.`.
 const SUBTYPE: &str = "strata";
@@ -100,6 +101,13 @@ impl Device {
         const INVALIDATE_INODE: i32 = 2;
         const INVALIDATE_ENTRY: i32 = 3;
         const EXPIRE_ONLY: u32 = 1;
+        // The root has two numbers, and either may be what the kernel knows it by.
+        if let Notice::Expire { parent: ROOT_ID, name } = notice {
+            let parent = root::MOUNTED;
+            self.notify(&Notice::Expire { parent, name: name.clone() }, expire_only)?;
+        } else if let Notice::Invalidate { node: ROOT_ID } = notice {
+            self.notify(&Notice::Invalidate { node: root::MOUNTED }, expire_only)?;
+        }
         let mut body = Writer::default();
         let code = match notice {
             Notice::Expire { parent, name } => {

@@ -6,7 +6,7 @@
 //! without detaching what is mounted on them, and the flags of `OPEN`,
 //! `SETATTR` and `SETXATTR` that take setuid away. No file system logic here.
 //!
-//! `device` opens and mounts, `wire` reads and writes the messages' fields, `session` is the
+//! `device` opens and mounts, `root` says which directory is mounted, `wire` reads and writes the messages' fields, `session` is the
 //! connection, `worker` takes requests and `answers` answers them, `turn` says whose turn it
 //! is, `waiting` how it waits (`placement`: on which processor, `watch`: asleep or not), and
 //! `latency` keeps processors from halting meanwhile; the calls that hand files to the
@@ -18,6 +18,7 @@ pub mod gate;
 pub mod latency;
 mod placement;
 pub mod requests;
+pub mod root;
 pub mod session;
 pub mod turn;
 mod waiting;

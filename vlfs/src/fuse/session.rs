@@ -13,6 +13,7 @@ use super::device::Device;
 use super::gate::Gate;
 use super::latency::IdleLatency;
 use super::requests::Requests;
+use super::root::{self, RootNumber};
 use super::turn::Turn;
 use super::wire::{Reader, Writer};
 use super::worker::{MOST_WORKERS, Means, WORKERS};
@@ -109,6 +110,8 @@ pub struct Session {
     pub longest_answer: Longest,
     /// Tells file handles of this mount from those of an earlier one.
     pub(super) ino_gen: u64,
+    /// Which number the kernel is given for the root.
+    pub root: RootNumber,
 }
 
 pub(super) struct Request<'a> {
@@ -153,6 +156,7 @@ impl Session {
             latency,
             longest_answer: Longest::default(),
             ino_gen,
+            root: RootNumber::default(),
         }
     }
 
@@ -275,7 +279,7 @@ impl Session {
 fn parse(message: &[u8]) -> Result<Request<'_>, Errno> {
     let mut header = Reader::new(message);
     let (length, opcode) = (header.u32()?, header.u32()?);
-    let (unique, node) = (header.u64()?, header.u64()?);
+    let (unique, node) = (header.u64()?, root::node(header.u64()?));
     let (uid, gid, _pid, extensions) = (header.u32()?, header.u32()?, header.u32()?, header.u32()?);
     let end =
         (length as usize).checked_sub((extensions as usize & 0xffff) * 8).ok_or(Errno::INVAL)?;

@@ -63,7 +63,8 @@ use crate::verify::first_open::FirstOpen;
 use held::{Held, PrivateDirectory};
 use kept::Kept;
 use lookup::Object;
-use node::{Node, ROOT_ID, Table, Upper};
+pub use node::ROOT_ID;
+use node::{Node, Table, Upper};
 
 pub type Result<T> = std::result::Result<T, Errno>;
 

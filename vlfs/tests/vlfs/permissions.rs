@@ -257,3 +257,36 @@ fn in_a_sticky_directory_only_owners_remove() {
     let left = twins.same("what is left", |at| crate::fixture::names(at.join("t")));
     assert_eq!(left, ["c", "mine"]);
 }
+
+/// The kernel remembers no ACL of its own root of a connection: each path that a user without
+/// privileges walks from there would ask for it (`fuse::root`).
+#[test]
+fn a_path_that_is_known_makes_no_request_whoever_walks_it() {
+    let mount = Mount::new();
+    let layer = mount.layer("one", &[("d/f", "text")]);
+    mount.mount(&[&layer]);
+    let requests = || {
+        let status: serde_json::Value = serde_json::from_str(&mount.status()).expect("JSON");
+        status["gauges"]["requests"]["getxattr"].as_u64().unwrap_or(0)
+    };
+    let walk = "for n in $(seq 100); do test -f \"$1\" || exit 1; done";
+    let known = |path: &str| {
+        assert!(may(OTHER, walk, &mount.path(path)));
+        let before = requests();
+        assert!(may(OTHER, walk, &mount.path(path)));
+        assert_eq!(requests(), before, "{path}");
+    };
+    known("d/f");
+    // An ACL of the root is asked for again once it is another, and obeyed.
+    set_acl(&mount.path(""), ACCESS, &acl(7, 5));
+    assert!(!may(OTHER, walk, &mount.path("d/f")), "others have nothing");
+    assert!(may(NAMED, walk, &mount.path("d/f")));
+    rustix::fs::removexattr(mount.path(""), ACCESS).expect("removed");
+    fs::set_permissions(mount.path(""), Permissions::from_mode(0o755)).expect("set");
+    known("d/f");
+    let upgraded = mount.run(&["upgrade", &mount.path("").display().to_string()]);
+    assert!(upgraded.status.success(), "{upgraded:?}");
+    known("d/f");
+    assert_eq!(read(mount.path("d/../d/f")), "text");
+    mount.unmount();
+}
