@@ -92,8 +92,7 @@ static PARTS: [Part; 3] = [
         told: "Requests a second, as multiples of plain ext4's in the same round. ApacheBench, two at a time, on Apache with PHP and its cache of compiled scripts in the \
                appliance's root, whose layers were added to each: every request makes one of 20 searches in the full-text index of 10,000 rows in MariaDB, \
                whose directory is declared as data (§6.4).",
-        missed: "Where the time goes was not traced. A page is cheap here, about a millisecond for two at a time on ext4, so that a few requests to the \
-                 daemon for each page show.",
+        missed: "A page is cheap here, about a millisecond for two at a time on ext4, so that a few requests to the daemon for each page show.",
     },
 ];
 
