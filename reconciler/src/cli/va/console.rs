@@ -36,8 +36,10 @@ pub fn run(args: &ConsoleArgs) -> Result<Outcome, Failure> {
     let store = args.store.open()?;
     let machines = Machines::open(&store).map_err(machine_failure)?;
     let mut console = machines.sit_at_console(&args.name).map_err(machine_failure)?;
-    eprintln!("at the console of {}; Ctrl-] leaves it", args.name);
     let raw = RawTerminal::new().map_err(Failure::new)?;
+    // From here on each key counts, and the terminal makes nothing of a line's end.
+    let end_of_line = if raw.former.is_some() { "\r\n" } else { "\n" };
+    eprint!("at the console of {}; Ctrl-] leaves it{end_of_line}", args.name);
     let end = converse(&mut console.stream);
     drop(raw);
     match end? {
@@ -122,7 +124,8 @@ impl RawTerminal {
         let former = rustix::termios::tcgetattr(&stdin)?;
         let mut raw = former.clone();
         raw.make_raw();
-        rustix::termios::tcsetattr(&stdin, OptionalActions::Flush, &raw)?;
+        // What was typed ahead is for the machine.
+        rustix::termios::tcsetattr(&stdin, OptionalActions::Now, &raw)?;
         Ok(RawTerminal { former: Some(former) })
     }
 }
