@@ -10,7 +10,7 @@ use strata_store::Store;
 
 use crate::support::{Bench, name, text, web};
 
-/// More than the pool takes at least.
+/// More than is shared at least where a file is one more name.
 const BYTES: usize = 5000;
 
 fn licence() -> String {
@@ -188,6 +188,15 @@ impl Drop for Reflinks {
     }
 }
 
+/// Where the first blocks of a file are.
+fn blocks(path: &Path) -> String {
+    let output = Command::new("filefrag").arg("-v").arg(path).output();
+    let output = output.expect("filefrag: apt-get install e2fsprogs");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let extent = text.lines().find(|line| line.trim_start().starts_with("0:"));
+    extent.and_then(|line| line.split(':').nth(2)).expect("an extent").trim().to_owned()
+}
+
 #[test]
 fn where_the_disk_can_files_share_blocks_and_not_an_inode() {
     let disk = Reflinks::new();
@@ -219,13 +228,20 @@ fn where_the_disk_can_files_of_another_owner_mode_and_time_share_blocks() {
     let file = bench.unit("main", "later", "1").join("filesystem/usr/licence");
     let found = fs::metadata(&file).expect("there");
     assert_eq!((found.mode() & 0o7777, found.uid(), found.gid()), (0o640, 1, 2));
-    let blocks = |path: &Path| {
-        let output = Command::new("filefrag").arg("-v").arg(path).output();
-        let output = output.expect("filefrag: apt-get install e2fsprogs");
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        let extent = text.lines().find(|line| line.trim_start().starts_with("0:"));
-        extent.and_then(|line| line.split(':').nth(2)).expect("an extent").trim().to_owned()
-    };
     assert_eq!(blocks(&one), blocks(&file));
+    bench.good(&["repo", "verify", "main"]);
+}
+
+#[test]
+fn where_the_disk_can_the_smallest_files_share_their_block() {
+    let disk = Reflinks::new();
+    let store = Store::init(&disk.directory.path().join("disk/store")).expect("a store");
+    let bench = Bench::on(store);
+    let [one, two] = ["one", "two"].map(|layer| {
+        let (alike, empty) = (format!("usr/{layer}"), format!("usr/{layer}-empty"));
+        bench.layer("main", layer, "1", &[(&alike, "x"), (&empty, "")]);
+        bench.unit("main", layer, "1").join("filesystem").join(alike)
+    });
+    assert_eq!(blocks(&one), blocks(&two));
     bench.good(&["repo", "verify", "main"]);
 }

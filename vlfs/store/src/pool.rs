@@ -33,14 +33,22 @@ use crate::read::optional;
 use crate::store::Store;
 use crate::temporary;
 
-/// Smaller files cost more to look for than the block that they save.
-const SMALLEST: u64 = 4096;
-
 /// What files that are alike can have in common on this disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Common {
     Blocks,
     Inode,
+}
+
+impl Common {
+    /// Bytes of the smallest files that are shared. That small files of two units have the same
+    /// attributes, too, is so rare that it costs more to look for than the blocks that it saves.
+    fn smallest(self) -> u64 {
+        match self {
+            Common::Blocks => 1,
+            Common::Inode => 4096,
+        }
+    }
 }
 
 /// What sharing did.
@@ -86,7 +94,7 @@ impl Store {
             let Kind::Regular { size, digest } = &entry.kind else { continue };
             let key = key(entry, digest, common);
             let is_second = common == Common::Inode && !seen.insert(key);
-            if *size < SMALLEST || entry.link_count != 1 || is_second {
+            if *size < common.smallest() || entry.link_count != 1 || is_second {
                 continue;
             }
             match self.share_file(&root, entry, &key, common, manifest) {

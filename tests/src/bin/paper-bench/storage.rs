@@ -24,8 +24,6 @@ const FLEETS: [usize; 3] = [1, 5, 50];
 /// What 50 VAs may take of one set of layers.
 const LIMIT: f64 = 1.02;
 const MIB: f64 = (1 << 20) as f64;
-/// Smaller files the pool does not look for (`docs/formats.md`, Sharing).
-const SMALLEST: u64 = 4096;
 /// What the disk whose files share blocks can take.
 const SHARING_DISK: u64 = 6 << 30;
 const FILES_OF_A_COMMAND: usize = 500;
@@ -134,8 +132,6 @@ struct Alike {
     /// The older version has a file with the same content.
     alike: u64,
     same_time: u64,
-    /// Of those alike: in files that are too small for the pool.
-    small: u64,
     /// On the same blocks as the older version's.
     once: u64,
 }
@@ -164,14 +160,13 @@ pub fn versions(site: &Site, work: &Path, pairs: &[Versions], goals: &mut Goals)
     let mib = |bytes: u64| bytes as f64 / MIB;
     Ok(format!(
         "\n{} layers of these were imported at two versions: the newer have {:.1} MiB, of which {:.1} MiB are in files that the older version \
-         has with the same content. On an XFS, where files of different owner, mode and time can share blocks, {:.1} MiB of them are stored once; \
-         {:.1} MiB are in files below 4 KiB, which are not looked for. This ext4 cannot share blocks, only whole inodes, and an inode has one time; \
+         has with the same content. On an XFS, where files of different owner, mode and time can share blocks, {:.1} MiB of them are stored once. \
+         This ext4 cannot share blocks, only whole inodes, and an inode has one time; \
          the distribution gives the files of a new version the time of its build: {:.1} MiB have the same time, too, and {:.1} MiB are stored once there.\n",
         pairs.len(),
         mib(blocks.all),
         mib(blocks.alike),
         mib(blocks.once),
-        mib(blocks.small),
         mib(inodes.same_time),
         mib(inodes.once)
     ))
@@ -199,7 +194,6 @@ impl Alike {
                     let Some((other, time)) = former.get(&digest) else { continue };
                     found.alike += size;
                     found.same_time += if *time == entry.mtime { size } else { 0 };
-                    found.small += if size < SMALLEST { size } else { 0 };
                     sizes.push(size);
                     files.extend([path, other.clone()]);
                 }
