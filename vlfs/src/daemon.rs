@@ -236,6 +236,7 @@ fn service<'a>(
     common: Common,
 ) -> Service<'a> {
     let Common { number, ino_gen, started, progress, data } = common;
+    vfs.set_number(number);
     let source = Arc::new(StatusSource {
         vfs: vfs.clone(),
         session: session.clone(),

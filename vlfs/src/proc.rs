@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags};
 use rustix::io::Errno;
 
 static PINNED: AtomicBool = AtomicBool::new(false);
@@ -60,6 +60,22 @@ pub fn own(name: &str) -> std::path::PathBuf {
 /// `/proc` itself.
 pub fn all() -> &'static std::path::Path {
     std::path::Path::new(if PINNED.load(Ordering::Acquire) { "../.." } else { "/proc" })
+}
+
+/// Whether a process executes the file `ino` of the mount `number`, as far as this daemon's
+/// `/proc` shows processes. No request comes of it: what the kernel knows of a file is enough.
+pub fn executes(number: (u32, u32), ino: u64) -> bool {
+    let is_file = |program: &std::path::Path| {
+        let found = rustix::fs::statx(CWD, program, AtFlags::STATX_DONT_SYNC, StatxFlags::INO);
+        found.is_ok_and(|found| {
+            (found.stx_dev_major, found.stx_dev_minor, found.stx_ino) == (number.0, number.1, ino)
+        })
+    };
+    let processes = std::fs::read_dir(all()).into_iter().flatten().flatten();
+    processes.into_iter().any(|process| {
+        let is_process = process.file_name().as_encoded_bytes().iter().all(u8::is_ascii_digit);
+        is_process && is_file(&process.path().join("exe"))
+    })
 }
 
 /// Goes back to the root directory of the first [`pin`]: `pivot_root` gives every

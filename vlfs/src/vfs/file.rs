@@ -26,6 +26,7 @@ use crate::private::borrowed::{is_marked, origin_of};
 use crate::private::copy_up::Data;
 use crate::private::disk::Disk;
 use crate::private::origin::Origin;
+use crate::proc;
 use crate::tree::PRIVATE_TAG;
 use crate::verify::first_open::FirstOpen;
 
@@ -149,6 +150,9 @@ impl Vfs {
     /// # Errors
     /// `ESTALE` when the name must be looked up again.
     pub fn open(&self, id: u64, mode: OpenMode) -> Result<Opened> {
+        if mode.truncate && !mode.write {
+            self.refuse_executed(id)?;
+        }
         let Some(first_open) = self.first_open.get() else { return self.open_now(id, mode) };
         loop {
             if !mode.truncate {
@@ -160,6 +164,14 @@ impl Vfs {
                 other => return other,
             }
         }
+    }
+
+    /// The kernel looks whether a file is executed before it lets anybody open it for writing.
+    /// Where a file is truncated and opened for reading, it asks for the truncation first.
+    fn refuse_executed(&self, id: u64) -> Result<()> {
+        let ino = self.node(id)?.ino;
+        let is_executed = self.number.get().is_some_and(|number| proc::executes(*number, ino));
+        if is_executed { Err(Errno::TXTBSY) } else { Ok(()) }
     }
 
     /// Checks the content that a node's open would serve. No lock is held while it is read.

@@ -189,6 +189,8 @@ pub struct Vfs {
     control: OnceLock<std::path::PathBuf>,
     /// Set where layers' files are checked at their first open.
     first_open: OnceLock<FirstOpen>,
+    /// The mount's device number.
+    number: OnceLock<(u32, u32)>,
     files: RwLock<HashMap<u64, Arc<FileHandle>>>,
     directories: RwLock<HashMap<u64, Arc<DirectoryHandle>>>,
     next_handle: AtomicU64,
@@ -243,6 +245,7 @@ impl Vfs {
             notify: OnceLock::new(),
             control: OnceLock::new(),
             first_open: OnceLock::new(),
+            number: OnceLock::new(),
             files: RwLock::default(),
             directories: RwLock::default(),
             next_handle: AtomicU64::new(1),
@@ -274,6 +277,11 @@ impl Vfs {
     /// Checks each layer file's content at its first open from now on.
     pub fn set_first_open(&self) {
         self.first_open.get_or_init(FirstOpen::default);
+    }
+
+    /// Tells the device number of the mount.
+    pub fn set_number(&self, number: (u32, u32)) {
+        self.number.get_or_init(|| number);
     }
 
     pub fn first_open(&self) -> Option<&FirstOpen> {

@@ -205,3 +205,25 @@ fn a_running_program_cannot_be_opened_for_writing_after_a_change_of_its_mode() {
     child.wait().expect("ended");
     assert_eq!(opened.expect_err("refused").raw_os_error(), Some(Errno::TXTBSY.raw_os_error()));
 }
+
+#[test]
+fn a_running_program_is_not_truncated_by_an_open_for_reading() {
+    let mount = Mount::new();
+    let layer = mount.layer("one", &[]);
+    fs::copy("/bin/sleep", layer.join("sleep")).expect("copied");
+    mount.mount(&[&layer]);
+    let program = mount.path("sleep");
+    let length = fs::metadata(&program).expect("there").len();
+    let mut child = Command::new(&program).arg("60").spawn().expect("runs");
+    let truncate = || {
+        let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::TRUNC;
+        rustix::fs::open(&program, flags, rustix::fs::Mode::empty())
+    };
+    let refused = truncate().err();
+    let left = fs::metadata(&program).expect("there").len();
+    child.kill().expect("killed");
+    child.wait().expect("ended");
+    assert_eq!((refused, left), (Some(Errno::TXTBSY), length));
+    truncate().expect("nobody runs it");
+    assert_eq!(fs::metadata(&program).expect("there").len(), 0);
+}
