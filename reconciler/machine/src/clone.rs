@@ -163,7 +163,7 @@ impl Machines<'_> {
         if claimed {
             self.note_claim(staging)?;
             self.store().claim_va(record.mac, &target)?;
-            self.store().disk().sync_directory(&self.store().root().join("va"))?;
+            self.settle(false, &self.store().root().join("va"))?;
         }
         self.publish(staging, &record.name)?;
         if claimed {

@@ -156,8 +156,6 @@ impl Machines<'_> {
         };
         let mut entropy = Entropy::open()?;
         let mut provisioned = Vec::with_capacity(names.len());
-        // What must be on disk before a link leads to it.
-        let mut fresh = Vec::new();
         for name in names {
             let record = VaRecord {
                 version: record::VERSION,
@@ -171,16 +169,15 @@ impl Machines<'_> {
                 driver: request.driver,
                 private: request.private.clone().unwrap_or_else(|| request.driver.private()),
             };
-            provisioned.push(self.claim_name(record, &mut fresh)?);
+            provisioned.push(self.claim_name(record, batch)?);
             step();
         }
-        fresh.push(self.store().machines());
-        self.settle(batch, &fresh)?;
+        self.settle(batch, &self.store().machines())?;
         for va in &mut provisioned {
             self.claim_address(va, &target, request.mac, &mut entropy)?;
             step();
         }
-        self.settle(batch, &[self.store().root().join("va")])?;
+        self.settle(batch, &self.store().root().join("va"))?;
         Ok(provisioned)
     }
 
@@ -270,13 +267,8 @@ impl Machines<'_> {
         })
     }
 
-    /// Makes the directory and the record of a VA, which are to be synced yet (`fresh`), or takes
-    /// over a half.
-    fn claim_name(
-        &self,
-        record: VaRecord,
-        fresh: &mut Vec<PathBuf>,
-    ) -> Result<Provisioned, ProvisionError> {
+    /// Makes the directory and the record of a VA, or takes over a half.
+    fn claim_name(&self, record: VaRecord, batch: bool) -> Result<Provisioned, ProvisionError> {
         let directory = self.directory(&record.name);
         let path = directory.join("va.json");
         let disk = self.store().disk();
@@ -284,16 +276,15 @@ impl Machines<'_> {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
             result => result.at("create", &directory).map(|()| true)?,
         };
-        if made {
+        if made && batch {
             disk.create_file(&path, record.print()?.as_bytes(), 0o644)?;
-            fresh.extend([path, directory]);
             return Ok(Provisioned { record, completed: false });
         }
-        if !self.is_half(&record.name)? {
+        if !made && !self.is_half(&record.name)? {
             return Err(ProvisionError::Exists(record.name));
         }
         disk.write_file(&path, record.print()?.as_bytes(), 0o644)?;
-        Ok(Provisioned { record, completed: true })
+        Ok(Provisioned { record, completed: !made })
     }
 
     /// Makes the link that brings the VA to life.
@@ -361,11 +352,11 @@ impl Machines<'_> {
         }
     }
 
-    fn settle(&self, batch: bool, fresh: &[PathBuf]) -> Result<(), ProvisionError> {
+    pub(crate) fn settle(&self, batch: bool, directory: &Path) -> Result<(), ProvisionError> {
         if batch {
             self.store().sync()?;
         } else {
-            self.store().disk().sync_together(fresh)?;
+            self.store().disk().sync_directory(directory)?;
         }
         Ok(())
     }

@@ -349,23 +349,6 @@ impl Disk {
         File::open(path).and_then(|directory| directory.sync_all()).at("sync", path)
     }
 
-    /// Waits until several files and directories are on disk, in no order: a disk with a
-    /// journal writes them in one transaction.
-    ///
-    /// # Errors
-    /// The file system reports a failed write.
-    pub fn sync_together(&self, paths: &[impl AsRef<Path> + Sync]) -> Result<(), StoreError> {
-        for path in paths {
-            self.step().at("sync", path.as_ref())?;
-        }
-        let sync = |path: &Path| File::open(path).and_then(|file| file.sync_all()).at("sync", path);
-        std::thread::scope(|scope| {
-            let syncs: Vec<_> =
-                paths.iter().map(|path| scope.spawn(|| sync(path.as_ref()))).collect();
-            syncs.into_iter().try_for_each(|sync| sync.join().expect("no panic"))
-        })
-    }
-
     /// Seals an open file for good (fs-verity).
     ///
     /// # Errors
