@@ -10,7 +10,7 @@
 use std::fs::{self, File};
 use std::io::{self, Read, Seek};
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::event::PollFlags;
 use rustix::process::{Pid, Signal};
@@ -25,6 +25,9 @@ pub fn hierarchy() -> io::Result<Option<PathBuf>> {
     let mount = mounts::all()?.into_iter().find(|mount| mount.kind == "cgroup2");
     Ok(mount.map(|mount| mount.point))
 }
+
+/// How often a group is tried to be removed that somebody has just joined.
+const END_STEP: Duration = Duration::from_millis(2);
 
 /// What `cgroup.events` says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -62,12 +65,33 @@ impl Cgroup {
         fs::create_dir_all(&self.path)
     }
 
-    /// Removes it with the groups in it, which must have no processes and no groups
-    /// below them. It is no error that it does not exist.
+    /// Ends it: its processes are killed, frozen or not, and it is removed with the
+    /// groups in it, which have none in them. A process that was about to join it, of a
+    /// command that was killed meanwhile, is killed too, or finds it gone. Returns whether
+    /// all this was done before the deadline.
     ///
     /// # Errors
-    /// It is in use.
-    pub fn remove_with_inner(&self) -> io::Result<()> {
+    /// The kernel refuses.
+    pub fn end(&self, deadline: Instant) -> io::Result<bool> {
+        loop {
+            if self.events()?.populated {
+                self.kill()?;
+                if !self.wait_for(|events| !events.populated, deadline)? {
+                    return Ok(false);
+                }
+            }
+            match self.remove_with_inner() {
+                Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {}
+                result => return result.map(|()| true),
+            }
+            if Instant::now() >= deadline {
+                return Ok(false);
+            }
+            std::thread::sleep(END_STEP);
+        }
+    }
+
+    fn remove_with_inner(&self) -> io::Result<()> {
         let entries = match fs::read_dir(&self.path) {
             Ok(entries) => entries,
             Err(error) => return absent_is(Err(error), ()),
@@ -273,5 +297,33 @@ mod tests {
         assert_eq!(cgroup.processes().expect("no error"), Vec::<u32>::new());
         assert!(cgroup.wait_for(|events| !events.populated, Instant::now()).expect("no error"));
         cgroup.remove().expect("no error");
+        assert!(cgroup.end(Instant::now()).expect("no error"));
+    }
+
+    /// Of a command that was killed while it started them.
+    #[test]
+    fn who_joins_late_is_ended_too() {
+        use std::process::Command;
+        let hierarchy = hierarchy().expect("readable").expect("cgroup v2");
+        for round in 0..5 {
+            let group = Cgroup::at(hierarchy.join(format!("late-{}-{round}", std::process::id())));
+            group.create().expect("made");
+            let inner = group.child("inner");
+            inner.create().expect("made");
+            let joining = "echo 0 >\"$0/cgroup.procs\" && exec sleep 600";
+            let late = |_| {
+                let mut command = Command::new("sh");
+                command.args(["-c", joining]).arg(inner.path()).spawn().expect("started")
+            };
+            let late: Vec<_> = (0..10).map(late).collect();
+            let ended = group.end(Instant::now() + Duration::from_secs(30)).expect("no error");
+            let gone = !group.path().exists();
+            for mut child in late {
+                let deadline = Instant::now() + Duration::from_secs(30);
+                let status = wait::child(&mut child, deadline).expect("waited for");
+                assert!(status.is_some_and(|status| !status.success()), "{status:?}");
+            }
+            assert!(ended && gone);
+        }
     }
 }

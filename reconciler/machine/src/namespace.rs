@@ -440,20 +440,16 @@ impl<'a> NamespaceVa<'a> {
                 return Err(MachineError::Unkillable { name: self.record.name.clone(), pids });
             }
         }
-        let remove = |cgroup: &Cgroup| match cgroup == &self.clients {
-            true => cgroup.remove_with_inner(),
-            false => cgroup.remove(),
-        };
+        // The group of a script lies in that of the clients.
         for cgroup in [&self.clients, &self.daemon, &self.group].into_iter().chain(&self.memory) {
-            // The group of a script lies in that of the clients.
-            let removed = wait::until(Instant::now() + KILL_DEADLINE, || match remove(cgroup) {
-                Err(error) if error.kind() == io::ErrorKind::ResourceBusy => Ok(false),
-                result => result.map(|()| true).at("remove", cgroup.path()),
-            })?;
-            if !removed {
-                return Err(Errno::BUSY).at("remove", cgroup.path());
+            let ended = cgroup.end(Instant::now() + KILL_DEADLINE).at("end", cgroup.path())?;
+            if !ended {
+                let pids = cgroup.processes().at("read", cgroup.path())?;
+                return Err(MachineError::Unkillable { name: self.record.name.clone(), pids });
             }
         }
+        // A daemon that joined late, of a command that was killed, may have mounted it again.
+        self.unmount()?;
         remove_empty_parents(&self.group);
         if let Some(memory) = &self.memory {
             remove_empty_parents(memory);

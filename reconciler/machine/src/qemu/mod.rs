@@ -171,26 +171,13 @@ impl<'a> QemuVa<'a> {
     /// Removes whatever there is of a run. Works from any state, at once; what is saved to
     /// disk stays.
     pub fn clear(&self) -> Result<(), MachineError> {
-        if self.group.events().at("read", self.group.path())?.populated {
-            self.group.kill().at("kill", self.group.path())?;
-            let deadline = Instant::now() + KILL_DEADLINE;
-            let gone = self.group.wait_for(|events| !events.populated, deadline);
-            if !gone.at("wait for", self.group.path())? {
-                let mut pids = Vec::new();
-                for group in [&self.machine, &self.shares] {
-                    pids.extend(group.processes().at("read", group.path())?);
-                }
-                return Err(MachineError::Unkillable { name: self.record.name.clone(), pids });
+        let ended = self.group.end(Instant::now() + KILL_DEADLINE);
+        if !ended.at("end", self.group.path())? {
+            let mut pids = Vec::new();
+            for group in [&self.machine, &self.shares] {
+                pids.extend(group.processes().at("read", group.path())?);
             }
-        }
-        let removed =
-            wait::until(Instant::now() + KILL_DEADLINE, || match self.group.remove_with_inner() {
-                Err(error) if error.kind() == std::io::ErrorKind::ResourceBusy => Ok(false),
-                result => result.map(|()| true).at("remove", self.group.path()),
-            })?;
-        if !removed {
-            let busy = std::io::Error::from(std::io::ErrorKind::ResourceBusy);
-            return Err(busy).at("remove", self.group.path());
+            return Err(MachineError::Unkillable { name: self.record.name.clone(), pids });
         }
         // The groups and the directory above are shared: the last one removes them.
         for parent in self.group.path().ancestors().skip(1).take(2) {
