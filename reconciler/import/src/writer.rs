@@ -12,6 +12,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsStr;
 use std::io::{self, Read};
+use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 
@@ -90,6 +91,9 @@ pub struct TreeWriter {
 }
 
 const BUFFER_BYTES: usize = 128 << 10;
+/// The seconds since 1970 that a file of every usual file system can have: the years 1901
+/// to 2446 of ext4, with less before in none and less after only in those of before 2038.
+const SECONDS: RangeInclusive<i64> = -(1 << 31)..=(1 << 34) - (1 << 31) - 1;
 
 impl TreeWriter {
     /// A writer into the empty directory `root`.
@@ -129,6 +133,7 @@ impl TreeWriter {
     /// # Errors
     /// [`WriteError`], which names the path.
     pub fn directory(&mut self, path: &[u8], attributes: Attributes) -> Result<(), WriteError> {
+        let attributes = self.storable(path, attributes);
         if let Some(index) = self.paths.get(path) {
             let inode = &mut self.inodes[*index];
             if inode.kind != Kind::Directory {
@@ -154,6 +159,7 @@ impl TreeWriter {
         content: &mut dyn Read,
     ) -> Result<(), WriteError> {
         self.vacant(path)?;
+        let attributes = self.storable(path, attributes);
         self.prepare(path, attributes.mtime)?;
         self.account(path, size)?;
         let file = match &mut self.disk {
@@ -197,6 +203,7 @@ impl TreeWriter {
         kind: Kind,
     ) -> Result<(), WriteError> {
         self.vacant(path)?;
+        let attributes = self.storable(path, attributes);
         self.prepare(path, attributes.mtime)?;
         if let Some(disk) = &mut self.disk {
             disk.node(path, &attributes, &kind)?;
@@ -270,6 +277,18 @@ impl TreeWriter {
             });
         }
         Ok(Manifest::new(entries)?)
+    }
+
+    /// What is written has a time that a disk keeps as it is: the nearest one, and told.
+    /// What is only described has the one that was found.
+    fn storable(&self, path: &[u8], mut attributes: Attributes) -> Attributes {
+        let seconds = attributes.mtime.seconds;
+        let kept = seconds.clamp(*SECONDS.start(), *SECONDS.end());
+        if self.disk.is_some() && kept != seconds {
+            tracing::warn!(file = shown(path), seconds, kept, "its time fits no file system");
+            attributes.mtime = Timestamp { seconds: kept, nanoseconds: 0 };
+        }
+        attributes
     }
 
     fn vacant(&self, path: &[u8]) -> Result<(), WriteError> {

@@ -267,6 +267,26 @@ fn files_outside_usr_move_into_it() {
 }
 
 #[test]
+fn a_time_that_no_disk_holds_is_the_nearest_one() {
+    let bench = Bench::set_up();
+    let data = tarball(&[
+        entry(b"./", b'5', b"", b""),
+        entry(b"x", b'x', b"28 mtime=99999999999999.500\n", b""),
+        entry(b"./late", b'0', b"late", b""),
+        entry(b"x", b'x', b"21 mtime=-9999999999\n", b""),
+        entry(b"./early/", b'5', b"", b""),
+    ]);
+    let path = bench.path("times.deb");
+    write(&path, &package(&data));
+    let imported = bench.import_one(&path).expect("a good package");
+    let (unit, manifest) = bench.unit(&imported);
+    assert_same(&scan(&unit.join("filesystem")), &manifest);
+    let seconds = |path: &[u8]| manifest.get(path).expect("a path").mtime.seconds;
+    assert_eq!(seconds(b"late"), 15_032_385_535);
+    assert_eq!(seconds(b"early"), -2_147_483_648);
+}
+
+#[test]
 fn the_links_of_a_merged_usr_stay() {
     let bench = Bench::set_up();
     let data = tarball(&[
