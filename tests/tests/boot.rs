@@ -117,6 +117,9 @@ fn a_machine_lives_by_the_commands_of_any_va() {
     let provision = ["provision", "--template", "web", "--driver", "qemu", "--mac", MAC, "web"];
     fleet.va(&provision).ok();
     assert_eq!(fleet.status()["state"], "stopped");
+    // Another VA of the host, whose file system is there before the machine is.
+    fleet.va(&["provision", "--template", "web", "beside"]).ok();
+    fleet.va(&["start", "beside", "--", "/bin/busybox", "sleep", "1000"]).ok();
     let port = free_port();
     let forward = format!("{port}:80");
     let start = [
@@ -155,6 +158,11 @@ fn a_machine_lives_by_the_commands_of_any_va() {
     };
     assert_eq!(["machines", "reports", "state"].map(seen), [0; 3]);
     assert!(seen("repos") > 0 && seen("va") > 0);
+    // It holds no file system of another VA, which ends without it.
+    let held = fs::read_to_string(format!("/proc/{pid}/mountinfo")).expect("it runs");
+    assert!(!held.contains("fuse.strata"), "{held}");
+    let stopped = fleet.va(&["stop", "beside"]).exits(0).stderr;
+    assert!(!stopped.contains("killed"), "{stopped}");
 
     // Over 9p what is open does not leave QEMU; the machine goes on.
     let kept = fleet.va(&["suspend", "--to-disk", "web"]).exits(2).stderr;

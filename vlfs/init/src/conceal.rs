@@ -9,7 +9,8 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 
-use rustix::mount::MountFlags;
+use rustix::io::Errno;
+use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
 
 use crate::error::{Context, InitError};
 use crate::{namespaces, root, system};
@@ -21,6 +22,8 @@ enum Step<'a> {
     Keep { from: &'a Path, to: &'a Path },
     /// Covers a directory with an empty one.
     Hide(&'a Path),
+    /// Lets go of a file system, which would not end before the hypervisor does.
+    Release(&'a Path),
 }
 
 fn steps<'a>(mut words: &'a [&'a str]) -> Result<Vec<Step<'a>>, InitError> {
@@ -36,8 +39,13 @@ fn steps<'a>(mut words: &'a [&'a str]) -> Result<Vec<Step<'a>>, InitError> {
                 steps.push(Step::Hide(Path::new(directory)));
                 (steps, rest)
             }
+            ["release", mount, rest @ ..] => {
+                steps.push(Step::Release(Path::new(mount)));
+                (steps, rest)
+            }
             [other, ..] => {
-                return Err(InitError::Usage(format!("{other:?} is neither keep nor hide")));
+                let reason = format!("{other:?} is neither keep nor hide nor release");
+                return Err(InitError::Usage(reason));
             }
         };
     }
@@ -54,7 +62,9 @@ pub fn run(cgroup: &Path, words: &[&str], command: &[OsString]) -> Result<(), In
     let steps = steps(words)?;
     namespaces::join_cgroup(cgroup)?;
     system::unshare_mounts().context("make", "a mount namespace")?;
-    root::keep_mounts_private()?;
+    // What the host unmounts from now on goes from here, too, where it shares its mounts.
+    let flags = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
+    rustix::mount::mount_change("/", flags).context("make a follower the mount", "/")?;
     for step in steps {
         match step {
             Step::Keep { from, to } => {
@@ -68,6 +78,14 @@ pub fn run(cgroup: &Path, words: &[&str], command: &[OsString]) -> Result<(), In
                 rustix::mount::mount("hidden", directory, "tmpfs", flags, c"size=4k,mode=755")
                     .context("hide", &directory.to_string_lossy())?;
             }
+            Step::Release(mount) => {
+                let flags = UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
+                match rustix::mount::unmount(mount, flags) {
+                    // The host has unmounted it meanwhile.
+                    Ok(()) | Err(Errno::INVAL | Errno::NOENT) => {}
+                    released => released.context("release", &mount.to_string_lossy())?,
+                }
+            }
         }
     }
     let source = Command::new(program).args(arguments).exec();
@@ -80,9 +98,9 @@ mod tests {
 
     #[test]
     fn steps_are_taken_as_they_are_given() {
-        let words = ["keep", "/a", "/b", "hide", "/a", "hide", "/c"];
+        let words = ["keep", "/a", "/b", "hide", "/a", "release", "/c"];
         let (a, b, c) = (Path::new("/a"), Path::new("/b"), Path::new("/c"));
-        let expected = [Step::Keep { from: a, to: b }, Step::Hide(a), Step::Hide(c)];
+        let expected = [Step::Keep { from: a, to: b }, Step::Hide(a), Step::Release(c)];
         assert_eq!(steps(&words).expect("understood"), expected);
         assert!(steps(&["keep", "/a"]).is_err());
         assert!(steps(&["show", "/a"]).is_err());

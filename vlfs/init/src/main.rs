@@ -5,7 +5,7 @@
 //!
 //! ```text
 //! strata-init in-cgroup CGROUP -- PROGRAM [ARG…]         join a cgroup, become PROGRAM
-//! strata-init conceal CGROUP [keep FROM TO]… [hide DIR]… -- PROGRAM [ARG…]
+//! strata-init conceal CGROUP [keep FROM TO]… [hide DIR]… [release MOUNT]… -- PROGRAM [ARG…]
 //!                                                         the same with directories hidden from PROGRAM
 //! strata-init start NETWORK CGROUP ROOT HOSTNAME [-- CMD [ARG…]]
 //!                                                         make the VA's namespaces, leave `pid1` in them;
@@ -51,7 +51,7 @@ use error::InitError;
 use namespaces::Network;
 
 const USAGE: &str = "usage: strata-init in-cgroup CGROUP -- PROGRAM [ARG…]
-       strata-init conceal CGROUP [keep FROM TO]… [hide DIR]… -- PROGRAM [ARG…]
+       strata-init conceal CGROUP [keep FROM TO]… [hide DIR]… [release MOUNT]… -- PROGRAM [ARG…]
        strata-init start host|private CGROUP ROOT HOSTNAME [-- COMMAND [ARG…]]
        strata-init pid1 ROOT HOSTNAME [-- COMMAND [ARG…]]
        strata-init exec CGROUP PID -- COMMAND [ARG…]

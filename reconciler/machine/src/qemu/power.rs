@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use strata_core::report::ServingState;
@@ -128,13 +128,9 @@ impl QemuVa<'_> {
             accelerator: hardware.accelerator,
             incoming,
         };
-        let mut qemu = Command::new(&programs.init);
-        qemu.arg("conceal").arg(self.machine.path());
-        qemu.arg("keep").arg(&self.directory).arg(&self.own);
-        qemu.arg("keep").arg(&reports).arg(&self.own_reports);
-        for hidden in self.hidden() {
-            qemu.arg("hide").arg(hidden);
-        }
+        let kept = [(&*self.directory, &*self.own), (&*reports, &*self.own_reports)];
+        let group = self.machine.path();
+        let mut qemu = shares::concealing(&programs.init, group, &kept, &self.hidden())?;
         qemu.arg("--").arg(QEMU);
         qemu.args(command::arguments(&machine)).stdin(Stdio::null()).process_group(0);
         qemu.stdout(log.try_clone().at("open", &self.log())?).stderr(log);

@@ -15,11 +15,14 @@ use std::process::{Command, Stdio};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Context, MachineError};
+use crate::mounts;
 
 /// The first version that hands on what is open by the kernel's handles, and squashes owners.
 const WANTED: (u32, u32) = (1, 13);
 /// Whose a machine's report is on the host, whoever wrote it in the machine ("nobody").
 const NOBODY: u32 = 65534;
+/// The type of a mount of Strata.
+const VLFS: &str = "fuse.strata";
 /// No answer of the daemon to what it is called is longer, in bytes.
 const VERSION_BYTES: usize = 200;
 
@@ -125,11 +128,7 @@ impl Share<'_> {
         }
         // It listens before the daemon runs: QEMU, which waits for its answer, cannot come too early.
         let listener = UnixListener::bind(self.socket).at("listen on", self.socket)?;
-        let mut command = Command::new(self.init);
-        command.arg("conceal").arg(self.group);
-        for directory in hidden {
-            command.arg("hide").arg(directory);
-        }
+        let mut command = concealing(self.init, self.group, &[], hidden)?;
         command.arg("--").arg(self.daemon).arg("--shared-dir").arg(self.directory);
         command.args(["--fd=0", "--sandbox=namespace", "--cache=auto", "--log-level=error"]);
         command.args(["--migration-mode=file-handles", "--migration-on-error=guest-error"]);
@@ -139,6 +138,33 @@ impl Share<'_> {
         // It ends when QEMU does, or with the control group.
         command.spawn().map(drop).at("run", self.init)
     }
+}
+
+/// `strata-init`, about to run a program (after `--`) in the control group `group` with a view
+/// of the host of its own: what is `kept` (from, to) is seen elsewhere too, what is `hidden` is
+/// not seen, and the file systems of VAs can end while the program runs.
+///
+/// # Errors
+/// The mounts of this host cannot be read.
+pub fn concealing(
+    init: &Path,
+    group: &Path,
+    kept: &[(&Path, &Path)],
+    hidden: &[PathBuf],
+) -> Result<Command, MachineError> {
+    let mounts = mounts::all().at("read", "/proc/self/mountinfo".as_ref())?;
+    let mut command = Command::new(init);
+    command.arg("conceal").arg(group);
+    for (from, to) in kept {
+        command.arg("keep").arg(from).arg(to);
+    }
+    for mount in mounts.iter().filter(|mount| mount.kind == VLFS && mount.point != Path::new("/")) {
+        command.arg("release").arg(&mount.point);
+    }
+    for directory in hidden {
+        command.arg("hide").arg(directory);
+    }
+    Ok(command)
 }
 
 #[cfg(test)]
