@@ -13,6 +13,11 @@ use strata_store::{Store, StoreError};
 
 use super::{DIRECTORY, segment_name, segment_number};
 
+/// How much of a segment's end is read at first.
+const NEAR_BYTES: u64 = 16 << 10;
+/// Two lines and a torn one have room in this.
+const FAR_BYTES: u64 = 3 * LINE_BYTES as u64;
+
 /// A place between two records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -67,12 +72,22 @@ pub(super) fn length(path: &Path) -> Result<u64, StoreError> {
 pub(super) fn tail(path: &Path) -> Result<Tail, StoreError> {
     let mut file = open(path)?;
     let bytes = file.metadata().map_err(|error| failed("stat", path, error))?.len();
-    // Two lines and a torn one have room in this.
-    let from = bytes.saturating_sub(3 * LINE_BYTES as u64);
-    let mut text = Vec::new();
-    file.seek(SeekFrom::Start(from))
-        .and_then(|_| file.take(bytes - from).read_to_end(&mut text))
-        .map_err(|error| failed("read", path, error))?;
+    let mut last = |length: u64| -> io::Result<Vec<u8>> {
+        let mut text = Vec::new();
+        file.seek(SeekFrom::Start(bytes.saturating_sub(length)))?;
+        (&file).take(length.min(bytes)).read_to_end(&mut text)?;
+        Ok(text)
+    };
+    // Nearly always the last lines are short and whole; for all else one looks further back.
+    let near = tail_of(last(NEAR_BYTES).map_err(|error| failed("read", path, error))?);
+    if near.fits {
+        return Ok(near);
+    }
+    Ok(tail_of(last(FAR_BYTES).map_err(|error| failed("read", path, error))?))
+}
+
+/// What the end of a segment says; the first line may be cut off.
+fn tail_of(mut text: Vec<u8>) -> Tail {
     let whole = text.iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1);
     let torn = text.split_off(whole);
     let torn = Some(torn).filter(|torn| !torn.is_empty());
@@ -80,7 +95,7 @@ pub(super) fn tail(path: &Path) -> Result<Tail, StoreError> {
     let lines: Vec<_> = lines.iter().map(|line| &line[..line.len() - 1]).collect();
     let Some(last) = lines.last() else {
         // A segment is put in place with its header: this is none of ours.
-        return Ok(Tail { hash: Digest::of(&text), next: 1, torn, fits: false });
+        return Tail { hash: Digest::of(&text), next: 1, torn, fits: false };
     };
     let stated = audit::split(last).map(|(hash, _)| hash);
     let before = match lines.len() {
@@ -100,7 +115,7 @@ pub(super) fn tail(path: &Path) -> Result<Tail, StoreError> {
     };
     let next = lines.iter().rev().zip(0..).find_map(|(line, after)| Some(number(line)? + after));
     let hash = stated.unwrap_or_else(|_| Digest::of(last));
-    Ok(Tail { hash, next: next.unwrap_or(1), torn, fits })
+    Tail { hash, next: next.unwrap_or(1), torn, fits }
 }
 
 /// Reads records one after the other. At the end of the log [`Reader::next`] gives

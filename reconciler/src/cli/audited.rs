@@ -8,14 +8,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-use clap::{ArgMatches, CommandFactory};
+use clap::ArgMatches;
 use strata_core::audit::Who;
 use strata_core::event::Event;
 use strata_store::Store;
 
 use super::command_line::CommandLine;
 use super::rollout::caller;
-use super::{Cli, Failure, Outcome};
+use super::{Failure, Outcome};
 use crate::audit::{AuditError, AuditLog};
 
 /// Commands that change a store.
@@ -105,11 +105,12 @@ pub struct Begun {
     at: Instant,
 }
 
-/// Notes a command that changes something, where it has a store.
+/// Notes a command that changes something, where it has a store. `matches` are those of the
+/// arguments that were parsed for `command`.
 ///
 /// # Errors
 /// The log cannot be written: then nothing is to be done.
-pub fn begin(matches: &ArgMatches) -> Result<Option<Begun>, Failure> {
+pub fn begin(command: &clap::Command, matches: &ArgMatches) -> Result<Option<Begun>, Failure> {
     let mut name = Vec::new();
     let mut inner = matches;
     while let Some((sub, below)) = inner.subcommand() {
@@ -124,7 +125,7 @@ pub fn begin(matches: &ArgMatches) -> Result<Option<Begun>, Failure> {
     let Ok(store) = Store::open(store) else { return Ok(None) };
     let log = AuditLog::new(Arc::new(store));
     let who = Who { operator: Some(caller()), ..Who::default() };
-    let command = CommandLine::of(&Cli::command(), matches);
+    let command = CommandLine::of(command, matches);
     log.note(&who, Event::CommandBegun { command: command.text().to_owned() })?;
     Ok(Some(Begun { log, who, command, at: Instant::now() }))
 }
@@ -164,7 +165,10 @@ impl From<AuditError> for Failure {
 
 #[cfg(test)]
 mod tests {
+    use clap::CommandFactory;
+
     use super::*;
+    use crate::cli::Cli;
 
     /// The names of all commands that have none below them.
     fn leaves(command: &clap::Command, above: &str, found: &mut Vec<String>) {
@@ -180,7 +184,7 @@ mod tests {
     #[test]
     fn every_command_is_told_or_known_to_change_nothing() {
         let mut found = Vec::new();
-        leaves(&crate::cli::Cli::command(), "", &mut found);
+        leaves(&Cli::command(), "", &mut found);
         found.sort();
         let mut known: Vec<_> = CHANGES.iter().chain(OTHERS).map(ToString::to_string).collect();
         known.sort();

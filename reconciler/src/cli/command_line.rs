@@ -131,8 +131,9 @@ mod tests {
 
     fn parsed(words: &[&str]) -> CommandLine {
         let words = std::iter::once("strata").chain(words.iter().copied());
-        let matches = Cli::command().try_get_matches_from(words).expect("arguments of strata");
-        CommandLine::of(&Cli::command(), &matches)
+        let mut command = Cli::command();
+        let matches = command.try_get_matches_from_mut(words).expect("arguments of strata");
+        CommandLine::of(&command, &matches)
     }
 
     #[test]

@@ -116,7 +116,8 @@ impl StoreArgs {
 /// Parses the arguments, runs the command and gives its exit status: 0 done
 /// or no difference, 1 a difference or a failed check, 2 an error.
 pub fn main() -> ExitCode {
-    let matches = Cli::command().get_matches();
+    let mut command = Cli::command();
+    let matches = command.get_matches_mut();
     let cli = match Cli::from_arg_matches(&matches) {
         Ok(cli) => cli,
         Err(error) => error.exit(),
@@ -133,7 +134,7 @@ pub fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    match run_told(&matches, cli.command, &traces) {
+    match run_told(&command, &matches, cli.command, &traces) {
         Ok(Outcome::Done) => ExitCode::SUCCESS,
         Ok(Outcome::Difference) => ExitCode::from(1),
         Err(failure) => {
@@ -152,11 +153,12 @@ fn choose_cryptography() {
 
 /// Runs the command, and tells the audit log where it changes something.
 fn run_told(
+    arguments: &clap::Command,
     matches: &clap::ArgMatches,
     command: Command,
     traces: &Traces,
 ) -> Result<Outcome, Failure> {
-    let begun = audited::begin(matches)?;
+    let begun = audited::begin(arguments, matches)?;
     let result = run(command, traces);
     if let Some(begun) = begun
         && let Err(failure) = begun.end(&result)

@@ -203,6 +203,22 @@ fn what_a_crash_tore_stays_and_is_told() {
 }
 
 #[test]
+fn however_long_the_last_records_are_the_next_follows_them() {
+    let (_directory, store) = logged(3);
+    // Each time by another process, which knows the log from its end alone.
+    let note = |event| AuditLog::new(store.clone()).note(&operator("ann"), event).expect("written");
+    let long = |length| Event::CommandBegun { command: "x".repeat(length) };
+    for length in [100, 10_000, 16_000, 20_000, 900_000, 100, 1_000_000, 5] {
+        note(long(length));
+        note(silent(1));
+    }
+    let verified = verify(&store, None).expect("readable");
+    assert_eq!((verified.broken, verified.torn_end), (None, false));
+    assert_eq!((verified.records, verified.segments), (19, 1));
+    assert_eq!(all(&store).last().expect("one").seq, 19);
+}
+
+#[test]
 fn stopped_at_every_step_it_goes_on() {
     for step in 0.. {
         let (directory, store) = logged(3);
