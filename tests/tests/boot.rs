@@ -119,7 +119,7 @@ fn a_machine_lives_by_the_commands_of_any_va() {
     assert_eq!(fleet.status()["state"], "stopped");
     // Another VA of the host, whose file system is there before the machine is.
     fleet.va(&["provision", "--template", "web", "beside"]).ok();
-    fleet.va(&["start", "beside", "--", "/bin/busybox", "sleep", "1000"]).ok();
+    fleet.va(&["start", "beside", "--", "/usr/bin/busybox", "sleep", "1000"]).ok();
     let port = free_port();
     let forward = format!("{port}:80");
     let start = [

@@ -26,8 +26,8 @@ pub fn hierarchy() -> io::Result<Option<PathBuf>> {
     Ok(mount.map(|mount| mount.point))
 }
 
-/// How often a group is tried to be removed that somebody has just joined.
-const END_STEP: Duration = Duration::from_millis(2);
+/// How often one looks for processes that have joined a group that ends.
+const END_STEP: Duration = Duration::from_millis(5);
 
 /// What `cgroup.events` says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -75,10 +75,14 @@ impl Cgroup {
     pub fn end(&self, deadline: Instant) -> io::Result<bool> {
         loop {
             if self.events()?.populated {
+                // Those who join it from now on are not killed by this.
                 self.kill()?;
-                if !self.wait_for(|events| !events.populated, deadline)? {
+                let soon = deadline.min(Instant::now() + END_STEP);
+                let empty = self.wait_for(|events| !events.populated, soon)?;
+                if !empty && Instant::now() >= deadline {
                     return Ok(false);
                 }
+                continue;
             }
             match self.remove_with_inner() {
                 Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {}
