@@ -30,7 +30,6 @@ use crate::cgroup::Cgroup;
 use crate::error::{Context, MachineError};
 use crate::machines::Observation;
 use crate::record::VaRecord;
-use crate::wait;
 
 pub use accelerator::AcceleratorChoice;
 pub(crate) use command::identity;
