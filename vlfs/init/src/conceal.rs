@@ -13,7 +13,7 @@ use rustix::io::Errno;
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
 
 use crate::error::{Context, InitError};
-use crate::{namespaces, root, system};
+use crate::{namespaces, system};
 
 /// One step, in the order that was given.
 #[derive(Debug, PartialEq, Eq)]
