@@ -5,9 +5,14 @@ use std::ffi::OsString;
 use std::fs;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use rustix::mount::{UnmountFlags, unmount};
 use rustix::process::{Pid, Signal, kill_process};
+
+/// What SIGKILL may take to end what is in control groups.
+const GROUPS_END: Duration = Duration::from_secs(10);
 
 /// Mount points at or below `root`, in the order they were mounted.
 ///
@@ -132,31 +137,42 @@ pub fn clear(root: &Path, store: &Path) {
             eprintln!("{command}: {error}");
         }
     }
-    for group in control_groups(store) {
-        if populated(&group)
-            && let Err(error) = fs::write(group.join("cgroup.kill"), "1")
-        {
-            eprintln!("{}: {error}", group.display());
-        }
-    }
     for point in mounts(root).into_iter().rev() {
         if let Err(error) = unmount(&point, UnmountFlags::DETACH) {
             eprintln!("{}: {error}", point.display());
         }
     }
+    let begin = Instant::now();
+    while let Err(failures) = end_control_groups(store) {
+        if begin.elapsed() > GROUPS_END {
+            eprintln!("{failures}");
+            break;
+        }
+        // Killed processes leave their group when they have ended.
+        sleep(Duration::from_millis(5));
+    }
+}
+
+/// Kills what is in the control groups and removes them, which is done where nothing failed:
+/// the next store may be at the same inode, and would find them.
+fn end_control_groups(store: &Path) -> Result<(), String> {
+    let mut failures = Vec::new();
     for group in control_groups(store) {
-        // The killed processes leave their group when they are reaped.
-        if let Err(error) = fs::remove_dir(&group) {
-            eprintln!("{}: {error}", group.display());
+        let killed = match populated(&group) {
+            true => fs::write(group.join("cgroup.kill"), "1"),
+            false => Ok(()),
+        };
+        if let Err(error) = killed.and_then(|()| fs::remove_dir(&group)) {
+            failures.push(format!("{}: {error}", group.display()));
         }
     }
+    if failures.is_empty() { Ok(()) } else { Err(failures.join("\n")) }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::process::{Command, Stdio};
-    use std::time::Duration;
 
     use crate::wait_until;
 
@@ -181,5 +197,24 @@ mod tests {
         });
         child.kill().and_then(|()| child.wait()).expect("cat ends");
         assert_eq!(everything(directory.path()), [""; 0]);
+    }
+
+    #[test]
+    fn control_groups_end_with_what_is_in_them() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let (root, store) = (directory.path(), directory.path().join("store"));
+        fs::create_dir_all(store.join("machines")).expect("made");
+        let stat = rustix::fs::stat(store.join("machines")).expect("there");
+        let (major, minor) = (rustix::fs::major(stat.st_dev), rustix::fs::minor(stat.st_dev));
+        let group = cgroup_hierarchy()
+            .expect("cgroup v2")
+            .join(format!("strata/{major}-{minor}-{}/va-x/machine", stat.st_ino));
+        fs::create_dir_all(&group).expect("made");
+        let mut child = Command::new("sleep").arg("1000").spawn().expect("sleep starts");
+        fs::write(group.join("cgroup.procs"), child.id().to_string()).expect("joined");
+        assert!(everything(root).iter().any(|left| left.starts_with("processes in")));
+        clear(root, &store);
+        assert_eq!(control_groups(&store), [""; 0].map(PathBuf::from));
+        assert!(!child.wait().expect("ended").success());
     }
 }
