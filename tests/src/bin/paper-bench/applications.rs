@@ -69,7 +69,7 @@ static PARTS: [Part; 3] = [
         unit: "s",
         told: "Times, as multiples of plain ext4's in the same round. Postmark as in the paper: files of 512 bytes to 10 KB.",
         missed: "Every create, lookup and removal on the union is a request to a daemon in user space: [speed.md](speed.md) has where the \
-                 time goes and the figures of a quiet machine.",
+                 time goes.",
     },
     Part {
         key: "build",
@@ -80,7 +80,7 @@ static PARTS: [Part; 3] = [
         unit: "s",
         told: "Times, as multiples of plain ext4's in the same round. `make -j2` of libgit2 and zlib with the compiler of the appliance's \
                own layers, which were added to each, in the appliance's root.",
-        missed: "Each header that is opened is a request to the daemon ([speed.md](speed.md), The C build).",
+        missed: "Each file that is opened, of the compiler and each header, is a request to the daemon ([speed.md](speed.md), The C build).",
     },
     Part {
         key: "http",
@@ -180,10 +180,7 @@ fn measure_part(
     let holds = goals.goals()[from..].iter().all(|goal| goal["holds"] == true);
     let missed = match holds {
         true => String::new(),
-        false => format!(
-            "{} On a busy machine, who waits for the daemon may wait for a processor twice.\n",
-            part.missed
-        ),
+        false => format!("{}\n", part.missed),
     };
     Ok(format!(
         "{} Medians of {} rounds. More than 500 layers overlayfs does not take.\n\n| | layers | ext4 | overlayfs | Strata | Strata, data directory |\n\
