@@ -91,8 +91,7 @@ pub struct TreeWriter {
 }
 
 const BUFFER_BYTES: usize = 128 << 10;
-/// The seconds since 1970 that a file of every usual file system can have: the years 1901
-/// to 2446 of ext4, with less before in none and less after only in those of before 2038.
+/// The seconds since 1970 that ext4 keeps, of the years 1901 to 2446; XFS and Btrfs keep more.
 const SECONDS: RangeInclusive<i64> = -(1 << 31)..=(1 << 34) - (1 << 31) - 1;
 
 impl TreeWriter {
